@@ -1,0 +1,1 @@
+"""From files of MR scans to batches of masked k-space tokens."""

@@ -1,0 +1,55 @@
+"""Centred orthonormal Fourier transforms of signals held as two real channels.
+
+Images and spectra are real arrays (..., H, W, 2): real and imaginary part last, so that
+they pass through real-valued networks; everything before H is batch. Being orthonormal
+the pair preserves norms, and each is the other's inverse and adjoint.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_SPATIAL = (-2, -1)
+
+
+def to_complex(x: jax.Array) -> jax.Array:
+    """Joins two real channels (..., 2) into a complex array (...)."""
+    return jax.lax.complex(x[..., 0], x[..., 1])
+
+
+def to_channels(x: jax.Array) -> jax.Array:
+    """Splits a complex array (...) into real and imaginary channels (..., 2)."""
+    return jnp.stack([x.real, x.imag], axis=-1)
+
+
+def magnitude(x: jax.Array) -> jax.Array:
+    """Magnitude (...) of a two-channel signal (..., 2)."""
+    return jnp.hypot(x[..., 0], x[..., 1])
+
+
+def fft2c(image: jax.Array) -> jax.Array:
+    """Image (..., H, W, 2) to centred k-space of the same shape."""
+    return _centred(jnp.fft.fft2, image)
+
+
+def ifft2c(kspace: jax.Array) -> jax.Array:
+    """Centred k-space (..., H, W, 2) to an image of the same shape."""
+    return _centred(jnp.fft.ifft2, kspace)
+
+
+def _centred(transform, x):
+    z = jnp.fft.ifftshift(to_complex(x), axes=_SPATIAL)
+    z = transform(z, axes=_SPATIAL, norm="ortho")
+    return to_channels(jnp.fft.fftshift(z, axes=_SPATIAL))
+
+
+def data_consistency(
+    spectrum: jax.Array, kspace: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Puts the measured values back where they were sampled, unaltered.
+
+    Args:
+      spectrum: predicted k-space (..., H, W, 2).
+      kspace: measured k-space (..., H, W, 2).
+      mask: (..., H, W), True where sampled.
+    """
+    return jnp.where(mask[..., None], kspace, spectrum)

@@ -1,0 +1,24 @@
+"""Strict settings for every test: 8 CPU devices, no silent broadcasting."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+# Tests compare with float32 references; a machine's accelerator would round differently.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Development data beside a checkout: scans and reference numbers too large to bundle.
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of development data, or a skip where a checkout has none beside it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the development data, which lie beside some checkouts only")
+    return SHARED
