@@ -1,0 +1,285 @@
+"""Every setting of a run, with its default and its meaning.
+
+Config files (`configs/`) start from `as_config_dict(Config())` and change what differs;
+`from_dict` turns the result back into checked, immutable dataclasses.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSTConfig
+
+
+def _require(holds: bool, name: str, value: object, valid: str) -> None:
+    if not holds:
+        raise InputError(f"config.{name}={value!r} is out of range: it must be {valid}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images; all off by default, and in evaluation.
+
+    Attributes:
+      flip_rows: flip top and bottom, half of the time.
+      flip_columns: flip left and right, half of the time.
+      rotation: largest rotation, in degrees.
+      scaling: largest change of size, as a share (0.1: between 0.9 and 1.1).
+      intensity: largest change of contrast: magnitudes are raised to a power between
+        1 - intensity and 1 + intensity, phases stay.
+    """
+
+    flip_rows: bool = False
+    flip_columns: bool = False
+    rotation: float = 0.0
+    scaling: float = 0.0
+    intensity: float = 0.0
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        for name in ("rotation", "scaling", "intensity"):
+            value, limit = getattr(self, name), 180 if name == "rotation" else 1
+            _require(
+                0 <= value < limit, f"data.augment.{name}", value, f"in [0, {limit})"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read and how it becomes slices.
+
+    Attributes:
+      train: scans to train on: a folder, a file, several separated by commas, or a
+        bundled scan ("demo/train"). fastMRI .h5, NIfTI, Analyze or the authors' .npy.
+      test: scans to evaluate on; if empty, people are set aside from `train`.
+      test_fraction: share of people set aside where `test` is empty.
+      size: rows and columns of the images that are reconstructed.
+      crop: rows and columns of the field of view, cut from the centre of each slice and
+        then brought to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
+      pad: zero-pad slices smaller than the crop, where otherwise they are an error.
+      plane: "axial", "coronal" or "sagittal", for NIfTI and Analyze volumes.
+      slices: part of each NIfTI or Analyze volume to take, as shares of its extent.
+      drop_first: slices left out at the start of each fastMRI volume.
+      fraction: share of each volume's slices to draw, the same ones in every run.
+      min_foreground: slices with a smaller share of pixels above a tenth of the
+        volume's brightness are left out as empty (NIfTI and Analyze).
+      augment: random changes in training.
+      seed: seed of the order, the masks, the augmentation and the split.
+    """
+
+    train: str = "demo/train"
+    test: str = ""
+    test_fraction: float = 0.25
+    size: tuple[int, int] = (128, 128)
+    crop: tuple[int, int] = (0, 0)
+    pad: bool = False
+    plane: str = "axial"
+    slices: tuple[float, float] = (0.0, 1.0)
+    drop_first: int = 0
+    fraction: float = 1.0
+    min_foreground: float = 0.05
+    augment: AugmentConfig = AugmentConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        for name in ("size", "crop", "slices"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _require(min(self.size) >= 8, "data.size", self.size, "at least (8, 8)")
+        planes = ("axial", "coronal", "sagittal")
+        _require(self.plane in planes, "data.plane", self.plane, f"one of {planes}")
+        _require(0 < self.fraction <= 1, "data.fraction", self.fraction, "in (0, 1]")
+        _require(
+            0 < self.test_fraction < 1,
+            "data.test_fraction",
+            self.test_fraction,
+            "between 0 and 1",
+        )
+        _require(
+            0 <= self.slices[0] < self.slices[1] <= 1,
+            "data.slices",
+            self.slices,
+            "a range within (0, 1)",
+        )
+        large_enough = all(
+            c == 0 or c >= s for c, s in zip(self.crop, self.size, strict=True)
+        )
+        _require(large_enough, "data.crop", self.crop, f"at least data.size={self.size}")
+        _require(self.drop_first >= 0, "data.drop_first", self.drop_first, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """How k-space is undersampled; see `kst_jax.sampling`.
+
+    Attributes:
+      kind: "gaussian_2d", "uniform_1d", "fastmri_random", "fastmri_equispaced",
+        "fastmri_equispaced_fraction" or "bank".
+      acceleration: all points over sampled points.
+      calibration: width of the fully sampled centre: columns (uniform_1d) or the side of
+        a square (gaussian_2d), counted within the acceleration's budget.
+      center_fraction: share of columns in fastMRI's fully sampled centre.
+      bank: path of a .npy array of masks (M, H, W), for kind "bank".
+    """
+
+    kind: str = "gaussian_2d"
+    acceleration: float = 5.0
+    calibration: int = 0
+    center_fraction: float = 0.08
+    bank: str = ""
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        _require(
+            self.acceleration >= 1,
+            "mask.acceleration",
+            self.acceleration,
+            "at least 1 (all points over sampled points)",
+        )
+        _require(
+            0 < self.center_fraction <= 1,
+            "mask.center_fraction",
+            self.center_fraction,
+            "in (0, 1]",
+        )
+        _require(self.calibration >= 0, "mask.calibration", self.calibration, ">= 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; the defaults are the authors'.
+
+    Attributes:
+      steps: optimiser steps in all.
+      batch_size: slices a step, over all devices.
+      learning_rate: AdamW's peak rate; falls to zero along a cosine over `steps`.
+      warmup_steps: steps of linear growth of the rate before.
+      weight_decay: AdamW's decoupled weight decay.
+      clip_norm: largest norm of the gradient; 0 does not clip.
+      ema: decay of the moving average of parameters that is evaluated; 0 keeps none.
+      stages: shares of the steps for the stages LR, K and RM. A stage that the model
+        has no part for goes to the next one it has.
+      domain: where images are compared: "image" (the paper), "kspace", or "both" (the
+        authors' code).
+      layer_weight: weight of each supervised layer's loss.
+      last_weight: weight of the last high-resolution layer, and of the last
+        low-resolution layer during stage LR.
+      keep_lr_weight: the last low-resolution layer keeps `last_weight` after stage LR,
+        as in the authors' uninterrupted runs; otherwise it goes to `layer_weight`.
+      seed: seed of the initial parameters.
+      log_every: steps between logged scalars.
+      image_every: steps between logged images; 0 logs none.
+      checkpoint_every: steps between checkpoints.
+      keep: how many of the latest checkpoints to keep.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 4
+    learning_rate: float = 5e-4
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    stages: tuple[float, float, float] = (0.25, 0.25, 0.5)
+    domain: str = "both"
+    layer_weight: float = 0.3
+    last_weight: float = 1.0
+    keep_lr_weight: bool = True
+    seed: int = 0
+    log_every: int = 50
+    image_every: int = 1000
+    checkpoint_every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        object.__setattr__(self, "stages", tuple(self.stages))
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name}", value, "at least 1")
+        domains = ("image", "kspace", "both")
+        _require(self.domain in domains, "train.domain", self.domain, f"in {domains}")
+        _require(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
+        _require(
+            len(self.stages) == 3
+            and min(self.stages) >= 0
+            and abs(sum(self.stages) - 1) < 1e-6,
+            "train.stages",
+            self.stages,
+            "three shares that add to 1",
+        )
+        _require(
+            0 <= self.warmup_steps < self.steps,
+            "train.warmup_steps",
+            self.warmup_steps,
+            f"below train.steps={self.steps}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How a model is evaluated.
+
+    Attributes:
+      batch_size: slices at a time, over all devices.
+      figures: slices shown in the figures, spread over the test scans.
+    """
+
+    batch_size: int = 4
+    figures: int = 3
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "at least 1")
+        _require(self.figures >= 0, "eval.figures", self.figures, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = DataConfig()
+    mask: MaskConfig = MaskConfig()
+    model: KSTConfig = KSTConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self):
+        """Raises InputError where two sections do not fit."""
+        size, lr_size = self.data.size, self.model.lr_size
+        _require(
+            not any(s % n for s, n in zip(size, lr_size, strict=True)),
+            "model.lr_size",
+            lr_size,
+            f"whole fractions of data.size={size}",
+        )
+
+
+def as_config_dict(config: Config) -> ConfigDict:
+    """The config as a ConfigDict, which files in `configs/` and flags may change."""
+    return ConfigDict(dataclasses.asdict(config))
+
+
+def from_dict(values: Mapping, kind: type = Config, where: str = "config") -> typing.Any:
+    """Builds the dataclass `kind` from nested mappings.
+
+    Raises:
+      InputError: an unknown key (the valid ones are listed) or a value out of range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(
+            f"{where} has no key {unknown[0]!r}; valid keys: {', '.join(sorted(fields))}"
+        )
+    return kind(
+        **{
+            name: from_dict(value, fields[name].type, f"{where}.{name}")
+            if isinstance(value, Mapping | ConfigDict)
+            else value
+            for name, value in values.items()
+        }
+    )

@@ -1,0 +1,211 @@
+"""The authors' PyTorch checkpoints as checkpoints of this library.
+
+    python -m kst_jax.convert checkpoint.pth OUT
+
+PyTorch is not needed. Sizes are read from the weights; the number of heads and the
+low-resolution grid cannot be, and are flags whose defaults are the paper's.
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from kst_jax import checkpoints, cli, torch_file
+from kst_jax.config import Config, DataConfig
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSTConfig
+
+# The authors' names to ours. A `layer` is an index into a stack of layers, which here is
+# one array with a leading axis.
+_NAMES = {
+    r"encoder_embed_layer\.(?P<part>0|2)": "embed_token/{part}",
+    r"decoderHR\.HR_embed_layer\.(?P<part>0|2)": "embed_query/{part}",
+    r"encoder\.layers\.(?P<layer>\d+)\.self_attn\.(?P<part>\w+)": (
+        "encoder/self_attention/{part}"
+    ),
+    r"encoder\.layers\.(?P<layer>\d+)\.linear(?P<part>1|2)": "encoder/mlp/mlp/{part}",
+    r"encoder\.layers\.(?P<layer>\d+)\.norm": "encoder/mlp/norm",
+    r"decoderLR\.layers\.(?P<layer>\d+)\.self_attn\.(?P<part>\w+)": (
+        "lr_decoder/self_attention/{part}"
+    ),
+    r"decoder(?P<grid>LR|HR)\.layers\.(?P<layer>\d+)\.multihead_attn\.(?P<part>\w+)": (
+        "{grid}_decoder/cross_attention/{part}"
+    ),
+    r"decoder(?P<grid>LR|HR)\.layers\.(?P<layer>\d+)\.ffn1\.(?P<part>0|3)": (
+        "{grid}_decoder/mlp/mlp/{part}"
+    ),
+    r"decoder(?P<grid>LR|HR)\.layers\.(?P<layer>\d+)\.norm1": "{grid}_decoder/mlp/norm",
+    r"decoder(?P<grid>LR|HR)\.\w\w_norm_layers\.(?P<layer>\d+)": (
+        "{grid}_decoder/head/norm"
+    ),
+    r"decoder(?P<grid>LR|HR)\.\w\w_predict_layers\.(?P<layer>\d+)\.(?P<part>0|2)": (
+        "{grid}_decoder/head/mlp/{part}"
+    ),
+    r"decoderHR\.ConvBlocks\.(?P<layer>\d+)\.convs\.(?P<conv>\d+)": (
+        "hr_decoder/refinement/Conv_{conv}"
+    ),
+}
+_PARTS = {
+    "w_qs": "query",
+    "w_ks": "key",
+    "w_vs": "value",
+    "fc": "out",
+    "layer_norm": "norm",
+    **{first: "hidden" for first in ("0", "1")},
+    **{second: "output" for second in ("2", "3")},
+}
+_CONSTANTS = ("pe_layer.div_term",)
+
+
+def parameters(state: Mapping[str, np.ndarray]) -> dict:
+    """Parameters of KSpaceTransformer from the authors' `model_state_dict`.
+
+    Raises:
+      InputError: a name that the authors' network does not have, or layers missing.
+    """
+    stacks: dict[str, dict[int, np.ndarray]] = {}
+    for key, weight in state.items():
+        name = key.removeprefix("module.")
+        if name not in _CONSTANTS:
+            path, layer, leaf = _translate(name, weight)
+            stacks.setdefault(path, {})[layer] = leaf
+    tree: dict = {}
+    for path, layers in stacks.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = _stack(path, layers)
+    return tree
+
+
+def _translate(name: str, weight: np.ndarray) -> tuple[str, int, np.ndarray]:
+    """Our path, the index in a stack of layers (-1: no stack) and our layout."""
+    module, _, kind = name.rpartition(".")
+    for pattern, path in _NAMES.items():
+        if match := re.fullmatch(pattern, module):
+            break
+    else:
+        raise InputError(
+            f"unknown weight {name!r}: not a checkpoint of the authors' K-Space "
+            "Transformer"
+        )
+    groups = match.groupdict()
+    path = path.format(
+        part=_PARTS.get(groups.get("part"), ""),
+        grid=groups.get("grid", "").lower(),
+        # Activations take the odd places between the convolutions.
+        conv=int(groups.get("conv", 0)) // 2,
+    )
+    leaf = kind
+    if kind == "weight":
+        leaf = "kernel" if weight.ndim > 1 else "scale"
+    return f"{path}/{leaf}", int(groups.get("layer", -1)), _transpose(weight)
+
+
+def _transpose(weight: np.ndarray) -> np.ndarray:
+    """From (out, in, ...) to flax's (..., in, out)."""
+    return np.moveaxis(weight, (0, 1), (-1, -2)) if weight.ndim > 1 else weight
+
+
+def _stack(path: str, layers: dict[int, np.ndarray]) -> np.ndarray:
+    if -1 in layers:
+        return layers[-1]
+    if sorted(layers) != list(range(len(layers))):
+        raise InputError(f"layers {sorted(layers)} of {path!r} leave a gap")
+    return np.stack([layers[i] for i in range(len(layers))])
+
+
+def model_config(params: dict, heads: int, lr_size: tuple[int, int]) -> KSTConfig:
+    """The sizes that the parameters have.
+
+    Raises:
+      InputError: a part of the network is missing.
+    """
+    try:
+        width = params["embed_token"]["output"]["kernel"].shape[-1]
+        mlp = params["encoder"]["mlp"]["mlp"]["hidden"]["kernel"]
+        refinement = params["hr_decoder"]["refinement"]
+        lr_layers = len(params["lr_decoder"]["mlp"]["norm"]["scale"])
+        hr_layers = len(params["hr_decoder"]["mlp"]["norm"]["scale"])
+    except KeyError as missing:
+        raise InputError(f"the checkpoint has no {missing} weights") from None
+    kernel = refinement["Conv_0"]["kernel"]
+    return KSTConfig(
+        width=width,
+        heads=heads,
+        mlp=mlp.shape[-1],
+        encoder_layers=len(mlp),
+        lr_layers=lr_layers,
+        hr_layers=hr_layers,
+        lr_size=lr_size,
+        refinement_features=kernel.shape[-1],
+        refinement_layers=len(refinement) - 1,
+        refinement_kernel=kernel.shape[1],
+    )
+
+
+def load(
+    path: str, heads: int = 4, lr_size: tuple[int, int] = (64, 64)
+) -> tuple[dict, KSTConfig]:
+    """Reads the authors' checkpoint.
+
+    Args:
+      path: a `.pth` file with a `model_state_dict`.
+      heads: attention heads, which the weights do not tell.
+      lr_size: the low-resolution grid, which the weights do not tell.
+
+    Returns:
+      Parameters of KSpaceTransformer and its config.
+
+    Raises:
+      InputError: not a readable checkpoint of the authors' network.
+    """
+    checkpoint = torch_file.load(path)
+    state = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise InputError(
+            f"{path}: no 'model_state_dict'; give a checkpoint that the authors' "
+            "training wrote"
+        )
+    try:
+        params = parameters(state)
+        return params, model_config(params, heads, lr_size)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: converts one checkpoint."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kst_jax.convert",
+        description="Turns the authors' PyTorch checkpoint into one that eval.py opens.",
+    )
+    parser.add_argument("checkpoint", help="the authors' .pth file")
+    parser.add_argument("out", help="folder to write; becomes eval.py's --workdir")
+    parser.add_argument("--heads", type=int, default=4, help="attention heads (4)")
+    parser.add_argument(
+        "--lr_size",
+        type=int,
+        nargs=2,
+        default=(64, 64),
+        metavar=("ROWS", "COLUMNS"),
+        help="low-resolution grid (64 64); images have twice its size",
+    )
+    args = parser.parse_args(argv)
+    params, model = load(args.checkpoint, args.heads, tuple(args.lr_size))
+    size = tuple(2 * n for n in model.lr_size)
+    config = dataclasses.replace(Config(), model=model, data=DataConfig(size=size))
+    checkpoints.write_parameters(args.out, params, config)
+    print(f"wrote {args.out}; evaluate it with")
+    print(
+        f"  python eval.py --config=configs/saved.py:{args.out} --workdir={args.out} "
+        "--config.data.test=YOUR_SCANS"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,43 @@
+"""Deep supervision: every layer's image against the target (paper section 3.2)."""
+
+import jax
+import jax.numpy as jnp
+
+from kst_jax.config import TrainConfig
+from kst_jax.models.kst import Reconstruction
+
+# The Fourier transform is orthonormal, so by Parseval's theorem the squared error of the
+# spectra is that of the images, and asking for both doubles it.
+_DOMAINS = {"image": 1.0, "kspace": 1.0, "both": 2.0}
+
+
+def loss(
+    output: Reconstruction, target_BxHxWx2: jax.Array, config: TrainConfig, stage: str
+) -> jax.Array:
+    """Weighted sum of mean squared errors, a scalar.
+
+    Args:
+      output: what the model returned; each of `supervised` is compared with the target
+        averaged down to its size.
+      target_BxHxWx2: fully sampled image.
+      config: weights and domain of the loss.
+      stage: training stage, on which the last low-resolution layer's weight depends.
+    """
+    total = jnp.zeros(())
+    for name, images in output.supervised.items():
+        error = images - average_pool(target_BxHxWx2, images.shape[2:4])
+        per_layer_S = jnp.mean(error**2, axis=(1, 2, 3, 4))
+        keeps = name != "lr" or stage == "LR" or config.keep_lr_weight
+        last = config.last_weight if keeps else config.layer_weight
+        total += config.layer_weight * per_layer_S[:-1].sum() + last * per_layer_S[-1]
+    return _DOMAINS[config.domain] * total
+
+
+def average_pool(image_BxHxWx2: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Averages (B, H, W, 2) over equal patches down to (B, *shape, 2)."""
+    batch, height, width, channels = image_BxHxWx2.shape
+    rows, columns = shape
+    patches = image_BxHxWx2.reshape(
+        batch, rows, height // rows, columns, width // columns, channels
+    )
+    return patches.mean(axis=(2, 4))

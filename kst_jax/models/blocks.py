@@ -1,0 +1,174 @@
+"""The parts that encoder and decoders are made of (paper Fig. 1 a, b).
+
+Parameters are float32; `dtype` is what products are computed in. The residual stream,
+LayerNorm statistics, softmax and everything on the grid stay float32.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.models.attention import attention
+
+
+def positional_encoding(position: jax.Array, width: int) -> jax.Array:
+    """Sine and cosine features (..., width) of coordinates (..., 2) in [0, 1].
+
+    Half the features for the row, half for the column, sine and cosine interleaved
+    (paper equations 2 and 4).
+    """
+    frequency = jnp.exp(jnp.arange(0, width // 2, 2) * (-2 * math.log(10_000) / width))
+    lead = (1,) * position.ndim
+    angle = 250 * position[..., None] * frequency.reshape(*lead, -1)
+    waves = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return waves.reshape(*position.shape[:-1], width)
+
+
+def uniform_bias(fan_in: int) -> Callable:
+    """Initialiser: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: tuple, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Perceptron(nn.Module):
+    """Dense, ReLU, Dense. The output layer may have a precision of its own."""
+
+    hidden: int
+    features: int
+    dtype: jnp.dtype
+    output_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., any) to (..., features)."""
+        output_dtype = self.output_dtype or self.dtype
+        x = nn.relu(_dense("hidden", self.hidden, x.shape[-1], self.dtype)(x))
+        return _dense("output", self.features, self.hidden, output_dtype)(x)
+
+
+def _dense(name: str, features: int, fan_in: int, dtype: jnp.dtype) -> nn.Dense:
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=uniform_bias(fan_in),
+        name=name,
+    )
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm multi-head attention with a residual on the query.
+
+    One LayerNorm serves query, key and value inputs; the projections have no bias.
+    """
+
+    heads: int
+    dtype: jnp.dtype
+    implementation: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxMxD: jax.Array,
+        memory_BxLxD: jax.Array,
+        valid_BxL: jax.Array | None = None,
+    ) -> jax.Array:
+        """Each x attends to all of memory; False in `valid` hides a memory token."""
+        width = x_BxMxD.shape[-1]
+        norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")
+
+        def project(name: str, features: jax.Array) -> jax.Array:
+            layer = nn.Dense(
+                width,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                name=name,
+            )
+            return layer(features)
+
+        def heads(features: jax.Array) -> jax.Array:
+            return features.reshape(*features.shape[:2], self.heads, -1)
+
+        y_BxLxD = norm(memory_BxLxD)
+        q_BxMxKxC = heads(project("query", norm(x_BxMxD)))
+        k_BxLxKxC = heads(project("key", y_BxLxD))
+        v_BxLxKxC = heads(project("value", y_BxLxD))
+        # Costs nothing unless a caller asks for `intermediates` (paper Fig. 4).
+        self.sow("intermediates", "query_key", (q_BxMxKxC, k_BxLxKxC))
+        o_BxMxKxC = attention(
+            q_BxMxKxC,
+            k_BxLxKxC,
+            v_BxLxKxC,
+            valid_BxL,
+            implementation=self.implementation,
+        )
+        return x_BxMxD + project("out", o_BxMxKxC.reshape(*x_BxMxD.shape))
+
+
+class MLPBlock(nn.Module):
+    """Pre-norm Perceptron with a residual."""
+
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxMxD: jax.Array) -> jax.Array:
+        """(B, M, D) to (B, M, D)."""
+        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x_BxMxD)
+        mlp = Perceptron(self.hidden, x_BxMxD.shape[-1], self.dtype, name="mlp")
+        return x_BxMxD + mlp(y)
+
+
+class SpectrumHead(nn.Module):
+    """Reads spectrum values off hidden states (paper equation 6)."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxMxD: jax.Array) -> jax.Array:
+        """(B, M, D) to (B, M, 2), float32."""
+        width = x_BxMxD.shape[-1]
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x_BxMxD)
+        return Perceptron(width, 2, self.dtype, jnp.float32, name="mlp")(y)
+
+
+class Refinement(nn.Module):
+    """Convolutions in the image domain, then data consistency (paper equation 7)."""
+
+    features: int
+    layers: int
+    kernel: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, image_BxHxWx2: jax.Array, kspace_BxHxWx2: jax.Array, mask_BxHxW: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Refined image and its spectrum, both (B, H, W, 2)."""
+
+        def conv(features: int, kernel: int, fan_in: int, dtype: jnp.dtype) -> nn.Conv:
+            return nn.Conv(
+                features,
+                (kernel, kernel),
+                dtype=dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                bias_init=uniform_bias(fan_in * kernel**2),
+            )
+
+        x = image_BxHxWx2
+        for _ in range(self.layers):
+            x = conv(self.features, self.kernel, x.shape[-1], self.dtype)(x)
+            x = nn.leaky_relu(x, 0.1)
+        change = conv(2, 1, self.features, jnp.float32)(x)
+        spectrum = fft2c(image_BxHxWx2 + change)
+        spectrum = data_consistency(spectrum, kspace_BxHxWx2, mask_BxHxW)
+        return ifft2c(spectrum), spectrum

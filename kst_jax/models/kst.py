@@ -1,0 +1,287 @@
+"""The K-Space Transformer: encoder, hierarchical decoder, refinement (paper Fig. 1)."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kst_jax import tokens
+from kst_jax.errors import InputError
+from kst_jax.fourier import fft2c, ifft2c
+from kst_jax.models import blocks
+from kst_jax.models.upsampling import bicubic
+from kst_jax.tokens import Batch
+
+# Training adds one part of the network after the other: the low-resolution decoder,
+# the high-resolution decoder in k-space, its refinement in the image domain.
+STAGES = ("LR", "K", "RM")
+
+
+@dataclasses.dataclass(frozen=True)
+class KSTConfig:
+    """Sizes and choices of the K-Space Transformer; the defaults are the paper's.
+
+    Attributes:
+      width: features of a token (D).
+      heads: attention heads (K).
+      mlp: hidden features of the feed-forward blocks.
+      encoder_layers: layers of the encoder.
+      lr_layers: layers of the low-resolution decoder.
+      hr_layers: layers of the high-resolution decoder.
+      lr_size: rows and columns of the low-resolution grid; must divide the image's.
+      lr_decoder: False leaves the low-resolution decoder out (paper Table 3): queries
+        attend to the encoder's output and start from the zero-filled spectrum.
+      refinement: False leaves the image-domain refinement out (paper Table 3).
+      refinement_features: channels of the refinement's convolutions.
+      refinement_layers: convolutions with an activation in a refinement.
+      refinement_kernel: their kernel size.
+      dtype: precision of products, "float32" or "bfloat16"; parameters, softmax, Fourier
+        transforms and data consistency are float32 in either.
+      attention: how attention is computed; see `kst_jax.models.attention`.
+    """
+
+    width: int = 256
+    heads: int = 4
+    mlp: int = 1024
+    encoder_layers: int = 4
+    lr_layers: int = 4
+    hr_layers: int = 6
+    lr_size: tuple[int, int] = (64, 64)
+    lr_decoder: bool = True
+    refinement: bool = True
+    refinement_features: int = 64
+    refinement_layers: int = 4
+    refinement_kernel: int = 3
+    dtype: str = "float32"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        """Raises InputError where the sizes cannot make a network."""
+        object.__setattr__(self, "lr_size", tuple(self.lr_size))
+        if self.width % 4 or self.width % self.heads:
+            raise InputError(
+                f"model.width={self.width} must be a multiple of 4 (sine and cosine of "
+                f"two axes) and of model.heads={self.heads}"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(
+                f"model.dtype={self.dtype!r} must be 'float32' or 'bfloat16'"
+            )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The training stages that this network has parts for."""
+        has = {"LR": self.lr_decoder, "K": True, "RM": self.refinement}
+        return tuple(stage for stage in STAGES if has[stage])
+
+
+@flax.struct.dataclass
+class Reconstruction:
+    """What a model returns.
+
+    Attributes:
+      image: the reconstruction (B, H, W, 2); for stage LR the enlarged image.
+      supervised: name to images (S, B, h, w, 2), one a layer, all of which the loss
+        compares with the target at their size: "lr", "kspace", "refined".
+      upsampled: the enlarged low-resolution image (B, H, W, 2) that the
+        high-resolution decoder starts from.
+    """
+
+    image: jax.Array
+    supervised: dict[str, jax.Array]
+    upsampled: jax.Array
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention among sampled tokens, then MLP."""
+
+    config: KSTConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BxNxD: jax.Array, valid_BxN: jax.Array | None
+    ) -> tuple[jax.Array, None]:
+        """(B, N, D) to (B, N, D)."""
+        x_BxNxD = _attend(self.config, "self_attention")(x_BxNxD, x_BxNxD, valid_BxN)
+        return _mlp(self.config)(x_BxNxD), None
+
+
+class LRDecoderLayer(nn.Module):
+    """Cross-attention to the encoder, self-attention, MLP, and a spectrum of its own."""
+
+    config: KSTConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BxLxD: jax.Array, memory_BxNxD: jax.Array, valid_BxN: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Hidden states (B, L, D) and the low-resolution image (B, h, w, 2)."""
+        c = self.config
+        x_BxLxD = _attend(c, "cross_attention")(x_BxLxD, memory_BxNxD, valid_BxN)
+        x_BxLxD = _attend(c, "self_attention")(x_BxLxD, x_BxLxD)
+        x_BxLxD = _mlp(c)(x_BxLxD)
+        spectrum = blocks.SpectrumHead(_dtype(c), name="head")(x_BxLxD)
+        return x_BxLxD, ifft2c(spectrum.reshape(-1, *c.lr_size, 2))
+
+
+@flax.struct.dataclass
+class Grid:
+    """The high-resolution grid as the decoder's layers need it; see `tokens`."""
+
+    query: jax.Array
+    order: jax.Array
+    kspace: jax.Array
+    mask: jax.Array
+
+
+class HRDecoderLayer(nn.Module):
+    """Cross-attention and MLP for the queries, then refinement in the image domain."""
+
+    config: KSTConfig
+    refine: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxMxD: jax.Array,
+        memory_BxLxD: jax.Array,
+        valid_BxL: jax.Array | None,
+        grid: Grid,
+        embedding: dict,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Queries (B, M, D) of the next layer and this layer's images (B, H, W, 2)."""
+        c = self.config
+        x_BxMxD = _attend(c, "cross_attention")(x_BxMxD, memory_BxLxD, valid_BxL)
+        x_BxMxD = _mlp(c)(x_BxMxD)
+        value_BxMx2 = blocks.SpectrumHead(_dtype(c), name="head")(x_BxMxD)
+        spectrum = tokens.fill(value_BxMx2, grid.order, grid.kspace, grid.mask)
+        images = {"kspace": ifft2c(spectrum)}
+        if self.refine:
+            refinement = blocks.Refinement(
+                c.refinement_features,
+                c.refinement_layers,
+                c.refinement_kernel,
+                _dtype(c),
+                name="refinement",
+            )
+            images["refined"], spectrum = refinement(
+                images["kspace"], grid.kspace, grid.mask
+            )
+            value_BxMx2 = tokens.at_queries(spectrum, grid.query)
+            embed = _embed(c, parent=None)
+            x_BxMxD = x_BxMxD + embed.apply({"params": embedding}, value_BxMx2)
+        return x_BxMxD, images
+
+
+class KSpaceTransformer(nn.Module):
+    """Reconstructs slices from their sampled tokens (paper Fig. 1 c)."""
+
+    config: KSTConfig
+
+    @nn.compact
+    def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
+        """Reconstructs a batch.
+
+        Args:
+          batch: tokens, and the grid to fill. The grid may be finer or coarser than the
+            one that was sampled (`tokens.regrid`).
+          stage: how far to go, one of STAGES; what the network lacks is passed over.
+
+        Raises:
+          InputError: lr_size does not divide the grid.
+        """
+        c = self.config
+        memory, valid = self.encode(batch), batch.valid
+        supervised = {}
+        if c.lr_decoder:
+            memory, supervised["lr"] = self.decode_lr(memory, valid)
+            valid = None
+            upsampled = bicubic(supervised["lr"][-1], batch.mask.shape[1:])
+        else:
+            upsampled = ifft2c(batch.kspace)
+        if stage == "LR" and c.lr_decoder:
+            return Reconstruction(upsampled, supervised, upsampled)
+        supervised |= self.decode_hr(
+            batch, memory, valid, fft2c(upsampled), refine=stage == "RM"
+        )
+        last = supervised.get("refined", supervised["kspace"])[-1]
+        return Reconstruction(last, supervised, upsampled)
+
+    @nn.nowrap
+    def encode(self, batch: Batch) -> jax.Array:
+        """Memory (B, N, D) of the sampled tokens (paper section 2.2)."""
+        c = self.config
+        x_BxNxD = _embed(c, name="embed_token")(batch.value)
+        x_BxNxD += blocks.positional_encoding(batch.position, c.width)
+        return _layers(EncoderLayer, c.encoder_layers)(c, name="encoder")(
+            x_BxNxD, batch.valid
+        )[0]
+
+    @nn.nowrap
+    def decode_lr(
+        self, memory_BxNxD: jax.Array, valid_BxN: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Memory (B, L, D) and images (S, B, h, w, 2) on the low-resolution grid."""
+        c = self.config
+        position_Lx2 = jnp.asarray(tokens.coordinates(c.lr_size))
+        x_LxD = blocks.positional_encoding(position_Lx2, c.width)
+        # Taking the batch axis from the memory also marks the queries as differing
+        # between devices, which the layers' loop insists on under shard_map.
+        x_BxLxD = x_LxD[None] + 0 * memory_BxNxD[:, :1]
+        return _layers(LRDecoderLayer, c.lr_layers)(c, name="lr_decoder")(
+            x_BxLxD, memory_BxNxD, valid_BxN
+        )
+
+    @nn.nowrap
+    def decode_hr(
+        self,
+        batch: Batch,
+        memory_BxLxD: jax.Array,
+        valid_BxL: jax.Array | None,
+        spectrum: jax.Array,
+        *,
+        refine: bool,
+    ) -> dict[str, jax.Array]:
+        """Images (S, B, H, W, 2) of the high-resolution decoder's layers."""
+        c = self.config
+        position = jnp.asarray(tokens.coordinates(batch.mask.shape[1:]))
+        embed = _embed(c, name="embed_query")
+        x_BxMxD = embed(tokens.at_queries(spectrum, batch.query))
+        x_BxMxD += blocks.positional_encoding(position[batch.query], c.width)
+        grid = Grid(
+            batch.query, tokens.query_order(batch.mask), batch.kspace, batch.mask
+        )
+        layers = _layers(HRDecoderLayer, c.hr_layers)
+        return layers(c, refine and c.refinement, name="hr_decoder")(
+            x_BxMxD, memory_BxLxD, valid_BxL, grid, embed.variables["params"]
+        )[1]
+
+
+def _layers(layer: type[nn.Module], length: int) -> type[nn.Module]:
+    """A stack of layers as one loop, compiled once whatever its length."""
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=length,
+    )
+
+
+def _dtype(c: KSTConfig) -> jnp.dtype:
+    return jnp.dtype(c.dtype)
+
+
+def _attend(c: KSTConfig, name: str) -> blocks.AttentionBlock:
+    return blocks.AttentionBlock(c.heads, _dtype(c), c.attention, name=name)
+
+
+def _mlp(c: KSTConfig) -> blocks.MLPBlock:
+    return blocks.MLPBlock(c.mlp, _dtype(c), name="mlp")
+
+
+def _embed(c: KSTConfig, **kwargs: object) -> blocks.Perceptron:
+    """Values to features; the queries' one is shared by all layers."""
+    return blocks.Perceptron(c.width, c.width, _dtype(c), **kwargs)
