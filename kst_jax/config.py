@@ -53,7 +53,7 @@ class DataConfig:
 
     Attributes:
       train: scans to train on: a folder, a file, several separated by commas, or a
-        bundled scan ("demo/train"). fastMRI .h5, NIfTI, Analyze or the authors' .npy.
+        bundled scan ("demo:train", "demo:test"). fastMRI .h5, NIfTI, Analyze or the authors' .npy.
       test: scans to evaluate on; if empty, people are set aside from `train`.
       test_fraction: share of people set aside where `test` is empty.
       size: rows and columns of the images that are reconstructed.
@@ -62,7 +62,7 @@ class DataConfig:
       pad: zero-pad slices smaller than the crop, where otherwise they are an error.
       plane: "axial", "coronal" or "sagittal", for NIfTI and Analyze volumes.
       slices: part of each NIfTI or Analyze volume to take, as shares of its extent.
-      drop_first: slices left out at the start of each fastMRI volume.
+      drop_first: slices left out at the start of each volume.
       fraction: share of each volume's slices to draw, the same ones in every run.
       min_foreground: slices with a smaller share of pixels above a tenth of the
         volume's brightness are left out as empty (NIfTI and Analyze).
@@ -70,8 +70,8 @@ class DataConfig:
       seed: seed of the order, the masks, the augmentation and the split.
     """
 
-    train: str = "demo/train"
-    test: str = ""
+    train: str = "demo:train"
+    test: str = "demo:test"
     test_fraction: float = 0.25
     size: tuple[int, int] = (128, 128)
     crop: tuple[int, int] = (0, 0)
@@ -107,7 +107,9 @@ class DataConfig:
         large_enough = all(
             c == 0 or c >= s for c, s in zip(self.crop, self.size, strict=True)
         )
-        _require(large_enough, "data.crop", self.crop, f"at least data.size={self.size}")
+        _require(
+            large_enough, "data.crop", self.crop, f"at least data.size={self.size}"
+        )
         _require(self.drop_first >= 0, "data.drop_first", self.drop_first, "0 or more")
 
 
@@ -161,7 +163,7 @@ class TrainConfig:
       clip_norm: largest norm of the gradient; 0 does not clip.
       ema: decay of the moving average of parameters that is evaluated; 0 keeps none.
       stages: shares of the steps for the stages LR, K and RM. A stage that the model
-        has no part for goes to the next one it has.
+        has no part for is left to the one after it, or before it at the end.
       domain: where images are compared: "image" (the paper), "kspace", or "both" (the
         authors' code).
       layer_weight: weight of each supervised layer's loss.
@@ -226,10 +228,13 @@ class EvalConfig:
     Attributes:
       batch_size: slices at a time, over all devices.
       figures: slices shown in the figures, spread over the test scans.
+      out: folder for metrics, reconstructions and figures; if empty, `eval` in the
+        run's folder.
     """
 
     batch_size: int = 4
     figures: int = 3
+    out: str = ""
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
@@ -263,23 +268,55 @@ def as_config_dict(config: Config) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(config))
 
 
-def from_dict(values: Mapping, kind: type = Config, where: str = "config") -> typing.Any:
+def from_dict(
+    values: Mapping, kind: type = Config, where: str = "config"
+) -> typing.Any:
     """Builds the dataclass `kind` from nested mappings.
 
     Raises:
       InputError: an unknown key (the valid ones are listed) or a value out of range.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise InputError(
-            f"{where} has no key {unknown[0]!r}; valid keys: {', '.join(sorted(fields))}"
-        )
     return kind(
         **{
-            name: from_dict(value, fields[name].type, f"{where}.{name}")
+            name: from_dict(value, _field(kind, name, where).type, f"{where}.{name}")
             if isinstance(value, Mapping | ConfigDict)
-            else value
+            else _checked(value, _field(kind, name, where), where)
             for name, value in values.items()
         }
     )
+
+
+def require_key(path: str) -> None:
+    """Raises InputError for a key such as "data.trian"; the valid ones are listed."""
+    kind, where = Config, "config"
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(kind):
+            raise InputError(f"{where} is a value and has no keys such as {name!r}")
+        kind, where = _field(kind, name, where).type, f"{where}.{name}"
+
+
+def _field(kind: type, name: str, where: str) -> dataclasses.Field:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if name not in fields:
+        raise InputError(
+            f"{where} has no key {name!r}; valid keys: {', '.join(sorted(fields))}"
+        )
+    return fields[name]
+
+
+def _checked(value: object, field: dataclasses.Field, where: str) -> object:
+    """The value, if it has the type of the field's default."""
+    default = field.default
+    if isinstance(default, tuple):
+        good = isinstance(value, tuple | list) and len(value) == len(default)
+        good = good and all(isinstance(x, int | float) for x in value)
+    elif isinstance(default, float):
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        good = type(value) is type(default)
+    if not good:
+        raise InputError(
+            f"{where}.{field.name}={value!r} cannot be used: give a value like "
+            f"{default!r}"
+        )
+    return value

@@ -54,8 +54,8 @@ _PARTS = {
     "w_vs": "value",
     "fc": "out",
     "layer_norm": "norm",
-    **{first: "hidden" for first in ("0", "1")},
-    **{second: "output" for second in ("2", "3")},
+    **dict.fromkeys(("0", "1"), "hidden"),
+    **dict.fromkeys(("2", "3"), "output"),
 }
 _CONSTANTS = ("pe_layer.div_term",)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.models import convolution
 from kst_jax.models.attention import attention
 
 
@@ -162,6 +163,7 @@ class Refinement(nn.Module):
                 dtype=dtype,
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=uniform_bias(fan_in * kernel**2),
+                conv_general_dilated=convolution.for_flax,
             )
 
         x = image_BxHxWx2

@@ -1,16 +1,19 @@
 """The K-Space Transformer: encoder, hierarchical decoder, refinement (paper Fig. 1)."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from kst_jax import tokens
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
+from kst_jax.models.attention import attention_weights
 from kst_jax.models.upsampling import bicubic
 from kst_jax.tokens import Batch
 
@@ -285,3 +288,69 @@ def _mlp(c: KSTConfig) -> blocks.MLPBlock:
 def _embed(c: KSTConfig, **kwargs: object) -> blocks.Perceptron:
     """Values to features; the queries' one is shared by all layers."""
     return blocks.Perceptron(c.width, c.width, _dtype(c), **kwargs)
+
+
+def reconstruct(
+    model: KSpaceTransformer,
+    params: dict,
+    kspace: np.ndarray,
+    mask: np.ndarray,
+    grid: tuple[int, int] | None = None,
+) -> Reconstruction:
+    """Reconstructs one slice, on any grid of coordinates (paper section 2.3).
+
+    Args:
+      model: the network.
+      params: its parameters.
+      kspace: normalised k-space (H, W, 2); unsampled values are ignored.
+      mask: (H, W), True where sampled.
+      grid: rows and columns to reconstruct; by default those of the k-space.
+
+    Returns:
+      Images with a batch axis of 1.
+
+    Raises:
+      InputError: an empty mask, or a grid that lr_size does not divide.
+    """
+    grid = grid or mask.shape
+    batch = tokens.batch_of([tokens.regrid(kspace, mask, grid)])
+    return jax.jit(model.apply)({"params": params}, batch)
+
+
+def attention_maps(
+    model: KSpaceTransformer, params: dict, batch: Batch, chosen: Mapping[str, int]
+) -> dict[str, jax.Array]:
+    """What chosen tokens attend to in every layer and head (paper Fig. 4).
+
+    Args:
+      model: the network.
+      params: its parameters.
+      batch: slices.
+      chosen: number of the token by the name of a stack of layers: of a sampled token
+        for "encoder", of a query for "hr_decoder".
+
+    Returns:
+      For each name the softmax weights (S, B, K, L) over the tokens attended to.
+    """
+    _, state = model.apply({"params": params}, batch, mutable=["intermediates"])
+    kinds = {"encoder": "self_attention", "hr_decoder": "cross_attention"}
+    valid = {"encoder": batch.valid}
+    if not model.config.lr_decoder:
+        valid["hr_decoder"] = batch.valid
+    maps = {}
+    for name, number in chosen.items():
+        (layers,) = state["intermediates"][name][kinds[name]]["query_key"]
+        weights = [
+            attention_weights(q[:, number : number + 1], k, valid.get(name))
+            for q, k in zip(*layers, strict=True)
+        ]
+        maps[name] = jnp.stack(weights)[..., 0, :]
+    return maps
+
+
+def introduced_in(path: tuple) -> str:
+    """The training stage that first uses a parameter, given its path in the tree."""
+    names = [getattr(key, "key", key) for key in path]
+    if "refinement" in names:
+        return "RM"
+    return "K" if names[0] in ("hr_decoder", "embed_query") else "LR"

@@ -1,0 +1,1 @@
+"""Runs: each file has a `get_config()` whose docstring is its recipe."""

@@ -1,0 +1,17 @@
+"""The paper's network with every other setting at its default.
+
+A start for configs of one's own: import it and change what differs.
+`kst_jax/config.py` tells what each setting means.
+
+    python train.py --config=configs/default.py --workdir=runs/mine \
+        --config.data.train=/data/train --config.data.test=/data/test
+"""
+
+from ml_collections import ConfigDict
+
+from kst_jax.config import Config, as_config_dict
+
+
+def get_config() -> ConfigDict:
+    """All settings."""
+    return as_config_dict(Config())

@@ -1,0 +1,33 @@
+"""A small model on the two bundled people: train on one, test on the other.
+
+    make demo
+
+Axial T1-weighted brain slices, 64x64, Gaussian 2D sampling at 5x.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    """All settings."""
+    config = default.get_config()
+    config.data.update(
+        train="demo:train", test="demo:test", size=(64, 64), crop=(176, 176), pad=True
+    )
+    config.data.augment.update(
+        flip_columns=True, rotation=10.0, scaling=0.1, intensity=0.2
+    )
+    config.mask.update(kind="gaussian_2d", acceleration=5.0)
+    config.model.update(
+        width=48,
+        mlp=192,
+        encoder_layers=2,
+        lr_layers=2,
+        hr_layers=3,
+        lr_size=(32, 32),
+        refinement_features=32,
+    )
+    config.train.update(steps=600, image_every=200, checkpoint_every=200, log_every=20)
+    return config

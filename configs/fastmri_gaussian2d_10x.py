@@ -1,0 +1,14 @@
+"""fastMRI, Gaussian 2D sampling, 10x, as in the paper; see `configs/paper.py`.
+
+python train.py --config=configs/fastmri_gaussian2d_10x.py --workdir=runs/fastmri_gaussian2d_10x \
+        --config.data.train=/data/singlecoil_train --config.data.test=/data/singlecoil_val
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+
+
+def get_config() -> ConfigDict:
+    """All settings."""
+    return paper.get_config("fastmri_gaussian2d_10x")

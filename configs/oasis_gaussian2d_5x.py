@@ -1,0 +1,14 @@
+"""OASIS, Gaussian 2D sampling, 5x, as in the paper; see `configs/paper.py`.
+
+python train.py --config=configs/oasis_gaussian2d_5x.py --workdir=runs/oasis_gaussian2d_5x \
+        --config.data.train=/data/oasis
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+
+
+def get_config() -> ConfigDict:
+    """All settings."""
+    return paper.get_config("oasis_gaussian2d_5x")

@@ -1,0 +1,57 @@
+"""The paper's ten settings; the argument names the dataset and the undersampling.
+
+    python train.py --config=configs/paper.py:fastmri_gaussian2d_5x --workdir=runs/x \
+        --config.data.train=/data/singlecoil_train --config.data.test=/data/singlecoil_val
+
+Datasets: oasis, fastmri. Undersampling: gaussian2d_10x, gaussian2d_5x, gaussian2d_2.5x,
+uniform1d_5x, uniform1d_2.5x. Each also has a file of its own, such as
+`configs/fastmri_gaussian2d_5x.py`.
+
+Steps: 200 epochs at batch 4, as published. OASIS: 10 % of the 175 slices of three
+quarters of 3,398 volumes are about 44,600 slices, 2,230,000 steps. fastMRI: 25 % of the
+slices of 973 volumes of about 35, the first 5 dropped, are about 7,300 slices, 365,000
+steps. The paper reports (PSNR / SSIM)
+
+                   gaussian2d                                   uniform1d
+                   10x           5x            2.5x             5x            2.5x
+    OASIS          32.58 .9529   37.47 .9823   43.68 .9946      31.50 .9528   36.32 .9848
+    fastMRI        -             29.88 .7534   31.97 .8389      27.80 .7078   31.04 .8189
+
+None of these has been reproduced with this library yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+from kst_jax.errors import InputError
+
+_DATASETS = {
+    "oasis": {"fraction": 0.10, "test": "", "test_fraction": 0.25},
+    "fastmri": {"fraction": 0.25, "drop_first": 5},
+}
+_STEPS = {"oasis": 2_230_000, "fastmri": 365_000}
+_MASKS = {"gaussian2d": "gaussian_2d", "uniform1d": "uniform_1d"}
+_SETTINGS = (
+    "gaussian2d_10x",
+    "gaussian2d_5x",
+    "gaussian2d_2.5x",
+    "uniform1d_5x",
+    "uniform1d_2.5x",
+)
+
+
+def get_config(name: str) -> ConfigDict:
+    """One of the paper's settings, such as "oasis_uniform1d_5x"."""
+    dataset, _, setting = name.partition("_")
+    if dataset not in _DATASETS or setting not in _SETTINGS:
+        raise InputError(
+            f"configs/paper.py:{name}: unknown; give one of {', '.join(_DATASETS)} and "
+            f"one of {', '.join(_SETTINGS)}, joined by _"
+        )
+    kind, acceleration = setting.removesuffix("x").split("_")
+    config = default.get_config()
+    config.data.update(train="", test="")
+    config.data.update(_DATASETS[dataset])
+    config.mask.update(kind=_MASKS[kind], acceleration=float(acceleration))
+    config.train.steps = _STEPS[dataset]
+    return config

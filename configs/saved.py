@@ -1,0 +1,15 @@
+"""The config that a run was made with, from its folder.
+
+python eval.py --config=configs/saved.py:runs/demo --workdir=runs/demo \
+        --config.data.test=/data/other_scans
+"""
+
+from ml_collections import ConfigDict
+
+from kst_jax.checkpoints import read_config
+from kst_jax.config import as_config_dict
+
+
+def get_config(workdir: str) -> ConfigDict:
+    """All settings of the run in `workdir`."""
+    return as_config_dict(read_config(workdir))

@@ -1,0 +1,137 @@
+"""fastMRI's single-coil HDF5 files: measured k-space with its phase."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import h5py
+import numpy as np
+
+from kst_jax.errors import InputError
+
+# Far beyond any scan, and what keeps a damaged header from claiming all memory.
+MAX_POINTS = 2**26  # in one slice or one HDF5 chunk: 512 MiB of complex64
+MAX_SLICES = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class FastMRIVolume:
+    """One file in fastMRI's single-coil layout.
+
+    Attributes:
+      path: the file. It is opened anew for every slice, so that the volume can be
+        pickled and read from several processes.
+      subject: the attribute `patient_id`, or the file's stem where there is none.
+      depth: number of slices.
+    """
+
+    path: Path
+    subject: str
+    depth: int
+    measured: ClassVar[bool] = True
+
+    @property
+    def slices(self) -> range:
+        """Numbers of the slices that can be read."""
+        return range(self.depth)
+
+    def read(self, index: int) -> np.ndarray:
+        """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
+        with _open(self.path) as file:
+            return to_image(file["kspace"][index], f"{self.path}: slice {index}")
+
+
+def open_volume(path: Path) -> FastMRIVolume:
+    """Look at a file's metadata; raise InputError where it cannot be used."""
+    if not h5py.is_hdf5(path):
+        raise InputError(
+            f"{path}: not an HDF5 file, though its name says so. Look at its first "
+            "bytes: a web page saved by a failed download is the usual case."
+        )
+    with _open(path) as file:
+        kspace = _checked_kspace(file, path)
+        if "mask" in file:
+            raise InputError(
+                f"{path}: holds a 'mask': its k-space is undersampled already, and "
+                "there is nothing to compare with. Use fastMRI's train or val files."
+            )
+        return FastMRIVolume(path, _subject(file, path), len(kspace))
+
+
+def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
+    """Transform a slice's centred k-space into its complex64 image, orthonormally.
+
+    The one transform outside `kst_jax.fourier`: slices are read in the input
+    pipeline's worker processes, which must not start JAX.
+
+    Raises:
+      InputError: non-finite values; `where` names the slice.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
+        kspace_HxW = np.asarray(kspace_HxW, np.complex64)
+    if not np.isfinite(kspace_HxW).all():
+        raise InputError(
+            f"{where} holds values that are not finite. Repair or leave out the file."
+        )
+    image = np.fft.ifft2(np.fft.ifftshift(kspace_HxW), norm="ortho")
+    return np.fft.fftshift(image).astype(np.complex64, copy=False)
+
+
+def _open(path: Path) -> h5py.File:
+    # Nobody writes here, and network file systems often refuse locks.
+    return h5py.File(path, "r", locking=False)
+
+
+def _checked_kspace(file: h5py.File, path: Path) -> h5py.Dataset:
+    link = file.get("kspace", getlink=True)
+    if link is None:
+        raise InputError(
+            f"{path}: no dataset 'kspace'; it holds {sorted(file)[:20]}. Give files "
+            "in fastMRI's single-coil layout."
+        )
+    if not isinstance(link, h5py.HardLink):
+        raise InputError(
+            f"{path}: 'kspace' is a link and may lead to another file. Store the data "
+            "itself under that name."
+        )
+    kspace = file["kspace"]
+    if not isinstance(kspace, h5py.Dataset):
+        raise InputError(f"{path}: 'kspace' is a group. Store an array (slices, H, W).")
+    if kspace.is_virtual or kspace.external:
+        raise InputError(
+            f"{path}: 'kspace' keeps its values in other files. Store them in this one."
+        )
+    shape, dtype = kspace.shape, kspace.dtype
+    if shape is not None and len(shape) == 4 and dtype.kind == "c":
+        raise InputError(
+            f"{path}: multi-coil k-space of shape {shape}, but this reader takes "
+            "single-coil (slices, H, W). Combine the coils first."
+        )
+    if shape is None or len(shape) != 3:
+        raise InputError(
+            f"{path}: 'kspace' has shape {shape}. Store an array (slices, H, W)."
+        )
+    if dtype.kind != "c":
+        raise InputError(
+            f"{path}: 'kspace' is of type {dtype}, not complex. Store real and "
+            "imaginary part as one complex64 array (slices, H, W)."
+        )
+    if 0 in shape or kspace.id.get_storage_size() == 0:
+        raise InputError(
+            f"{path}: 'kspace' of shape {shape} is empty. Leave out the file."
+        )
+    largest = max(math.prod(shape[1:]), math.prod(kspace.chunks or ()))
+    if largest > MAX_POINTS or len(kspace) > MAX_SLICES:
+        raise InputError(
+            f"{path}: 'kspace' claims the shape {shape}, more than {MAX_POINTS} points "
+            f"a slice or chunk, or {MAX_SLICES} slices. The file is probably damaged."
+        )
+    return kspace
+
+
+def _subject(file: h5py.File, path: Path) -> str:
+    patient = file.attrs.get("patient_id", "")
+    if isinstance(patient, bytes):
+        patient = patient.decode(errors="replace")
+    return str(patient).strip() or path.stem

@@ -1,0 +1,107 @@
+"""NumPy files in the layout of the paper's authors: k-space and banks of masks."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from kst_jax.data.fastmri import MAX_POINTS, to_image
+from kst_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class NpyVolume:
+    """One array of k-space: (N, H, W, 2) real and imaginary, or complex (N, H, W).
+
+    The file says neither whose slices it holds nor where they come from. So one file
+    counts as one subject, and its k-space as simulated (`measured` False): output
+    then claims no more than is known.
+
+    Attributes:
+      path: the file; it is mapped into memory anew for every slice.
+      subject: the file's stem.
+      depth: number of slices N.
+    """
+
+    path: Path
+    subject: str
+    depth: int
+    measured: ClassVar[bool] = False
+
+    @property
+    def slices(self) -> range:
+        """Numbers of the slices that can be read."""
+        return range(self.depth)
+
+    def read(self, index: int) -> np.ndarray:
+        """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
+        kspace = _memory_map(self.path)[index]
+        if kspace.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):  # `to_image` reports it
+                channels = np.ascontiguousarray(kspace, np.float32)
+            kspace = channels.view(np.complex64)[..., 0]
+        return to_image(kspace, f"{self.path}: slice {index}")
+
+
+def open_volume(path: Path) -> NpyVolume:
+    """Look at a file's header; raise InputError where it is not k-space."""
+    array = _memory_map(path)
+    shape, kind = array.shape, array.dtype.kind
+    if not (
+        (kind == "f" and len(shape) == 4 and shape[-1] == 2)
+        or (kind == "c" and len(shape) == 3)
+    ):
+        raise InputError(
+            f"{path}: holds {array.dtype} of shape {shape}, but k-space is float "
+            "(N, H, W, 2) or complex (N, H, W). Name the k-space file itself, not the "
+            "folder, where masks or other arrays lie beside it."
+        )
+    if math.prod(shape[1:]) > 2 * MAX_POINTS:
+        raise InputError(
+            f"{path}: shape {shape} means more than {MAX_POINTS} points a slice. Check "
+            "the order of its axes."
+        )
+    return NpyVolume(path, path.stem, len(array))
+
+
+def read_mask_bank(path: str | Path) -> np.ndarray:
+    """Read the authors' undersampling masks (M, H, W), True where sampled.
+
+    Raises:
+      InputError: the file is unreadable, has another rank, values besides 0 and 1, or
+        a mask without a sampled point.
+    """
+    bank = _memory_map(Path(path))
+    if bank.ndim != 3:
+        raise InputError(
+            f"{path}: has shape {bank.shape}. A bank of masks is (M, H, W)."
+        )
+    if bank.dtype.kind not in "biuf" or not np.isin(bank, (0, 1)).all():
+        raise InputError(
+            f"{path}: holds values besides 0 and 1. Store masks as booleans."
+        )
+    masks = np.asarray(bank, bool)
+    empty = np.flatnonzero(~masks.any(axis=(1, 2)))
+    if empty.size:
+        raise InputError(
+            f"{path}: mask {empty[0]} has no sampled point. Remove such masks."
+        )
+    return masks
+
+
+def _memory_map(path: Path) -> np.ndarray:
+    """Map the file's array, so that only what is touched is read; never unpickle."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # damaged headers fail in many ways inside numpy
+        raise InputError(
+            f"{path}: not a readable .npy file ({error}). Check that it is complete "
+            "and was saved with numpy.save without pickled objects."
+        ) from error
+    if array.size == 0:
+        raise InputError(
+            f"{path}: empty array of shape {array.shape}. Leave out the file."
+        )
+    return array

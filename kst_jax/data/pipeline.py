@@ -1,0 +1,171 @@
+"""Slices to batches of masked k-space tokens, with grain.
+
+Order, augmentation and mask of a training slice are functions of the seed and of its
+global number in the stream, so the stream does not depend on how many processes share
+it. In evaluation the mask is a function of the seed, the file and the slice.
+"""
+
+import functools
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from kst_jax import sampling, tokens
+from kst_jax.config import Config, DataConfig
+from kst_jax.data import sources, transforms
+from kst_jax.data.npy import read_mask_bank
+from kst_jax.data.sources import Slice, Source
+from kst_jax.errors import InputError
+from kst_jax.sampling import Sampler
+from kst_jax.tokens import Batch
+
+# Slices prepared ahead; a thread or two keep up with the devices, more would take the
+# cores that XLA computes on.
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)
+
+
+class TestBatch(NamedTuple):
+    """A batch to evaluate.
+
+    Attributes:
+      batch: the slices.
+      mean: (B,) what normalisation took off, in the input's units.
+      std: (B,) what it divided by.
+      number: (B,) the slices' numbers in the source; -1 for padding.
+    """
+
+    batch: Batch
+    mean: np.ndarray
+    std: np.ndarray
+    number: np.ndarray
+
+
+def open_sources(config: DataConfig) -> tuple[Source, Source]:
+    """Training and test scans, which never share a person.
+
+    Raises:
+      InputError: scans that cannot be used, or the same person in both.
+    """
+    if not config.test:
+        everyone = _open(config, config.train)
+        train, test = sources.split_subjects(
+            everyone.subjects, 1 - config.test_fraction, config.seed
+        )
+        return everyone.select(train), everyone.select(test)
+    train, test = _open(config, config.train), _open(config, config.test)
+    sources.require_disjoint(train, test)
+    return train, test
+
+
+def open_test_source(config: DataConfig) -> Source:
+    """Test scans alone; the training scans need not be at hand if `test` is given."""
+    return _open(config, config.test) if config.test else open_sources(config)[1]
+
+
+def _open(config: DataConfig, paths: str) -> Source:
+    return sources.open_source(
+        paths,
+        plane=config.plane,
+        slices=config.slices,
+        drop_first=config.drop_first,
+        fraction=config.fraction,
+        seed=config.seed,
+        min_foreground=config.min_foreground,
+    )
+
+
+def open_sampler(config: Config) -> Sampler:
+    """The undersampling of a run, with its bank of masks where it has one.
+
+    Raises:
+      InputError: a setting that cannot be, or an unreadable bank.
+    """
+    bank = None
+    if config.mask.kind == "bank":
+        if not config.mask.bank:
+            raise InputError("config.mask.kind='bank' needs config.mask.bank, a .npy")
+        bank = read_mask_bank(config.mask.bank)
+    return sampling.sampler(config.mask, config.data.size, bank)
+
+
+def training_batches(
+    source: Source,
+    config: Config,
+    sampler: Sampler,
+    process: int = 0,
+    processes: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """An endless stream of batches; its position can be saved and restored.
+
+    Args:
+      source: training slices.
+      config: batch size, augmentation and seed.
+      sampler: masks.
+      process: number of this process among `processes`, each of which gets its share
+        of every global batch.
+      processes: their count.
+    """
+    prepare = functools.partial(_training_slice, config=config, sampler=sampler)
+    stream = grain.MapDataset.source(source).seed(config.data.seed).shuffle()
+    stream = stream.repeat().random_map(prepare)[process::processes]
+    stream = stream.batch(
+        config.train.batch_size // processes, batch_fn=tokens.batch_of
+    )
+    return iter(stream.to_iter_dataset(_READ))
+
+
+def test_batches(
+    source: Source, config: Config, sampler: Sampler
+) -> grain.IterDataset[TestBatch]:
+    """Each slice once, in order; the last batch is padded with its last slice."""
+    size = config.eval.batch_size
+    count = -(-len(source) // size) * size
+    prepare = functools.partial(
+        _test_slice, source=source, config=config, sampler=sampler
+    )
+    stream = grain.MapDataset.range(count).map(prepare)
+    return stream.batch(size, batch_fn=_test_batch).to_iter_dataset(_READ)
+
+
+def _training_slice(
+    item: Slice, rng: np.random.Generator, *, config: Config, sampler: Sampler
+) -> dict[str, np.ndarray]:
+    image = transforms.field_of_view(item.image, config.data, _where(item))
+    image = transforms.augment(image, config.data.augment, rng)
+    return _tokens(image, sampler.random(rng), item, config, sampler)[0]
+
+
+def _test_slice(
+    number: int, *, source: Source, config: Config, sampler: Sampler
+) -> tuple[dict[str, np.ndarray], transforms.Normalisation, int]:
+    item = source[min(number, len(source) - 1)]
+    image = transforms.field_of_view(item.image, config.data, _where(item))
+    mask = sampler.fixed(item.file, item.index, config.data.seed)
+    slice_tokens, normalisation = _tokens(image, mask, item, config, sampler)
+    return slice_tokens, normalisation, number if number < len(source) else -1
+
+
+def _tokens(
+    image: np.ndarray, mask: np.ndarray, item: Slice, config: Config, sampler: Sampler
+) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
+    image = transforms.fourier_resize(image, config.data.size)
+    channels, normalisation = transforms.normalise(image, _where(item))
+    spectrum = transforms.fft2c(channels[..., 0] + 1j * channels[..., 1])
+    kspace = np.stack([spectrum.real, spectrum.imag], axis=-1)
+    slice_tokens = tokens.tokenise(kspace, mask, sampler.counts)
+    return slice_tokens | {"image": channels}, normalisation
+
+
+def _test_batch(slices: list) -> TestBatch:
+    parts, normalisations, numbers = zip(*slices, strict=True)
+    return TestBatch(
+        tokens.batch_of(parts),
+        np.array([n.mean for n in normalisations], np.float32),
+        np.array([n.std for n in normalisations], np.float32),
+        np.array(numbers),
+    )
+
+
+def _where(item: Slice) -> str:
+    return f"{item.file}, slice {item.index}"

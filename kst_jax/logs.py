@@ -1,0 +1,58 @@
+"""What a run writes down: scalars as JSON lines and both kinds to TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class Logs:
+    """Appends to `train.jsonl` and TensorBoard's event files in a folder.
+
+    Rows of steps after the one that a run resumes from are dropped first, so that
+    the file reads like that of a run never interrupted.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._path = workdir / "train.jsonl"
+        self._drop_after(step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def scalars(self, step: int, values: dict) -> None:
+        """Writes one row; TensorBoard gets its numbers."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, float):
+                self._board.add_scalar(name, value, step)
+
+    def image(self, step: int, image_HxW: np.ndarray) -> None:
+        """Shows zero-filled, reconstruction and target, gray values in [0, 1]."""
+        self._board.add_image(
+            "zero-filled, reconstruction, target", image_HxW[None], step
+        )
+
+    def _drop_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines(keepends=True)
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self._path)

@@ -1,0 +1,64 @@
+"""Convolution whose kernel gradient stays fast inside a loop over layers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_IMAGES = ("NHWC", "HWIO", "NHWC")
+
+
+@jax.custom_vjp
+def convolve(x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Zero-padded convolution (B, H, W, C) -> (B, H, W, C'), as networks count it.
+
+    Args:
+      x_BxHxWxC: images.
+      kernel: (k, k, C, C') of odd size k.
+    """
+    return lax.conv_general_dilated(
+        x_BxHxWxC, kernel, (1, 1), "SAME", dimension_numbers=_IMAGES
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return convolve(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    dkernel = lax.platform_dependent(
+        x, g, kernel, cpu=_kernel_gradient_cpu, default=_kernel_gradient
+    )
+    return convolve(g, flipped), dkernel
+
+
+def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.vjp(lambda w: convolve.fun(x, w), kernel)[1](g)[0]
+
+
+def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The kernel gradient as a convolution of x with g over the batch.
+
+    It is what JAX does too, but here operands are laid out as XLA's fast CPU kernels
+    want them. Inside a loop XLA chooses another layout and, by that, its naive kernel:
+    thirty times slower. The barriers keep it from undoing the transpositions.
+    """
+    x_CxHxWxB = x.transpose(3, 1, 2, 0)
+    g_HxWxBxC = g.transpose(1, 2, 0, 3)
+    x_CxHxWxB, g_HxWxBxC = lax.optimization_barrier((x_CxHxWxB, g_HxWxBxC))
+    pad = [(k // 2, k // 2) for k in kernel.shape[:2]]
+    dkernel = lax.conv_general_dilated(
+        x_CxHxWxB, g_HxWxBxC, (1, 1), pad, dimension_numbers=_IMAGES
+    )
+    return lax.optimization_barrier(dkernel).transpose(1, 2, 0, 3)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def for_flax(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """`convolve` in the place of `lax.conv_general_dilated` in `nn.Conv`."""
+    return convolve(x, kernel)

@@ -1,0 +1,300 @@
+"""Undersampling masks: which points of k-space are measured (paper section 3.1).
+
+Each pattern is drawn from an explicit generator and has an exact number of points, but
+for fastMRI's, whose count varies from mask to mask as published.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kst_jax.config import MaskConfig
+from kst_jax.errors import InputError
+
+Shape = tuple[int, int]
+
+
+def gaussian_2d(
+    rng: np.random.Generator, shape: Shape, acceleration: float, calibration: int = 0
+) -> np.ndarray:
+    """Points scattered around the centre by a normal distribution.
+
+    Args:
+      rng: source of randomness.
+      shape: rows and columns (H, W).
+      acceleration: H * W over the number of points, which is int(H * W / acceleration).
+      calibration: side of a fully sampled centre square, within that number.
+
+    Returns:
+      (H, W) bool, True where sampled: distinct points drawn one after the other from a
+      normal of standard deviation (H/4, W/4) about the centre.
+
+    Raises:
+      InputError: no point is left to sample, or the centre alone exceeds the budget.
+    """
+    rows, columns = (
+        -(((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) / 2 for n in shape
+    )
+    log_density = rows[:, None] + columns[None, :]
+    centre = np.zeros(shape, bool)
+    centre[_centre(shape[0], calibration), _centre(shape[1], calibration)] = True
+    count = int(shape[0] * shape[1] / acceleration)
+    return _draw(rng, log_density, centre, count, acceleration)
+
+
+def uniform_1d(
+    rng: np.random.Generator, shape: Shape, acceleration: float, calibration: int = 0
+) -> np.ndarray:
+    """Whole columns drawn uniformly.
+
+    Args:
+      rng: source of randomness.
+      shape: rows and columns (H, W).
+      acceleration: W over the number of columns, which is int(W / acceleration).
+      calibration: fully sampled centre columns, within that number.
+
+    Returns:
+      (H, W) bool, True where sampled.
+
+    Raises:
+      InputError: no column is left to sample, or the centre alone exceeds the budget.
+    """
+    width = shape[1]
+    centre = np.zeros(width, bool)
+    centre[_centre(width, calibration)] = True
+    count = int(width / acceleration)
+    return _columns(_draw(rng, np.zeros(width), centre, count, acceleration), shape)
+
+
+def _draw(
+    rng: np.random.Generator,
+    log_density: np.ndarray,
+    centre: np.ndarray,
+    count: int,
+    acceleration: float,
+) -> np.ndarray:
+    """The centre and, in all, `count` distinct points drawn by density."""
+    if count < max(1, centre.sum()):
+        raise InputError(
+            f"acceleration {acceleration} leaves {count} of {centre.size} places to "
+            f"sample, fewer than the calibration's {centre.sum()} (and at least 1); "
+            "lower mask.acceleration or mask.calibration"
+        )
+    # The largest of density + Gumbel noise are distributed as draws one by one in which
+    # repetitions do not count.
+    score = np.where(centre, np.inf, log_density + rng.gumbel(size=log_density.shape))
+    chosen = np.argpartition(-score, count - 1, axis=None)[:count]
+    mask = np.zeros(log_density.size, bool)
+    mask[chosen] = True
+    return mask.reshape(log_density.shape)
+
+
+def fastmri_random(
+    rng: np.random.RandomState,
+    shape: Shape,
+    accelerations: Sequence[float],
+    center_fractions: Sequence[float],
+) -> np.ndarray:
+    """FastMRI's RandomMaskFunc: a full centre, other columns each by a coin.
+
+    Args:
+      rng: legacy generator; in evaluation seeded by `filename_seed`.
+      shape: rows and columns (H, W).
+      accelerations: one is drawn.
+      center_fractions: share of centre columns for each acceleration.
+
+    Returns:
+      (H, W) bool, True where sampled.
+    """
+    acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
+    mask = rng.uniform(size=width) < _coin(width, low, acceleration)
+    mask[_centre(width, low)] = True
+    return _columns(mask, shape)
+
+
+def fastmri_equispaced(
+    rng: np.random.RandomState,
+    shape: Shape,
+    accelerations: Sequence[int],
+    center_fractions: Sequence[float],
+) -> np.ndarray:
+    """FastMRI's EquiSpacedMaskFunc: a full centre and every n-th column.
+
+    Arguments and result as for `fastmri_random`; accelerations are whole numbers.
+    """
+    acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
+    offset = rng.randint(0, high=round(acceleration))
+    mask = np.zeros(width, bool)
+    mask[offset :: round(acceleration)] = True
+    mask[_centre(width, low)] = True
+    return _columns(mask, shape)
+
+
+def fastmri_equispaced_fraction(
+    rng: np.random.RandomState,
+    shape: Shape,
+    accelerations: Sequence[float],
+    center_fractions: Sequence[float],
+) -> np.ndarray:
+    """FastMRI's EquispacedMaskFractionFunc: spacing widened to keep the acceleration.
+
+    Arguments and result as for `fastmri_random`.
+    """
+    acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
+    spacing = _spacing(width, low, acceleration)
+    offset = rng.randint(0, high=round(spacing))
+    mask = np.zeros(width, bool)
+    mask[np.around(np.arange(offset, width - 1, spacing)).astype(int)] = True
+    mask[_centre(width, low)] = True
+    return _columns(mask, shape)
+
+
+def filename_seed(name: str) -> tuple[int, ...]:
+    """The seed that fastMRI gives a file's masks in evaluation, from its name."""
+    return tuple(map(ord, name))
+
+
+def _choose(
+    rng: np.random.RandomState,
+    shape: Shape,
+    accelerations: Sequence[float],
+    center_fractions: Sequence[float],
+) -> tuple[float, int, int]:
+    choice = rng.randint(len(accelerations))
+    low = round(shape[1] * center_fractions[choice])
+    return accelerations[choice], low, shape[1]
+
+
+def _coin(width: int, low: int, acceleration: float) -> float:
+    return (width / acceleration - low) / (width - low)
+
+
+def _spacing(width: int, low: int, acceleration: float) -> float:
+    return acceleration * (low - width) / (low * acceleration - width)
+
+
+def _centre(length: int, count: int) -> slice:
+    start = (length - count + 1) // 2
+    return slice(start, start + count)
+
+
+def _columns(columns_W: np.ndarray, shape: Shape) -> np.ndarray:
+    return np.broadcast_to(columns_W, shape).copy()
+
+
+_EXACT = {"gaussian_2d": gaussian_2d, "uniform_1d": uniform_1d}
+_FASTMRI: dict[str, Callable] = {
+    "fastmri_random": fastmri_random,
+    "fastmri_equispaced": fastmri_equispaced,
+    "fastmri_equispaced_fraction": fastmri_equispaced_fraction,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws the masks of one setting.
+
+    Attributes:
+      config: the setting.
+      shape: rows and columns (H, W) of the masks.
+      bank: masks (M, H, W) to choose from, for kind "bank".
+      counts: least and largest number of points that a mask can have.
+    """
+
+    config: MaskConfig
+    shape: Shape
+    bank: np.ndarray | None
+    counts: tuple[int, int]
+
+    def random(self, rng: np.random.Generator) -> np.ndarray:
+        """A fresh mask (H, W), for training."""
+        if self.config.kind in _FASTMRI:
+            return self._fastmri(np.random.RandomState(rng.integers(2**32)))
+        if self.bank is not None:
+            return self.bank[rng.integers(len(self.bank))]
+        c = self.config
+        return _EXACT[c.kind](rng, self.shape, c.acceleration, c.calibration)
+
+    def fixed(self, file: str, index: int, seed: int) -> np.ndarray:
+        """The mask (H, W) of one slice, the same in every evaluation.
+
+        fastMRI's masks depend on the file's name alone, suffix included, as published.
+        """
+        if self.config.kind in _FASTMRI:
+            return self._fastmri(np.random.RandomState(filename_seed(file)))
+        name = zlib.crc32(file.encode())
+        return self.random(np.random.default_rng((seed, name, index)))
+
+    def _fastmri(self, rng: np.random.RandomState) -> np.ndarray:
+        c = self.config
+        draw = _FASTMRI[c.kind]
+        return draw(rng, self.shape, (c.acceleration,), (c.center_fraction,))
+
+
+def sampler(
+    config: MaskConfig, shape: Shape, bank: np.ndarray | None = None
+) -> Sampler:
+    """Checks a setting and makes its sampler.
+
+    Args:
+      config: the setting.
+      shape: rows and columns (H, W) of the masks.
+      bank: masks (M, H, W) bool, for kind "bank".
+
+    Raises:
+      InputError: unknown kind, a mask without points, a bank of another size.
+    """
+    kinds = (*_EXACT, *_FASTMRI, "bank")
+    if config.kind not in kinds:
+        raise InputError(
+            f"config.mask.kind={config.kind!r} is unknown; use one of {', '.join(kinds)}"
+        )
+    if bank is not None and bank.shape[1:] != shape:
+        raise InputError(
+            f"{config.bank}: masks are {bank.shape[1:]} but data.size is {shape}; set "
+            "config.data.size to the masks' size"
+        )
+    if config.kind in _FASTMRI:
+        counts = _fastmri_counts(config, shape)
+    elif bank is not None:
+        sizes = bank.sum(axis=(1, 2))
+        counts = (int(sizes.min()), int(sizes.max()))
+    else:
+        draw = _EXACT[config.kind]
+        mask = draw(
+            np.random.default_rng(0), shape, config.acceleration, config.calibration
+        )
+        counts = (int(mask.sum()), int(mask.sum()))
+    return Sampler(config, shape, bank, counts)
+
+
+def _fastmri_counts(config: MaskConfig, shape: Shape) -> tuple[int, int]:
+    """Bounds that hold for every file name: a coin's count to six standard deviations.
+
+    Tokens are padded to the larger, so it should not be all of k-space.
+    """
+    height, width = shape
+    acceleration, low = config.acceleration, round(width * config.center_fraction)
+    if low < 1 or low >= width / acceleration:
+        raise InputError(
+            f"a centre of {low} of {width} columns does not fit an acceleration of "
+            f"{acceleration}; change mask.center_fraction or mask.acceleration"
+        )
+    if config.kind == "fastmri_random":
+        coin = _coin(width, low, acceleration)
+        mean, spread = (
+            (width - low) * coin,
+            math.sqrt((width - low) * coin * (1 - coin)),
+        )
+        most = low + min(width - low, math.ceil(mean + 6 * spread))
+    else:
+        spacing = (
+            round(acceleration)
+            if config.kind == "fastmri_equispaced"
+            else _spacing(width, low, acceleration)
+        )
+        most = min(width, low + math.ceil(width / spacing))
+    return low * height, most * height

@@ -1,0 +1,260 @@
+"""The training loop: stages, deep supervision, AdamW (paper section 3.2).
+
+A run is a function of its config and its data; the same command carries on where the
+last checkpoint left off.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from kst_jax import losses, metrics, parallel
+from kst_jax.checkpoints import Checkpoints
+from kst_jax.config import Config, TrainConfig
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.logs import Logs
+from kst_jax.models.kst import STAGES, KSpaceTransformer, introduced_in
+from kst_jax.tokens import Batch
+
+
+@flax.struct.dataclass
+class State:
+    """What training changes: parameters, their moving average (or None), optimiser."""
+
+    step: jax.Array
+    params: dict
+    ema: dict | None
+    optimizer: optax.OptState
+
+
+def first_steps(config: TrainConfig, stages: tuple[str, ...]) -> dict[str, int]:
+    """The step at which each of the model's stages begins; the first one is 0.
+
+    A stage that the model lacks is left to the one after it, or before it at the end.
+    """
+    first, second = (round(sum(config.stages[:n]) * config.steps) for n in (1, 2))
+    begun = dict(zip(STAGES, (0, first, second), strict=True))
+    return {stage: begun[stage] for stage in stages} | {stages[0]: 0}
+
+
+def stage_at(step: int, begun: dict[str, int]) -> str:
+    """The stage that a step belongs to: the last one that has begun."""
+    return [stage for stage, first in begun.items() if first <= step][-1]
+
+
+def make_optimizer(
+    config: TrainConfig, begun: dict[str, int]
+) -> optax.GradientTransformation:
+    """AdamW with a cosine decay; parameters join when their stage begins.
+
+    Each group's moment estimates start their bias correction at its first step, as if
+    the parameters had not existed before; otherwise the first updates of a stage would
+    be up to six times too large.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if config.warmup_steps else config.learning_rate,
+        config.learning_rate,
+        config.warmup_steps,
+        config.steps,
+    )
+
+    def group(first: int) -> optax.GradientTransformation:
+        adamw = optax.chain(
+            optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay)
+        )
+        return optax.transforms.conditionally_mask(adamw, lambda step: step >= first)
+
+    def labels(params: dict) -> dict:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: introduced_in(path), params
+        )
+
+    groups = {stage: group(begun.get(stage, 0)) for stage in STAGES}
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
+    return optax.chain(
+        clip or optax.identity(),
+        optax.partition(groups, labels),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def init_state(
+    model: KSpaceTransformer,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    config: TrainConfig,
+) -> State:
+    """The state before the first step; only the shapes of `batch` matter."""
+    params = jax.jit(model.init)(jax.random.key(config.seed), batch)["params"]
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=params if config.ema else None,
+        optimizer=optimizer.init(params),
+    )
+
+
+def make_step(
+    model: KSpaceTransformer,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    stage: str,
+    mesh: Mesh,
+) -> Callable[[State, Batch], tuple[State, dict, jax.Array]]:
+    """Compiles one optimiser step of a stage.
+
+    The step returns the new state, scalars (loss, psnr, gradient norm) averaged over
+    the global batch, and each device's first reconstruction.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
+        def loss_of(params: dict) -> tuple[jax.Array, jax.Array]:
+            output = model.apply({"params": params}, batch, stage=stage)
+            loss = losses.loss(output, batch.image, config, stage)
+            # The mean is taken before differentiation: the gradient of a replicated
+            # parameter then arrives summed over devices, once and rightly scaled.
+            return jax.lax.pmean(loss, parallel.AXIS), output.image
+
+        (loss, image), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params
+        )
+        updates, optimizer_state = optimizer.update(
+            gradient, state.optimizer, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = None
+        if config.ema:
+            ema = optax.incremental_update(params, state.ema, 1 - config.ema)
+        psnr = metrics.psnr(magnitude(image), magnitude(batch.image)).mean()
+        scalars = {
+            "loss": loss,
+            "psnr": jax.lax.pmean(psnr, parallel.AXIS),
+            "gradient_norm": optax.global_norm(gradient),
+        }
+        return State(state.step + 1, params, ema, optimizer_state), scalars, image[:1]
+
+    return parallel.map_over_devices(
+        step,
+        mesh,
+        in_specs=(parallel.REPLICATED, parallel.SHARDED),
+        out_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
+        donate_argnums=0,
+    )
+
+
+def train(config: Config, workdir: str | Path) -> State:
+    """Trains a model, or carries on with a run that was interrupted.
+
+    Args:
+      config: the run.
+      workdir: folder for checkpoints and logs.
+
+    Returns:
+      The final state.
+
+    Raises:
+      InputError: data or config that cannot be used, another run's folder, or a loss
+        that is no longer finite.
+    """
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size("train.batch_size", config.train.batch_size, mesh)
+    source, _ = pipeline.open_sources(config.data)
+    sampler = pipeline.open_sampler(config)
+    batches = pipeline.training_batches(source, config, sampler)
+    model = KSpaceTransformer(config.model)
+    begun = first_steps(config.train, config.model.stages)
+    optimizer = make_optimizer(config.train, begun)
+    with Checkpoints(workdir, config) as checkpoints:
+        example = next(pipeline.training_batches(source, config, sampler))
+        state = init_state(model, optimizer, example, config.train)
+        state = parallel.replicate(checkpoints.restore(state, batches), mesh)
+        return _Loop(config, mesh, model, optimizer, begun, checkpoints).run(
+            state, batches
+        )
+
+
+@dataclasses.dataclass
+class _Loop:
+    config: Config
+    mesh: Mesh
+    model: KSpaceTransformer
+    optimizer: optax.GradientTransformation
+    begun: dict[str, int]
+    checkpoints: Checkpoints
+
+    def run(self, state: State, batches) -> State:
+        c = self.config.train
+        first, step_of = int(state.step), {}
+        with Logs(self.checkpoints.workdir, first) as logs, self._bar(first) as bar:
+            pending = []
+            for number in range(first + 1, c.steps + 1):
+                stage = stage_at(number - 1, self.begun)
+                if stage not in step_of:
+                    bar.set_postfix_str(f"compiling stage {stage}")
+                    step_of = {stage: self._step(stage)}
+                batch = next(batches)
+                state, scalars, images = step_of[stage](
+                    state, parallel.shard(batch, self.mesh)
+                )
+                pending.append((number, scalars["loss"]))
+                bar.update()
+                saves = number % c.checkpoint_every == 0 or number == c.steps
+                if number % c.log_every == 0 or saves:
+                    self._require_finite(pending)
+                    pending = []
+                    self._log(logs, bar, number, scalars, stage)
+                if c.image_every and number % c.image_every == 0:
+                    logs.image(number, _panel(batch, images))
+                if saves:
+                    self.checkpoints.save(number, state, batches)
+        return state
+
+    def _bar(self, first: int) -> tqdm:
+        return tqdm(
+            desc="Training",
+            unit="step",
+            total=self.config.train.steps,
+            initial=first,
+            smoothing=0.05,
+        )
+
+    def _step(self, stage: str) -> Callable:
+        return make_step(
+            self.model, self.optimizer, self.config.train, stage, self.mesh
+        )
+
+    def _log(self, logs: Logs, bar: tqdm, number: int, scalars: dict, stage: str):
+        values = {name: float(value) for name, value in scalars.items()}
+        logs.scalars(number, values | {"stage": stage})
+        rate = bar.format_dict["rate"] or 0.0
+        bar.set_postfix_str(
+            f"{stage} loss {values['loss']:.4f}, PSNR {values['psnr']:.2f} dB, "
+            f"{rate * self.config.train.batch_size:.1f} images/s"
+        )
+
+    def _require_finite(self, pending: list[tuple[int, jax.Array]]) -> None:
+        for number, loss in pending:
+            if not np.isfinite(loss):
+                raise InputError(
+                    f"the loss is {float(loss)} at step {number}. The last good "
+                    f"checkpoint is {self.checkpoints.latest()}; lower "
+                    "train.learning_rate, set train.clip_norm (say 1.0) or "
+                    "train.warmup_steps, and use a new --workdir"
+                )
+
+
+def _panel(batch: Batch, images: jax.Array) -> np.ndarray:
+    """Zero-filled, reconstruction and target of a slice side by side, in [0, 1]."""
+    shown = (ifft2c(batch.kspace[:1]), images.addressable_data(0), batch.image[:1])
+    panel = np.concatenate([np.asarray(magnitude(x[0])) for x in shown], axis=1)
+    return panel / panel.max()
