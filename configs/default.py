@@ -1,4 +1,4 @@
-"""The paper's network with every other setting at its default.
+r"""The paper's network with every other setting at its default.
 
 A start for configs of one's own: import it and change what differs.
 `kst_jax/config.py` tells what each setting means.

@@ -1,7 +1,9 @@
-"""fastMRI, Gaussian 2D sampling, 5x, as in the paper; see `configs/paper.py`.
+r"""fastMRI, Gaussian 2D sampling at 5x, as in the paper; see `configs/paper.py`.
 
-python train.py --config=configs/fastmri_gaussian2d_5x.py --workdir=runs/fastmri_gaussian2d_5x \
-        --config.data.train=/data/singlecoil_train --config.data.test=/data/singlecoil_val
+    python train.py --config=configs/fastmri_gaussian2d_5x.py \
+        --workdir=runs/fastmri_gaussian2d_5x \
+        --config.data.train=/data/singlecoil_train \
+        --config.data.test=/data/singlecoil_val
 """
 
 from ml_collections import ConfigDict

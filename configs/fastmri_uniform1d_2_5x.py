@@ -1,7 +1,9 @@
-"""fastMRI, uniform 1D sampling, 2.5x, as in the paper; see `configs/paper.py`.
+r"""fastMRI, uniform 1D sampling at 2.5x, as in the paper; see `configs/paper.py`.
 
-python train.py --config=configs/fastmri_uniform1d_2_5x.py --workdir=runs/fastmri_uniform1d_2_5x \
-        --config.data.train=/data/singlecoil_train --config.data.test=/data/singlecoil_val
+    python train.py --config=configs/fastmri_uniform1d_2_5x.py \
+        --workdir=runs/fastmri_uniform1d_2_5x \
+        --config.data.train=/data/singlecoil_train \
+        --config.data.test=/data/singlecoil_val
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
-"""OASIS, Gaussian 2D sampling, 10x, as in the paper; see `configs/paper.py`.
+r"""OASIS, Gaussian 2D sampling at 10x, as in the paper; see `configs/paper.py`.
 
-python train.py --config=configs/oasis_gaussian2d_10x.py --workdir=runs/oasis_gaussian2d_10x \
+    python train.py --config=configs/oasis_gaussian2d_10x.py \
+        --workdir=runs/oasis_gaussian2d_10x \
         --config.data.train=/data/oasis
 """
 

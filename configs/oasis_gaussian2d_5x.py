@@ -1,6 +1,7 @@
-"""OASIS, Gaussian 2D sampling, 5x, as in the paper; see `configs/paper.py`.
+r"""OASIS, Gaussian 2D sampling at 5x, as in the paper; see `configs/paper.py`.
 
-python train.py --config=configs/oasis_gaussian2d_5x.py --workdir=runs/oasis_gaussian2d_5x \
+    python train.py --config=configs/oasis_gaussian2d_5x.py \
+        --workdir=runs/oasis_gaussian2d_5x \
         --config.data.train=/data/oasis
 """
 

@@ -1,6 +1,7 @@
-"""OASIS, uniform 1D sampling, 2.5x, as in the paper; see `configs/paper.py`.
+r"""OASIS, uniform 1D sampling at 2.5x, as in the paper; see `configs/paper.py`.
 
-python train.py --config=configs/oasis_uniform1d_2_5x.py --workdir=runs/oasis_uniform1d_2_5x \
+    python train.py --config=configs/oasis_uniform1d_2_5x.py \
+        --workdir=runs/oasis_uniform1d_2_5x \
         --config.data.train=/data/oasis
 """
 

@@ -1,7 +1,8 @@
-"""The paper's ten settings; the argument names the dataset and the undersampling.
+r"""The paper's ten settings; the argument names the dataset and the undersampling.
 
     python train.py --config=configs/paper.py:fastmri_gaussian2d_5x --workdir=runs/x \
-        --config.data.train=/data/singlecoil_train --config.data.test=/data/singlecoil_val
+        --config.data.train=/data/singlecoil_train \
+        --config.data.test=/data/singlecoil_val
 
 Datasets: oasis, fastmri. Undersampling: gaussian2d_10x, gaussian2d_5x, gaussian2d_2.5x,
 uniform1d_5x, uniform1d_2.5x. Each also has a file of its own, such as
@@ -12,10 +13,10 @@ quarters of 3,398 volumes are about 44,600 slices, 2,230,000 steps. fastMRI: 25 
 slices of 973 volumes of about 35, the first 5 dropped, are about 7,300 slices, 365,000
 steps. The paper reports (PSNR / SSIM)
 
-                   gaussian2d                                   uniform1d
-                   10x           5x            2.5x             5x            2.5x
-    OASIS          32.58 .9529   37.47 .9823   43.68 .9946      31.50 .9528   36.32 .9848
-    fastMRI        -             29.88 .7534   31.97 .8389      27.80 .7078   31.04 .8189
+                 gaussian2d                                  uniform1d
+                 10x           5x            2.5x            5x            2.5x
+    OASIS        32.58 .9529   37.47 .9823   43.68 .9946     31.50 .9528   36.32 .9848
+    fastMRI      -             29.88 .7534   31.97 .8389     27.80 .7078   31.04 .8189
 
 None of these has been reproduced with this library yet.
 """

@@ -1,6 +1,6 @@
-"""The config that a run was made with, from its folder.
+r"""The config that a run was made with, from its folder.
 
-python eval.py --config=configs/saved.py:runs/demo --workdir=runs/demo \
+    python eval.py --config=configs/saved.py:runs/demo --workdir=runs/demo \
         --config.data.test=/data/other_scans
 """
 

@@ -11,7 +11,7 @@ from kst_jax.errors import InputError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a program: an InputError becomes its message, or with --debug a traceback."""
+    """Runs a program; an InputError becomes a message, or with --debug a traceback."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -52,8 +52,9 @@ class DataConfig:
     """What is read and how it becomes slices.
 
     Attributes:
-      train: scans to train on: a folder, a file, several separated by commas, or a
-        bundled scan ("demo:train", "demo:test"). fastMRI .h5, NIfTI, Analyze or the authors' .npy.
+      train: scans to train on: a folder, a file, a pattern, several of these separated
+        by commas, or a bundled person ("demo:train", "demo:test"). Kinds: fastMRI's
+        single-coil .h5, NIfTI, Analyze, the authors' .npy.
       test: scans to evaluate on; if empty, people are set aside from `train`.
       test_fraction: share of people set aside where `test` is empty.
       size: rows and columns of the images that are reconstructed.
@@ -121,8 +122,8 @@ class MaskConfig:
       kind: "gaussian_2d", "uniform_1d", "fastmri_random", "fastmri_equispaced",
         "fastmri_equispaced_fraction" or "bank".
       acceleration: all points over sampled points.
-      calibration: width of the fully sampled centre: columns (uniform_1d) or the side of
-        a square (gaussian_2d), counted within the acceleration's budget.
+      calibration: width of the fully sampled centre: columns (uniform_1d) or the side
+        of a square (gaussian_2d), counted within the acceleration's budget.
       center_fraction: share of columns in fastMRI's fully sampled centre.
       bank: path of a .npy array of masks (M, H, W), for kind "bank".
     """
@@ -248,7 +249,7 @@ class Config:
 
     data: DataConfig = DataConfig()
     mask: MaskConfig = MaskConfig()
-    model: KSTConfig = KSTConfig()
+    model: KSTConfig = KSTConfig()  # noqa: RUF009 (immutable)
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 

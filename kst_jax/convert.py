@@ -18,8 +18,8 @@ from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSTConfig
 
-# The authors' names to ours. A `layer` is an index into a stack of layers, which here is
-# one array with a leading axis.
+# The authors' names to ours. A `layer` is an index into a stack of layers, which here
+# is one array with a leading axis.
 _NAMES = {
     r"encoder_embed_layer\.(?P<part>0|2)": "embed_token/{part}",
     r"decoderHR\.HR_embed_layer\.(?P<part>0|2)": "embed_query/{part}",
@@ -85,15 +85,17 @@ def parameters(state: Mapping[str, np.ndarray]) -> dict:
 def _translate(name: str, weight: np.ndarray) -> tuple[str, int, np.ndarray]:
     """Our path, the index in a stack of layers (-1: no stack) and our layout."""
     module, _, kind = name.rpartition(".")
-    for pattern, path in _NAMES.items():
-        if match := re.fullmatch(pattern, module):
-            break
-    else:
+    found = [
+        (path, match.groupdict())
+        for pattern, path in _NAMES.items()
+        if (match := re.fullmatch(pattern, module))
+    ]
+    if not found:
         raise InputError(
             f"unknown weight {name!r}: not a checkpoint of the authors' K-Space "
             "Transformer"
         )
-    groups = match.groupdict()
+    ((path, groups),) = found
     path = path.format(
         part=_PARTS.get(groups.get("part"), ""),
         grid=groups.get("grid", "").lower(),
@@ -182,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: converts one checkpoint."""
     parser = argparse.ArgumentParser(
         prog="python -m kst_jax.convert",
-        description="Turns the authors' PyTorch checkpoint into one that eval.py opens.",
+        description="Turns the authors' PyTorch checkpoint into one for eval.py.",
     )
     parser.add_argument("checkpoint", help="the authors' .pth file")
     parser.add_argument("out", help="folder to write; becomes eval.py's --workdir")

@@ -1,7 +1,7 @@
 """Evaluation: metrics, reconstructions and figures of a trained model.
 
     OUT/metrics.json                 means, volumes and every slice
-    OUT/reconstructions/<name>.h5    magnitudes in the input's units, as fastMRI has them
+    OUT/reconstructions/<name>.h5    magnitudes in the input's units, in fastMRI's layout
     OUT/figures/*.png                the paper's Figs. 2 and 3
 
 All metrics are of magnitudes in the input's units. Zero-filled images start from the
@@ -17,19 +17,27 @@ from pathlib import Path
 import h5py
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kst_jax import checkpoints, metrics, parallel
+from kst_jax import checkpoints, figures, metrics, parallel
 from kst_jax.config import Config
 from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
-from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.fourier import fft2c, ifft2c, magnitude
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.tokens import Batch
 
 _METHODS = ("zero_filled", "reconstruction")
+# Columns of Fig. 3, as far as the model has the parts.
+_STAGE_TITLES = {
+    "lr": "LR",
+    "upsampled": "Upsampled",
+    "kspace": "HR before refinement",
+    "refined": "HR",
+    "target": "Target",
+}
 
 
 @dataclasses.dataclass
@@ -56,35 +64,38 @@ def make_reconstructor(model: KSpaceTransformer, mesh: Mesh) -> Callable:
     """Compiles reconstruction and its metrics for a batch.
 
     The function takes parameters, a Batch, and mean and std of its slices (B,). It
-    returns a dictionary of Slices' fields by slice, and the images (S, B, h, w, 2)
-    of every layer.
+    returns, by slice, the fields of Slices, and the images (B, h, w, 2) of each stage
+    of the network in the input's units.
     """
 
     def function(
         params: dict, batch: Batch, mean: jax.Array, std: jax.Array
     ) -> tuple[dict, dict]:
-        def shown(image: jax.Array) -> jax.Array:
-            return magnitude(transforms.denormalise(image, mean, std))
-
         output = model.apply({"params": params}, batch)
+        stages = {name: images[-1] for name, images in output.supervised.items()}
+        stages |= {"upsampled": output.upsampled, "target": batch.image}
+        stages = {
+            name: transforms.denormalise(image, mean, std)
+            for name, image in stages.items()
+        }
+        zero_filled = transforms.denormalise(ifft2c(batch.kspace), mean, std)
+        reconstruction = transforms.denormalise(output.image, mean, std)
         images = {
-            "zero_filled": shown(ifft2c(batch.kspace)),
-            "reconstruction": shown(output.image),
-            "target": shown(batch.image),
+            "zero_filled": magnitude(zero_filled),
+            "reconstruction": magnitude(reconstruction),
+            "target": magnitude(stages["target"]),
         }
         scores = {
             score.__name__: {m: score(images[m], images["target"]) for m in _METHODS}
             for score in (metrics.psnr, metrics.ssim)
         }
-        stages = {**output.supervised, "upsampled": output.upsampled[None]}
         return {"images": images, "mask": batch.mask, **scores}, stages
 
-    by_layer = PartitionSpec(None, parallel.AXIS)
     return parallel.map_over_devices(
         function,
         mesh,
         in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 3),
-        out_specs=(parallel.SHARDED, by_layer),
+        out_specs=parallel.SHARDED,
     )
 
 
@@ -126,14 +137,14 @@ def evaluate(config: Config, workdir: str | Path) -> dict:
 def _reconstruct_all(
     model: KSpaceTransformer, params: dict, mesh: Mesh, source: Source, config: Config
 ) -> tuple[Slices, dict[str, np.ndarray]]:
-    """All slices, and the layers' images (S, h, w, 2) of the middle one."""
+    """All slices, and the stages' images (h, w, 2) of the middle one."""
     reconstructor = make_reconstructor(model, mesh)
     params = parallel.replicate(params, mesh)
     sampler = pipeline.open_sampler(config)
     parts, numbers, stages = [], [], {}
     with tqdm(desc="Evaluating", unit="slice", total=len(source)) as bar:
         for test in pipeline.test_batches(source, config, sampler):
-            found, layers = reconstructor(
+            found, images = reconstructor(
                 params, *parallel.shard((test.batch, test.mean, test.std), mesh)
             )
             real = test.number >= 0
@@ -141,7 +152,7 @@ def _reconstruct_all(
             numbers.append(test.number[real])
             if len(source) // 2 in test.number:
                 place = test.number.tolist().index(len(source) // 2)
-                stages = {name: np.asarray(x)[:, place] for name, x in layers.items()}
+                stages = {name: np.asarray(x)[place] for name, x in images.items()}
             bar.update(int(real.sum()))
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     return Slices(number=np.concatenate(numbers), **joined), stages
@@ -266,9 +277,29 @@ def _write_json(path: Path, values: dict) -> None:
 def _write_figures(
     slices: Slices, stages: dict[str, np.ndarray], config: Config, folder: Path
 ) -> None:
+    """The paper's Fig. 2 for slices spread over the test scans, Fig. 3 for one."""
     if not config.eval.figures:
         return
-    raise NotImplementedError
+    folder.mkdir(exist_ok=True)
+    count = len(slices.number)
+    middles = (np.arange(config.eval.figures) + 0.5) / config.eval.figures
+    chosen = np.unique((count * middles).astype(int))
+    methods = {
+        "Zero-filled": slices.images["zero_filled"][chosen],
+        "K-Space Transformer": slices.images["reconstruction"][chosen],
+    }
+    figure = figures.reconstruction_figure(
+        methods, slices.images["target"][chosen], slices.mask[chosen]
+    )
+    figures.save(figure, folder / "reconstructions.png")
+    shown = {
+        _STAGE_TITLES[name]: stages[name] for name in _STAGE_TITLES if name in stages
+    }
+    figure = figures.stages_figure(
+        {name: np.asarray(magnitude(image)) for name, image in shown.items()},
+        {name: np.asarray(magnitude(fft2c(image))) for name, image in shown.items()},
+    )
+    figures.save(figure, folder / "stages.png")
 
 
 def _print(report: dict, out: Path) -> None:

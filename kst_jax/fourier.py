@@ -5,6 +5,8 @@ they pass through real-valued networks; everything before H is batch. Being orth
 the pair preserves norms, and each is the other's inverse and adjoint.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +38,7 @@ def ifft2c(kspace: jax.Array) -> jax.Array:
     return _centred(jnp.fft.ifft2, kspace)
 
 
-def _centred(transform, x):
+def _centred(transform: Callable, x: jax.Array) -> jax.Array:
     z = jnp.fft.ifftshift(to_complex(x), axes=_SPATIAL)
     z = transform(z, axes=_SPATIAL, norm="ortho")
     return to_channels(jnp.fft.fftshift(z, axes=_SPATIAL))

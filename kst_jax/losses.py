@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from kst_jax.config import TrainConfig
 from kst_jax.models.kst import Reconstruction
 
-# The Fourier transform is orthonormal, so by Parseval's theorem the squared error of the
-# spectra is that of the images, and asking for both doubles it.
+# The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
+# the spectra is that of the images, and asking for both doubles it.
 _DOMAINS = {"image": 1.0, "kspace": 1.0, "both": 2.0}
 
 

@@ -27,8 +27,8 @@ def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
     """Raises InputError where a global batch does not divide among the devices."""
     if size % mesh.size:
         raise InputError(
-            f"config.{name}={size} does not divide among {mesh.size} devices; make it a "
-            "multiple"
+            f"config.{name}={size} does not divide among {mesh.size} devices; make it "
+            "a multiple"
         )
 
 

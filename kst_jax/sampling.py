@@ -250,7 +250,8 @@ def sampler(
     kinds = (*_EXACT, *_FASTMRI, "bank")
     if config.kind not in kinds:
         raise InputError(
-            f"config.mask.kind={config.kind!r} is unknown; use one of {', '.join(kinds)}"
+            f"config.mask.kind={config.kind!r} is unknown; use one of "
+            f"{', '.join(kinds)}"
         )
     if bank is not None and bank.shape[1:] != shape:
         raise InputError(

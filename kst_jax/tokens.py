@@ -2,9 +2,9 @@
 
 Sampled points become tokens (a value and a coordinate), unsampled points become queries
 (a place on the grid to be filled). Everything has a static shape, so that one compiled
-program serves every mask: where a setting's masks vary in their count, tokens are padded
-and `valid` says which are real. Coordinates run over [0, 1] on each axis, both ends
-included, whatever the grid (paper sections 2.2 and 2.3).
+program serves every mask: where a setting's masks vary in their count, tokens are
+padded and `valid` says which are real. Coordinates run over [0, 1] on each axis, both
+ends included, whatever the grid (paper sections 2.2 and 2.3).
 """
 
 import flax.struct
@@ -24,8 +24,8 @@ class Batch:
       value: measured values (B, N, 2) of the tokens.
       position: coordinates (B, N, 2), row then column, in [0, 1].
       valid: (B, N), False for padding; None where every token is real.
-      query: flat indices (B, M) of the unsampled grid points in row-major order; padding
-        repeats the last point of the grid, and nothing reads its result.
+      query: flat indices (B, M) of the unsampled grid points in row-major order;
+        padding repeats the last point of the grid, and nothing reads its result.
       kspace: measured k-space (B, H, W, 2), zero where not sampled.
       mask: (B, H, W), True where sampled.
       image: fully sampled image (B, H, W, 2), the target; None where it is unknown.
@@ -111,8 +111,8 @@ def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, int]) -> dict:
       grid: rows and columns of the grid to reconstruct.
 
     Returns:
-      The fields of `Batch` as `tokenise` gives them; `kspace`, `mask` and `query` are on
-      the new grid.
+      The fields of `Batch` as `tokenise` gives them; `kspace`, `mask` and `query` are
+      on the new grid.
     """
     rows, columns = (
         _coinciding(old, new) for old, new in zip(mask.shape, grid, strict=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import flax.struct
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,7 +193,7 @@ class _Loop:
     begun: dict[str, int]
     checkpoints: Checkpoints
 
-    def run(self, state: State, batches) -> State:
+    def run(self, state: State, batches: grain.DatasetIterator) -> State:
         c = self.config.train
         first, step_of = int(state.step), {}
         with Logs(self.checkpoints.workdir, first) as logs, self._bar(first) as bar:
@@ -233,7 +234,9 @@ class _Loop:
             self.model, self.optimizer, self.config.train, stage, self.mesh
         )
 
-    def _log(self, logs: Logs, bar: tqdm, number: int, scalars: dict, stage: str):
+    def _log(
+        self, logs: Logs, bar: tqdm, number: int, scalars: dict, stage: str
+    ) -> None:
         values = {name: float(value) for name, value in scalars.items()}
         logs.scalars(number, values | {"stage": stage})
         rate = bar.format_dict["rate"] or 0.0

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-# Tests compare with float32 references; a machine's accelerator would round differently.
+# Tests compare with float32 references; an accelerator would round differently.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -58,6 +58,7 @@ def test_equal_to_scikit_image_and_fastmri(shape, scale, noise):
     assert [value.shape for value in got] == [shape[:1], shape[:1]]
     np.testing.assert_allclose(got, paper(pred, target), rtol=0, atol=1e-5)
 
+    pred, target = slices(shape, scale, offset=0.5, noise=noise)
     got = [jitted[metric](pred, target) for metric in PER_VOLUME]
     assert [value.shape for value in got] == [(), (), ()]
     np.testing.assert_allclose(got, fastmri(pred, target), rtol=1e-6, atol=1e-5)

@@ -4,6 +4,7 @@ On the host, in numpy: input workers do not start JAX.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
@@ -30,7 +31,7 @@ def ifft2c(kspace: np.ndarray) -> np.ndarray:
     return _centred(np.fft.ifft2, kspace)
 
 
-def _centred(transform, x: np.ndarray) -> np.ndarray:
+def _centred(transform: Callable, x: np.ndarray) -> np.ndarray:
     x = np.fft.ifftshift(x, axes=(-2, -1))
     x = transform(x, axes=(-2, -1), norm="ortho")
     return np.fft.fftshift(x, axes=(-2, -1)).astype(np.complex64)
@@ -131,5 +132,5 @@ def normalise(image: np.ndarray, where: str) -> tuple[np.ndarray, Normalisation]
 
 
 def denormalise(channels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Inverse of `normalise` for slices (B, H, W, 2), given mean and std of each (B,)."""
+    """Inverse of `normalise` for slices (B, h, w, 2), with mean and std of each (B,)."""
     return channels * std[:, None, None, None] + mean[:, None, None, None]

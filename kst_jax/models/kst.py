@@ -40,8 +40,8 @@ class KSTConfig:
       refinement_features: channels of the refinement's convolutions.
       refinement_layers: convolutions with an activation in a refinement.
       refinement_kernel: their kernel size.
-      dtype: precision of products, "float32" or "bfloat16"; parameters, softmax, Fourier
-        transforms and data consistency are float32 in either.
+      dtype: precision of products, "float32" or "bfloat16"; parameters, softmax,
+        Fourier transforms and data consistency are float32 in either.
       attention: how attention is computed; see `kst_jax.models.attention`.
     """
 
@@ -112,7 +112,7 @@ class EncoderLayer(nn.Module):
 
 
 class LRDecoderLayer(nn.Module):
-    """Cross-attention to the encoder, self-attention, MLP, and a spectrum of its own."""
+    """Cross-attention to the encoder, self-attention, MLP, a spectrum of its own."""
 
     config: KSTConfig
 

@@ -1,0 +1,263 @@
+"""The paper's figures, from numpy arrays of magnitudes, with matplotlib.
+
+Every function returns a `matplotlib.figure.Figure` of its own. pyplot and its global
+state stay out, so that figures can be made without a display and in notebooks alike.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from kst_jax.metrics import psnr, ssim
+
+_DPI = 150
+_COLUMN = 1.5  # width of an image, in inches like the next two
+_GAP = 0.04
+_LINE = 0.2  # of text
+_TITLE = {"fontsize": 9, "pad": 4}
+_NOTE = {"fontsize": 8, "labelpad": 3}
+_DECADES = 3  # of a spectrum that are shown, down from its largest values
+_BLANK = "#3f5573"
+
+
+class AttentionMaps(NamedTuple):
+    """The attention of one query, a row of `attention_figure`.
+
+    Attributes:
+      label: what the row shows, such as "Encoder".
+      maps: attention weights (K, H, W) of each head on the k-space grid, NaN where the
+        grid has no key.
+      query: row and column of the query on that grid.
+      arrow: colour of the arrow that points at the query; the paper's is red for a
+        sampled query (encoder), blue for an unsampled one (high-resolution decoder).
+    """
+
+    label: str
+    maps: np.ndarray
+    query: tuple[float, float]
+    arrow: str
+
+
+def reconstruction_figure(
+    methods: Mapping[str, np.ndarray], target_SxHxW: np.ndarray, mask_SxHxW: np.ndarray
+) -> Figure:
+    """Compare reconstructions of a few slices, a slice a row (Fig. 2 of the paper).
+
+    Columns: the sampling mask, each method's image with its PSNR and SSIM, the target,
+    each method's error map. Errors are relative to the range (max - min) of the slice
+    of the target and share one colour scale; brighter means higher error.
+
+    Args:
+      methods: name to magnitudes (S, H, W), in the order of the columns.
+      target_SxHxW: magnitudes of the fully sampled slices, none of them constant.
+      mask_SxHxW: True where k-space was sampled.
+
+    Raises:
+      InputError: images that differ in shape from the target's, or are too small for
+        the SSIM.
+    """
+    scores = {
+        name: [np.asarray(score(x, target_SxHxW)) for score in (psnr, ssim)]
+        for name, x in methods.items()
+    }
+    range_Sx1x1 = np.ptp(target_SxHxW, axis=(1, 2), keepdims=True)
+    errors = {
+        name: np.abs(x - target_SxHxW) / range_Sx1x1 for name, x in methods.items()
+    }
+    # A few extreme pixels would leave all others in the dark.
+    worst = max(np.percentile(error, 99.8) for error in errors.values())
+
+    n = len(methods)
+    widths = [0.5] + [1] * (2 * n + 1)
+    slices, *shape = target_SxHxW.shape
+    figure, axes = _grid(slices, widths, shape, right=0.6, top=2 * _LINE, below=_LINE)
+    titles = ["Mask", *methods, "Target", *(f"{name}\nerror" for name in methods)]
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, **_TITLE)
+    for row, (mask_ax, *image_axes) in enumerate(axes):
+        _show(mask_ax, mask_SxHxW[row], cmap="gray", vmin=0, vmax=1)
+        mask_ax.set_anchor("N")  # in line with the images, though smaller
+        mask_ax.set_xlabel(f"{1 / np.mean(mask_SxHxW[row]):.1f}x", **_NOTE)
+        images = [*methods.values(), target_SxHxW]
+        for ax, x in zip(image_axes[: n + 1], images, strict=True):
+            _show(ax, x[row], **_window(target_SxHxW[row]))
+        for ax, (psnrs, ssims) in zip(image_axes[:n], scores.values(), strict=True):
+            ax.set_xlabel(f"{psnrs[row]:.2f} dB, SSIM {ssims[row]:.3f}", **_NOTE)
+        for ax, error in zip(image_axes[n + 1 :], errors.values(), strict=True):
+            shown = _show(ax, error[row], cmap="inferno", vmin=0, vmax=worst)
+    _add_scale(figure, shown, axes[:, -1], "error / target range")
+    return figure
+
+
+def stages_figure(
+    images: Mapping[str, np.ndarray], spectra: Mapping[str, np.ndarray]
+) -> Figure:
+    """Show what each stage of the network makes of one slice (Fig. 3 of the paper).
+
+    Upper row: the images, all in the grey scale of the last one. Lower row: their
+    spectra on a log scale of three decades, at their true place in k-space, so that a
+    low-resolution spectrum fills only the centre.
+
+    Args:
+      images: name to magnitude image, of any sizes, in the order of the columns; the
+        target last.
+      spectra: the same names to magnitudes of the centred k-space.
+    """
+    *_, target = images.values()
+    figure, axes = _grid(2, [1] * len(images), target.shape, left=_LINE, top=2 * _LINE)
+    axes[0, 0].set_ylabel("Image", **_NOTE)
+    axes[1, 0].set_ylabel("k-space", **_NOTE)
+    largest = np.max([spectrum.shape for spectrum in spectra.values()], axis=0)
+    for (image_ax, spectrum_ax), (name, image) in zip(
+        axes.T, images.items(), strict=True
+    ):
+        rows, columns = image.shape
+        image_ax.set_title(f"{name}\n{rows} x {columns}", **_TITLE)
+        _show(image_ax, image, **_window(target))
+        _show_spectrum(spectrum_ax, spectra[name], largest)
+    return figure
+
+
+def attention_figure(rows: Sequence[AttentionMaps]) -> Figure:
+    """Show where queries look in k-space, a map a head (Fig. 4 of the paper).
+
+    Each map has its own scale, brighter meaning more attention; positions without a key
+    are left blank. An arrow points at the query.
+
+    Args:
+      rows: the queries, all with the same number of heads.
+    """
+    heads, *grid = rows[0].maps.shape
+    figure, axes = _grid(len(rows), [1] * heads, grid, left=_LINE)
+    for head, ax in enumerate(axes[0]):
+        ax.set_title(f"Head {head + 1}", **_TITLE)
+    for row_axes, row in zip(axes, rows, strict=True):
+        row_axes[0].set_ylabel(row.label, **_NOTE)
+        for ax, weights in zip(row_axes, row.maps, strict=True):
+            top = np.nanpercentile(weights, 99.5)
+            _show(ax, weights, cmap="gray", vmin=0, vmax=top)
+            ax.set_facecolor(_BLANK)
+            _point_at(ax, row.query, row.arrow)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a figure as PNG: whole, or, where that fails, not at all."""
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        figure.savefig(partial, format="png", dpi=_DPI)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _grid(
+    rows: int,
+    widths: Sequence[float],
+    shape: Sequence[int],
+    *,
+    left: float = _GAP,
+    right: float = _GAP,
+    top: float = _LINE,
+    below: float = _GAP,
+) -> tuple[Figure, np.ndarray]:
+    """Lay out images of one shape in rows, with room for text around them.
+
+    Exact where matplotlib's own layouts leave gaps beside axes of a fixed aspect.
+
+    Args:
+      rows: number of rows.
+      widths: of the columns, in images.
+      shape: height and width of the images in pixels.
+      left: room in inches at the left edge.
+      right: room in inches at the right edge.
+      top: room in inches above the first row.
+      below: room in inches below each row.
+    """
+    column, row = _COLUMN * np.mean(widths), _COLUMN * shape[0] / shape[1]
+    width = left + len(widths) * column + (len(widths) - 1) * _GAP + right
+    height = top + rows * (row + below)
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(
+        rows,
+        len(widths),
+        squeeze=False,
+        width_ratios=widths,
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - right / width,
+            "top": 1 - top / height,
+            "bottom": below / height,
+            "wspace": _GAP / column,
+            "hspace": below / row,
+        },
+    )
+    return figure, axes
+
+
+def _show(ax: Axes, image: np.ndarray, **kwargs: Any) -> AxesImage:
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax.imshow(image, interpolation="nearest", **kwargs)
+
+
+def _add_scale(
+    figure: Figure, image: AxesImage, column: Sequence[Axes], label: str
+) -> None:
+    """Put the colour scale of an image to the right of a column, as tall as it is."""
+    top, bottom = column[0].get_position(), column[-1].get_position()
+    gap, width = 0.06 / figure.get_figwidth(), 0.1 / figure.get_figwidth()
+    bar_ax = figure.add_axes((top.x1 + gap, bottom.y0, width, top.y1 - bottom.y0))
+    bar = figure.colorbar(image, cax=bar_ax)
+    bar.set_label(label, fontsize=8)
+    bar_ax.tick_params(labelsize=7)
+
+
+def _window(target: np.ndarray) -> dict[str, Any]:
+    """Choose the grey scale of a target and of all images compared with it."""
+    return {"cmap": "gray", "vmin": 0, "vmax": np.percentile(target, 99.8)}
+
+
+def _show_spectrum(ax: Axes, spectrum: np.ndarray, largest: np.ndarray) -> None:
+    top = max(np.percentile(spectrum, 99.9), np.finfo(np.float32).tiny)
+    decades = np.log10(np.maximum(spectrum / top, 10.0**-_DECADES))
+    rows, columns = spectrum.shape
+    extent = (*_frequencies(columns), *_frequencies(rows)[::-1])
+    _show(ax, decades, cmap="gray", vmin=-_DECADES, vmax=0, extent=extent)
+    ax.set(xlim=_frequencies(largest[1]), ylim=_frequencies(largest[0])[::-1])
+    ax.set_facecolor("black")
+
+
+def _frequencies(n: int) -> tuple[float, float]:
+    """Bound the frequencies of a centred axis of n samples, half a sample around."""
+    return -(n // 2) - 0.5, n - n // 2 - 0.5
+
+
+def _point_at(ax: Axes, query: tuple[float, float], colour: str) -> None:
+    """Draw an arrow to (row, column) from the side where the map has more room."""
+    row, column = query
+    rows, columns = ax.images[0].get_array().shape
+    tail = (18 if column < columns / 2 else -18, -18 if row < rows / 2 else 18)
+    outline = [patheffects.withStroke(linewidth=3, foreground="white")]
+    ax.annotate(
+        "",
+        xy=(column, row),
+        xytext=tail,
+        textcoords="offset points",
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": colour,
+            "linewidth": 1.5,
+            "shrinkA": 0,
+            "shrinkB": 1,
+            "path_effects": outline,
+        },
+    )
