@@ -1,7 +1,7 @@
 """Evaluation: metrics, reconstructions and figures of a trained model.
 
     OUT/metrics.json                 means, volumes and every slice
-    OUT/reconstructions/<name>.h5    magnitudes in the input's units, in fastMRI's layout
+    OUT/reconstructions/<name>.h5    magnitudes in the input's units, as in fastMRI
     OUT/figures/*.png                the paper's Figs. 2 and 3
 
 All metrics are of magnitudes in the input's units. Zero-filled images start from the

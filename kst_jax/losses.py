@@ -25,7 +25,7 @@ def loss(
     """
     total = jnp.zeros(())
     for name, images in output.supervised.items():
-        error = images - average_pool(target_BxHxWx2, images.shape[2:4])
+        error = images - average_pool(target_BxHxWx2, images.shape[2:4])[None]
         per_layer_S = jnp.mean(error**2, axis=(1, 2, 3, 4))
         keeps = name != "lr" or stage == "LR" or config.keep_lr_weight
         last = config.last_weight if keeps else config.layer_weight

@@ -132,5 +132,5 @@ def normalise(image: np.ndarray, where: str) -> tuple[np.ndarray, Normalisation]
 
 
 def denormalise(channels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Inverse of `normalise` for slices (B, h, w, 2), with mean and std of each (B,)."""
+    """Inverse of `normalise`: slices (B, h, w, 2), mean and std of each (B,)."""
     return channels * std[:, None, None, None] + mean[:, None, None, None]

@@ -1,0 +1,279 @@
+"""The network: the authors' numbers, its options, its properties."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kst_jax import convert, tokens
+from kst_jax.config import TrainConfig
+from kst_jax.errors import InputError
+from kst_jax.fourier import fft2c
+from kst_jax.losses import average_pool, loss
+from kst_jax.models.kst import (
+    KSpaceTransformer,
+    KSTConfig,
+    attention_maps,
+    introduced_in,
+    reconstruct,
+)
+from tests.references import make_kst_tiny
+
+TINY = make_kst_tiny.CONFIG
+
+
+def relative(got, wanted):
+    return np.linalg.norm(np.asarray(got) - wanted) / np.linalg.norm(wanted)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, batch):
+    return model.apply({"params": params}, batch)
+
+
+def tiny(**changes):
+    config = KSTConfig(**{**vars(TINY), **changes})
+    model, batch = KSpaceTransformer(config), make_kst_tiny.example()
+    return model, make_kst_tiny.weights(model, batch), batch
+
+
+@pytest.fixture(scope="module")
+def authors(shared):
+    goldens = np.load(shared / "goldens" / "authors_small.npz")
+    meta = json.loads(str(goldens["meta"]))
+    params, config = convert.load(
+        shared / "goldens" / "authors_small.pth", meta["num_heads"], (meta["lr_size"],) * 2
+    )
+    slices = zip(*(goldens[x] for x in ("kspace", "mask", "image")), strict=True)
+    batch = tokens.batch_of([tokens.tokenise(k, m) | {"image": i} for k, m, i in slices])
+    return goldens, KSpaceTransformer(config), params, batch
+
+
+@pytest.mark.parametrize("stage", ["LR", "K", "RM"])
+def test_outputs_equal_the_authors(authors, stage):
+    goldens, model, params, batch = authors
+    output = jax.jit(model.apply, static_argnames="stage")(
+        {"params": params}, batch, stage=stage
+    )
+    found = {
+        "up_image": output.upsampled,
+        "up_kspace": fft2c(output.upsampled),
+        "lr_images": output.supervised["lr"],
+        "hr_kspace_images": output.supervised.get("kspace"),
+        "hr_refined_images": output.supervised.get("refined"),
+    }
+    names = [x for x in goldens.files if x.startswith(f"out/{stage}/")]
+    assert len(names) == {"LR": 3, "K": 4, "RM": 5}[stage]
+    for name in names:
+        assert relative(found[name.split("/")[-1]], goldens[name]) < 1e-5, name
+
+
+def test_training_equals_the_authors(authors):
+    goldens, model, params, batch = authors
+    np.testing.assert_allclose(
+        average_pool(jnp.asarray(batch.image), (16, 16)), goldens["lr_image"], atol=1e-6
+    )
+    config = TrainConfig(keep_lr_weight=False)
+
+    @jax.jit
+    def step(params, state):
+        def loss_of(p):
+            output = model.apply({"params": p}, batch)
+            return loss(output, jnp.asarray(batch.image), config, "RM")
+
+        value, gradient = jax.value_and_grad(loss_of)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value, gradient
+
+    optimizer = optax.adamw(5e-4, weight_decay=0.0)
+    state, losses, gradients = optimizer.init(params), [], []
+    for _ in range(4):
+        params, state, value, gradient = step(params, state)
+        losses.append(value)
+        gradients.append(gradient)
+    np.testing.assert_allclose(losses, goldens["losses"], rtol=1e-4)
+    recorded = convert.parameters(
+        {x[5:]: goldens[x] for x in goldens.files if x.startswith("grad/")}
+    )
+    largest = max(np.linalg.norm(g) for g in jax.tree.leaves(recorded))
+    for (path, wanted), got in zip(
+        jax.tree.leaves_with_path(recorded), jax.tree.leaves(gradients[0]), strict=True
+    ):
+        # The last bias moves the mean alone, which is measured: its gradient is
+        # rounding error around zero.
+        if np.linalg.norm(wanted) > 1e-6 * largest:
+            assert relative(got, wanted) < 1e-3, jax.tree_util.keystr(path)
+
+
+def test_outputs_equal_the_bundled_reference():
+    wanted = np.load(make_kst_tiny.PATH)
+    found = make_kst_tiny.outputs()
+    assert sorted(found) == sorted(wanted.files)
+    for name, value in found.items():
+        assert relative(value, wanted[name]) < 1e-5, name
+
+
+def test_paper_size_has_the_authors_parameters():
+    batch = tokens.batch_of(
+        [tokens.tokenise(np.ones((128, 128, 2), np.float32), np.eye(128) > 0)]
+    )
+    model = KSpaceTransformer(KSTConfig())
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == 13_567_008
+
+
+def test_measured_values_survive_every_layer():
+    model, params, batch = tiny()
+    output = apply(model, params, batch)
+    for name in ("kspace", "refined"):
+        for image in output.supervised[name]:
+            spectrum = np.asarray(fft2c(image))
+            np.testing.assert_allclose(
+                spectrum[batch.mask], batch.kspace[batch.mask], atol=1e-5
+            )
+
+
+def test_padded_tokens_change_nothing():
+    model, params, batch = tiny()
+    slices = zip(np.asarray(batch.kspace), np.asarray(batch.mask), strict=True)
+    counts = np.asarray(batch.mask).sum(axis=(1, 2))
+    spans = (int(counts.min()) - 5, int(counts.max()) + 9)
+    padded = tokens.batch_of([tokens.tokenise(k, m, spans) for k, m in slices])
+    assert padded.value.shape[1] > batch.value.shape[1]
+    wanted = apply(model, params, batch).image
+    # what stands in the padding must not matter
+    padded = padded.replace(
+        value=np.where(padded.valid[..., None], padded.value, np.float32(1e3))
+    )
+    got = apply(model, params, padded).image
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_order_of_tokens_does_not_matter():
+    model, params, batch = tiny()
+    order = np.random.default_rng(0).permutation(batch.value.shape[1])
+    shuffled = batch.replace(
+        value=batch.value[:, order], position=batch.position[:, order]
+    )
+    np.testing.assert_allclose(
+        apply(model, params, shuffled).image,
+        apply(model, params, batch).image,
+        atol=2e-5,
+    )
+
+
+@pytest.mark.parametrize("lr_decoder", [True, False])
+@pytest.mark.parametrize("refinement", [True, False])
+def test_ablations(lr_decoder, refinement):
+    model, params, batch = tiny(lr_decoder=lr_decoder, refinement=refinement)
+    assert ("lr_decoder" in params) == lr_decoder
+    assert ("refinement" in params["hr_decoder"]) == refinement
+    output = apply(model, params, batch)
+    assert ("lr" in output.supervised) == lr_decoder
+    assert ("refined" in output.supervised) == refinement
+    assert model.config.stages == tuple(
+        s
+        for s, has in (("LR", lr_decoder), ("K", True), ("RM", refinement))
+        if has
+    )
+    if not lr_decoder:
+        np.testing.assert_allclose(fft2c(output.upsampled), batch.kspace, atol=1e-5)
+
+
+def test_every_parameter_belongs_to_the_first_stage_that_uses_it():
+    model, params, batch = tiny()
+    used = {}
+    for stage in ("LR", "K", "RM"):
+
+        def loss_of(p, stage=stage):
+            output = model.apply({"params": p}, batch, stage=stage)
+            return loss(output, jnp.asarray(batch.image), TrainConfig(), stage)
+
+        for path, g in jax.tree.leaves_with_path(jax.jit(jax.grad(loss_of))(params)):
+            if np.any(np.asarray(g) != 0):
+                used.setdefault(jax.tree_util.keystr(path), stage)
+    for path, _ in jax.tree.leaves_with_path(params):
+        assert used[jax.tree_util.keystr(path)] == introduced_in(path)
+
+
+def test_any_grid_can_be_reconstructed():
+    model, params, batch = tiny()
+    kspace, mask = np.asarray(batch.kspace[0]), np.asarray(batch.mask[0])
+    same = reconstruct(model, params, kspace, mask)
+    np.testing.assert_allclose(
+        same.image[0], apply(model, params, batch).image[0], atol=2e-5
+    )
+    fine = reconstruct(model, params, kspace, mask, grid=(23, 31))
+    assert fine.image.shape == (1, 23, 31, 2)
+    spectrum = np.asarray(fft2c(fine.image))[0, ::2, ::2]
+    np.testing.assert_allclose(spectrum[mask], kspace[mask], atol=1e-5)
+
+
+def test_attention_maps_are_the_softmax_that_the_layers_apply():
+    model, params, batch = tiny()
+    maps = attention_maps(model, params, batch, {"encoder": 3, "hr_decoder": 5})
+    samples = batch.value.shape[1]
+    assert maps["encoder"].shape == (2, 2, 2, samples)
+    assert maps["hr_decoder"].shape == (2, 2, 2, 4 * 8)
+    for weights in maps.values():
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    # by hand, for the first encoder layer
+    p = jax.tree.map(lambda x: np.asarray(x[0]), params["encoder"]["self_attention"])
+    hidden = params["embed_token"]
+    x = np.maximum(batch.value @ hidden["hidden"]["kernel"] + hidden["hidden"]["bias"], 0)
+    x = x @ hidden["output"]["kernel"] + hidden["output"]["bias"]
+    x = x + encoding_by_hand(np.asarray(batch.position), 8)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * p["norm"]["scale"] + p["norm"]["bias"]
+    q, k = ((x @ p[n]["kernel"]).reshape(2, samples, 2, 4) for n in ("query", "key"))
+    scores = np.einsum("bkc,blkc->bkl", q[:, 3], k) / 2
+    wanted = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    np.testing.assert_allclose(maps["encoder"][0], wanted, atol=1e-4)
+
+
+def encoding_by_hand(position, width):
+    out = np.zeros((*position.shape[:-1], width))
+    for axis in (0, 1):
+        for i in range(width // 4):
+            angle = 250 * position[..., axis] * 10_000 ** (-2 * (2 * i) / width)
+            out[..., axis * width // 2 + 2 * i] = np.sin(angle)
+            out[..., axis * width // 2 + 2 * i + 1] = np.cos(angle)
+    return out
+
+
+def test_bfloat16_stays_close_and_keeps_float32_parameters():
+    model, params, batch = tiny()
+    low = KSpaceTransformer(KSTConfig(**{**vars(TINY), "dtype": "bfloat16"}))
+    started = jax.jit(low.init)(jax.random.key(0), batch)["params"]
+    assert {x.dtype for x in jax.tree.leaves(started)} == {jnp.dtype("float32")}
+    image = apply(low, params, batch).image
+    assert image.dtype == jnp.float32
+    difference = relative(image, np.asarray(apply(model, params, batch).image))
+    assert 1e-6 < difference < 0.05
+
+
+def test_initial_weights_are_xavier_with_bounded_biases():
+    model = KSpaceTransformer(KSTConfig(width=64, mlp=128, lr_size=(4, 8)))
+    params = jax.jit(model.init)(jax.random.key(0), make_kst_tiny.example())["params"]
+    kernel = np.asarray(params["hr_decoder"]["mlp"]["mlp"]["hidden"]["kernel"])
+    bound = (6 / (64 + 128)) ** 0.5
+    assert kernel.shape == (6, 64, 128)
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+    assert (kernel[0] != kernel[1]).any()
+    conv = params["hr_decoder"]["refinement"]["Conv_1"]
+    bound = (6 / (64 * 9 * 2)) ** 0.5
+    assert 0.99 * bound < np.abs(conv["kernel"]).max() <= bound
+    assert 0.9 * (64 * 9) ** -0.5 < np.abs(conv["bias"]).max() <= (64 * 9) ** -0.5
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(InputError, match=r"model\.width=30"):
+        KSTConfig(width=30)
+    with pytest.raises(InputError, match=r"model\.width=32"):
+        KSTConfig(width=32, heads=5)
+    with pytest.raises(InputError, match="bfloat16"):
+        KSTConfig(dtype="float64")

@@ -1,0 +1,64 @@
+"""The loss against numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kst_jax.config import TrainConfig
+from kst_jax.losses import average_pool, loss
+from kst_jax.models.kst import Reconstruction
+
+
+def mean_square(x):
+    return np.mean(np.square(x))
+
+
+def spectrum(x):
+    return np.fft.fft2(x[..., 0] + 1j * x[..., 1], norm="ortho")
+
+
+@pytest.fixture
+def output():
+    rng = np.random.default_rng(0)
+    supervised = {
+        "lr": rng.normal(size=(2, 3, 4, 4, 2)).astype(np.float32),
+        "refined": rng.normal(size=(3, 3, 8, 8, 2)).astype(np.float32),
+    }
+    target = rng.normal(size=(3, 8, 8, 2)).astype(np.float32)
+    arrays = {name: jnp.asarray(x) for name, x in supervised.items()}
+    return Reconstruction(arrays["refined"][-1], arrays, arrays["refined"][0]), target
+
+
+@pytest.mark.parametrize("domain", ["image", "kspace", "both"])
+@pytest.mark.parametrize(("stage", "keep"), [("LR", False), ("K", False), ("K", True)])
+def test_loss_is_the_weighted_sum_of_errors(output, domain, stage, keep):
+    reconstruction, target = output
+    low = target.reshape(3, 4, 2, 4, 2, 2).mean(axis=(2, 4))
+    last_lr = 0.9 if stage == "LR" or keep else 0.2
+    expected = 0.0
+    for name, goal, weights in (
+        ("lr", low, [0.2, last_lr]),
+        ("refined", target, [0.2, 0.2, 0.9]),
+    ):
+        for image, weight in zip(
+            reconstruction.supervised[name], weights, strict=True
+        ):
+            error = np.asarray(image) - goal
+            terms = {
+                "image": mean_square(error),
+                # two real channels a point, as in the image domain
+                "kspace": np.mean(np.abs(spectrum(error)) ** 2) / 2,
+            }
+            terms["both"] = terms["image"] + terms["kspace"]
+            expected += weight * terms[domain]
+    config = TrainConfig(
+        domain=domain, layer_weight=0.2, last_weight=0.9, keep_lr_weight=keep
+    )
+    got = loss(reconstruction, jnp.asarray(target), config, stage)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_average_pool_over_unequal_factors():
+    x = np.arange(2 * 6 * 4 * 2, dtype=np.float32).reshape(2, 6, 4, 2)
+    pooled = average_pool(jnp.asarray(x), (2, 2))
+    np.testing.assert_allclose(pooled[1, 1, 0], x[1, 3:6, :2].mean(axis=(0, 1)))

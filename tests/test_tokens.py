@@ -1,0 +1,81 @@
+"""Tokens and queries: a partition of the grid, padding, other grids."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kst_jax import tokens
+from kst_jax.errors import InputError
+
+
+def slice_of(shape=(6, 5), share=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(shape) < share
+    return rng.normal(size=(*shape, 2)).astype(np.float32), mask
+
+
+def test_tokens_and_queries_partition_the_grid():
+    kspace, mask = slice_of()
+    t = tokens.tokenise(kspace, mask)
+    np.testing.assert_array_equal(t["value"], kspace[mask])
+    rows, columns = np.nonzero(mask)
+    np.testing.assert_allclose(
+        t["position"], np.stack([rows / 5, columns / 4], -1), atol=1e-7
+    )
+    assert sorted([*t["query"], *np.flatnonzero(mask)]) == list(range(30))
+    assert (t["kspace"][~mask] == 0).all()
+
+
+def test_coordinates_reach_both_ends():
+    c = tokens.coordinates((3, 2))
+    np.testing.assert_allclose(c, [[0, 0], [0, 1], [0.5, 0], [0.5, 1], [1, 0], [1, 1]])
+
+
+def test_filling_queries_restores_a_spectrum():
+    slices = [slice_of(seed=s) for s in range(2)]
+    counts = [int(mask.sum()) for _, mask in slices]
+    assert counts[0] != counts[1]
+    spans = (min(counts), max(counts))
+    batch = tokens.batch_of([tokens.tokenise(k, m, spans) for k, m in slices])
+    spectrum = jnp.asarray(np.stack([k for k, _ in slices]))
+    values = tokens.at_queries(spectrum, batch.query)
+    filled = tokens.fill(
+        values, tokens.query_order(batch.mask), batch.kspace, batch.mask
+    )
+    np.testing.assert_array_equal(filled, spectrum)
+
+
+def test_padding_is_marked():
+    kspace, mask = slice_of()
+    n = int(mask.sum())
+    t = tokens.tokenise(kspace, mask, (n - 1, n + 3))
+    assert t["value"].shape == (n + 3, 2)
+    np.testing.assert_array_equal(t["valid"], [True] * n + [False] * 3)
+    assert t["query"].shape == (30 - (n - 1),)
+
+
+def test_bad_masks_are_refused():
+    kspace, mask = slice_of()
+    with pytest.raises(InputError, match="no point"):
+        tokens.tokenise(kspace, np.zeros_like(mask))
+    with pytest.raises(InputError, match="does not fit"):
+        tokens.tokenise(kspace, mask[:-1])
+    with pytest.raises(InputError, match="outside"):
+        tokens.tokenise(kspace, mask, (0, int(mask.sum()) - 1))
+
+
+def test_regrid_to_the_same_grid_changes_nothing():
+    kspace, mask = slice_of()
+    same = tokens.regrid(kspace, mask, mask.shape)
+    for name, value in tokens.tokenise(kspace, mask).items():
+        np.testing.assert_array_equal(same[name], value)
+
+
+def test_a_finer_grid_keeps_measured_values_where_coordinates_coincide():
+    kspace, mask = slice_of((5, 5))
+    fine = tokens.regrid(kspace, mask, (9, 9))
+    np.testing.assert_array_equal(fine["mask"][::2, ::2], mask)
+    assert fine["mask"].sum() == mask.sum()
+    np.testing.assert_array_equal(fine["kspace"][::2, ::2][mask], kspace[mask])
+    np.testing.assert_array_equal(fine["value"], kspace[mask])
+    assert fine["query"].size == 81 - mask.sum()
