@@ -100,7 +100,8 @@ def init_state(
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=params if config.ema else None,
+        # A copy: the step may reuse the memory of either.
+        ema=jax.tree.map(jnp.copy, params) if config.ema else None,
         optimizer=optimizer.init(params),
     )
 
@@ -140,7 +141,7 @@ def make_step(
         scalars = {
             "loss": loss,
             "psnr": jax.lax.pmean(psnr, parallel.AXIS),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
         }
         return State(state.step + 1, params, ema, optimizer_state), scalars, image[:1]
 

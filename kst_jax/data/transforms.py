@@ -51,8 +51,7 @@ def field_of_view(image: np.ndarray, config: DataConfig, where: str) -> np.ndarr
                 f"{where}: image {image.shape} is smaller than the crop {shape}; lower "
                 "data.crop (or data.size), or zero-pad it with data.pad=True"
             )
-        # Padding starts where the centre crop of a larger image would.
-        image = np.pad(image, [((n + 1) // 2, n // 2) for n in missing])
+        image = np.pad(image, [(n // 2, n - n // 2) for n in missing])
     return centre_crop(image, shape)
 
 

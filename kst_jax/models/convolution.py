@@ -9,7 +9,6 @@ from jax import lax
 _IMAGES = ("NHWC", "HWIO", "NHWC")
 
 
-@jax.custom_vjp
 def convolve(x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
     """Zero-padded convolution (B, H, W, C) -> (B, H, W, C'), as networks count it.
 
@@ -17,13 +16,19 @@ def convolve(x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
       x_BxHxWxC: images.
       kernel: (k, k, C, C') of odd size k.
     """
+    # Under shard_map this makes the kernel each device's own, as its gradient will be.
+    here = 0 * lax.stop_gradient(x_BxHxWxC[0, 0, 0, 0])
+    return _convolve(x_BxHxWxC, kernel + here)
+
+
+def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
-        x_BxHxWxC, kernel, (1, 1), "SAME", dimension_numbers=_IMAGES
+        x, kernel, (1, 1), "SAME", dimension_numbers=_IMAGES
     )
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return convolve(x, kernel), (x, kernel)
+    return _plain(x, kernel), (x, kernel)
 
 
 def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -32,11 +37,11 @@ def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     dkernel = lax.platform_dependent(
         x, g, kernel, cpu=_kernel_gradient_cpu, default=_kernel_gradient
     )
-    return convolve(g, flipped), dkernel
+    return _plain(g, flipped), dkernel
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.vjp(lambda w: convolve.fun(x, w), kernel)[1](g)[0]
+    return jax.vjp(lambda w: _plain(x, w), kernel)[1](g)[0]
 
 
 def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -56,7 +61,8 @@ def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.A
     return lax.optimization_barrier(dkernel).transpose(1, 2, 0, 3)
 
 
-convolve.defvjp(_forward, _backward)
+_convolve = jax.custom_vjp(_plain)
+_convolve.defvjp(_forward, _backward)
 
 
 def for_flax(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:

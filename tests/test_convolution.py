@@ -1,0 +1,55 @@
+"""Convolution: values and both gradients are those of XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from scipy import signal
+
+from kst_jax.models.convolution import convolve
+
+
+def arrays(size, channels=(3, 5)):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 7, channels[0])).astype(np.float32)
+    kernel = rng.normal(size=(size, size, *channels)).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(kernel)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_values_are_scipys(size):
+    x, kernel = arrays(size)
+    got = convolve(x, kernel)
+    for b in range(2):
+        for o in range(5):
+            wanted = sum(
+                signal.correlate2d(x[b, ..., i], kernel[..., i, o], mode="same")
+                for i in range(3)
+            )
+            np.testing.assert_allclose(got[b, ..., o], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_gradients_are_xlas(size):
+    def plain(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x, kernel = arrays(size)
+    got, wanted = (
+        jax.jit(jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1)))(
+            x, kernel
+        )
+        for f in (convolve, plain)
+    )
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_it_can_be_exported_for_accelerators():
+    x, kernel = arrays(3)
+    gradient = jax.jit(jax.grad(lambda k: jnp.sum(convolve(x, k) ** 2)))
+    for platform in ("cuda", "tpu"):
+        jax.export.export(gradient, platforms=[platform])(kernel)

@@ -1,0 +1,171 @@
+"""The stream of batches: shapes, masks, determinism, shares."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from kst_jax import fourier, tokens
+from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig, TrainConfig
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSTConfig
+
+SMALL = Config(
+    data=DataConfig(size=(32, 24), crop=(176, 176), pad=True, slices=(0.4, 0.6)),
+    model=KSTConfig(lr_size=(16, 12)),
+)
+
+
+@pytest.fixture(scope="module")
+def people():
+    return pipeline.open_sources(SMALL.data)
+
+
+def batches(config, people, **shares):
+    sampler = pipeline.open_sampler(config)
+    return pipeline.training_batches(people[0], config, sampler, **shares)
+
+
+def equal(one, other):
+    same = jax.tree.map(np.array_equal, one, other)
+    return all(jax.tree.leaves(same))
+
+
+def test_batches_hold_the_measured_spectrum_of_the_target(people):
+    batch = next(batches(SMALL, people))
+    assert batch.value.shape == (4, int(32 * 24 / 5), 2)
+    assert batch.image.shape == (4, 32, 24, 2)
+    assert batch.valid is None
+    spectrum = np.asarray(fourier.fft2c(batch.image))
+    np.testing.assert_allclose(
+        batch.kspace, np.where(batch.mask[..., None], spectrum, 0), atol=1e-4
+    )
+    np.testing.assert_array_equal(
+        batch.value, np.stack([k[m] for k, m in zip(batch.kspace, batch.mask)])
+    )
+    np.testing.assert_allclose(batch.image.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(batch.image.std(axis=(1, 2, 3)), 1, atol=1e-4)
+
+
+def test_masks_that_vary_are_padded(people):
+    config = dataclasses.replace(SMALL, mask=MaskConfig(kind="fastmri_random"))
+    first, second = (next(batches(config, people)) for _ in range(2))
+    assert equal(first, second)
+    assert first.valid.shape == first.value.shape[:2]
+    np.testing.assert_array_equal(first.valid.sum(1), first.mask.sum(axis=(1, 2)))
+
+
+def test_each_visit_of_a_slice_has_a_fresh_mask(people):
+    stream = batches(SMALL, people)
+    masks = {next(stream).mask[0].tobytes() for _ in range(12)}
+    assert len(masks) == 12
+
+
+def test_augmentation_changes_training_alone(people):
+    augmented = dataclasses.replace(
+        SMALL,
+        data=dataclasses.replace(SMALL.data, augment=AugmentConfig(rotation=20.0)),
+    )
+    plain, turned = (next(batches(c, people)) for c in (SMALL, augmented))
+    assert not np.allclose(plain.image, turned.image)
+    sampler = pipeline.open_sampler(SMALL)
+    plain, turned = (
+        next(iter(pipeline.test_batches(people[1], c, sampler)))
+        for c in (SMALL, augmented)
+    )
+    assert equal(plain, turned)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_stream_does_not_depend_on_the_number_of_processes(people, processes):
+    whole = batches(SMALL, people)
+    shares = [
+        batches(SMALL, people, process=p, processes=processes)
+        for p in range(processes)
+    ]
+    for _ in range(5):
+        parts = [next(share) for share in shares]
+        # process p holds slices p, p + processes, ... of the global batch
+        joined = jax.tree.map(
+            lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *parts
+        )
+        assert equal(next(whole), joined)
+
+
+def test_position_can_be_saved_and_restored(people):
+    stream = batches(SMALL, people)
+    for _ in range(15):
+        next(stream)
+    state = stream.get_state()
+    wanted = [next(stream) for _ in range(3)]
+    other = batches(SMALL, people)
+    other.set_state(state)
+    assert all(equal(next(other), batch) for batch in wanted)
+
+
+def test_seed_changes_the_stream(people):
+    other = dataclasses.replace(SMALL, data=dataclasses.replace(SMALL.data, seed=1))
+    assert not equal(next(batches(SMALL, people)), next(batches(other, people)))
+
+
+def test_evaluation_visits_each_slice_once_and_marks_padding(people):
+    source, sampler = people[1], pipeline.open_sampler(SMALL)
+    config = dataclasses.replace(
+        SMALL, eval=dataclasses.replace(SMALL.eval, batch_size=3)
+    )
+    assert len(source) % 3
+    found = list(pipeline.test_batches(source, config, sampler))
+    numbers = np.concatenate([b.number for b in found])
+    assert {len(b.number) for b in found} == {3}
+    assert numbers[numbers >= 0].tolist() == list(range(len(source)))
+    again = list(pipeline.test_batches(source, config, sampler))
+    assert equal(found, again)
+
+
+def test_people_are_set_aside_where_no_test_scans_are_named():
+    config = DataConfig(
+        train="demo:train,demo:test", test="", test_fraction=0.5, size=(32, 32), pad=True
+    )
+    train, test = pipeline.open_sources(config)
+    assert len(train.subjects) == len(test.subjects) == 1
+    assert train.subjects != test.subjects
+    assert pipeline.open_test_source(config).subjects == test.subjects
+
+
+def test_the_same_person_on_both_sides_is_refused():
+    with pytest.raises(InputError, match=r"sub-0017.*training and in the test"):
+        pipeline.open_sources(DataConfig(train="demo:train", test="demo:train"))
+
+
+def test_a_bank_of_masks(people, tmp_path):
+    bank = np.random.default_rng(0).random((6, 32, 24)) < 0.3
+    np.save(tmp_path / "masks.npy", bank)
+    config = dataclasses.replace(
+        SMALL, mask=MaskConfig(kind="bank", bank=str(tmp_path / "masks.npy"))
+    )
+    batch = next(batches(config, people))
+    assert all(any(np.array_equal(m, b) for b in bank) for m in batch.mask)
+    with pytest.raises(InputError, match=r"config\.mask\.bank"):
+        pipeline.open_sampler(
+            dataclasses.replace(SMALL, mask=MaskConfig(kind="bank"))
+        )
+
+
+def test_measured_kspace_with_phase(shared):
+    config = dataclasses.replace(
+        SMALL,
+        data=DataConfig(
+            train="demo:train",
+            test=str(shared / "data" / "brain_vfa_singlecoil.h5"),
+            size=(64, 64),
+        ),
+        train=TrainConfig(),
+        model=KSTConfig(lr_size=(32, 32)),
+    )
+    source = pipeline.open_test_source(config.data)
+    test = next(iter(pipeline.test_batches(source, config, pipeline.open_sampler(config))))
+    assert source.measured
+    assert isinstance(test.batch, tokens.Batch)
+    assert np.abs(test.batch.image[0, ..., 1]).std() > 0.1

@@ -1,0 +1,210 @@
+"""Training as a whole: stages, optimiser, resuming, devices, failures."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kst_jax import parallel, training
+from kst_jax.checkpoints import Checkpoints, read_parameters
+from kst_jax.config import Config, DataConfig, MaskConfig, TrainConfig
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+
+TINY = Config(
+    data=DataConfig(size=(16, 16), crop=(176, 176), pad=True, slices=(0.4, 0.6)),
+    mask=MaskConfig(acceleration=4.0),
+    model=KSTConfig(
+        width=8,
+        heads=2,
+        mlp=8,
+        encoder_layers=1,
+        lr_layers=1,
+        hr_layers=1,
+        lr_size=(8, 8),
+        refinement_features=4,
+        refinement_layers=1,
+    ),
+    train=TrainConfig(
+        steps=12, batch_size=8, log_every=1, checkpoint_every=5, image_every=6, ema=0.9
+    ),
+)
+
+
+def with_train(**changes):
+    return dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, **changes))
+
+
+def rows(workdir):
+    lines = (workdir / "train.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, training.train(TINY, workdir)
+
+
+def test_stages_follow_each_other(finished):
+    workdir, state = finished
+    assert int(state.step) == 12
+    assert [row["step"] for row in rows(workdir)] == list(range(1, 13))
+    assert [row["stage"] for row in rows(workdir)] == ["LR"] * 3 + ["K"] * 3 + ["RM"] * 6
+    assert all(np.isfinite(row["loss"]) for row in rows(workdir))
+    assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_resuming_equals_not_being_interrupted(finished, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    save = Checkpoints.save
+
+    def save_and_die(self, step, *args):
+        save(self, step, *args)
+        if step == 5:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    with pytest.raises(Killed):
+        training.train(TINY, tmp_path)
+    # rows after the checkpoint, as a run that died between two checkpoints leaves
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 1.0, "stage": "K"}\n{"step": 7, "lo')
+    monkeypatch.undo()
+    state = training.train(TINY, tmp_path)
+    workdir, whole = finished
+    assert rows(tmp_path) == rows(workdir)
+    same = jax.tree.map(np.array_equal, state, whole)
+    assert all(jax.tree.leaves(same))
+
+
+def test_a_finished_run_trains_no_further(finished):
+    workdir, whole = finished
+    before = rows(workdir)
+    state = training.train(TINY, workdir)
+    assert rows(workdir) == before
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, whole)))
+
+
+def test_another_config_does_not_overwrite_a_run(finished):
+    with pytest.raises(InputError, match=r"train\.learning_rate is 0\.0005 there and 0\.1"):
+        training.train(with_train(learning_rate=0.1), finished[0])
+
+
+def test_the_moving_average_is_what_is_evaluated(finished):
+    workdir, state = finished
+    params, config, step = read_parameters(workdir)
+    assert (config, step) == (TINY, 12)
+    jax.tree.map(np.testing.assert_array_equal, params, state.ema)
+    differ = jax.tree.map(lambda a, b: not np.array_equal(a, b), params, state.params)
+    assert any(jax.tree.leaves(differ))
+
+
+def test_old_checkpoints_go(finished):
+    kept = {p.name for p in (finished[0] / "checkpoints").iterdir() if p.is_dir()}
+    assert kept == {"10", "12"}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(InputError, match=r"loss is nan at step 3.*checkpoints/2"):
+        training.train(
+            with_train(learning_rate=1e30, warmup_steps=6, checkpoint_every=2), tmp_path
+        )
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def one_step(devices, stage="RM"):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
+    model = KSpaceTransformer(TINY.model)
+    source, _ = pipeline.open_sources(TINY.data)
+    batches = pipeline.training_batches(source, TINY, pipeline.open_sampler(TINY))
+    optimizer = training.make_optimizer(TINY.train, {"LR": 0, "K": 0, "RM": 0})
+    batch = next(batches)
+    state = training.init_state(model, optimizer, batch, TINY.train)
+    step = training.make_step(model, optimizer, TINY.train, stage, mesh)
+    args = parallel.replicate(state, mesh), parallel.shard(batch, mesh)
+    text = step.lower(*args).compile().as_text()
+    all_scalars = []
+    state = args[0]
+    for _ in range(3):
+        state, scalars, _ = step(state, parallel.shard(next(batches), mesh))
+        all_scalars.append(scalars)
+    return text, jax.device_get((state, all_scalars))
+
+
+def test_eight_devices_compute_what_one_does():
+    _, (one, one_scalars) = one_step(1)
+    text, (eight, eight_scalars) = one_step(8)
+    for a, b in zip(one_scalars, eight_scalars, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        np.testing.assert_allclose(a["gradient_norm"], b["gradient_norm"], rtol=1e-4)
+    for a, b in zip(
+        jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True
+    ):
+        # Adam divides by gradients as small as rounding errors where they vanish.
+        np.testing.assert_allclose(a, b, atol=1.5e-3 * 3)
+        assert np.median(np.abs(a - b)) < 1e-6
+    assert "all-gather" not in text
+    assert "all-reduce" in text
+
+
+def test_batches_must_divide_among_devices(tmp_path):
+    with pytest.raises(InputError, match=r"train\.batch_size=6.*8 devices"):
+        training.train(with_train(batch_size=6), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stages", "has", "wanted"),
+    [
+        ((0.25, 0.25, 0.5), ("LR", "K", "RM"), {"LR": 0, "K": 25, "RM": 50}),
+        ((0.25, 0.25, 0.5), ("K", "RM"), {"K": 0, "RM": 50}),
+        ((0.25, 0.25, 0.5), ("LR", "K"), {"LR": 0, "K": 25}),
+        ((0.0, 0.0, 1.0), ("LR", "K", "RM"), {"LR": 0, "K": 0, "RM": 0}),
+    ],
+)
+def test_stage_schedule(stages, has, wanted):
+    begun = training.first_steps(TrainConfig(steps=100, stages=stages), has)
+    assert begun == wanted
+    assert training.stage_at(0, begun) == [s for s, n in begun.items() if n == 0][-1]
+    assert training.stage_at(99, begun) == has[-1]
+
+
+def test_late_parameters_start_as_if_new():
+    """A stage's first update equals that of a fresh AdamW at the same rate."""
+    params = {"encoder": jnp.ones(3), "hr_decoder": jnp.ones(3)}
+    config = TrainConfig(steps=10**6, weight_decay=0.1)
+    optimizer = training.make_optimizer(config, {"LR": 0, "K": 5, "RM": 9})
+    state = optimizer.init(params)
+    for n in range(6):
+        grads = {"encoder": jnp.array([1.0, -2.0, 3.0]), "hr_decoder": jnp.zeros(3)}
+        if n == 5:
+            grads["hr_decoder"] = jnp.array([0.3, -0.1, 5.0])
+        updates, state = optimizer.update(grads, state, params)
+        if n < 5:
+            assert not np.any(updates["hr_decoder"])
+    fresh = optax.adamw(5e-4, weight_decay=0.1)
+    wanted, _ = fresh.update(
+        grads["hr_decoder"], fresh.init(params["hr_decoder"]), params["hr_decoder"]
+    )
+    np.testing.assert_allclose(updates["hr_decoder"], wanted, rtol=1e-4)
+
+
+def test_rate_warms_up_and_falls_along_a_cosine():
+    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0)
+    optimizer = training.make_optimizer(config, {"LR": 0, "K": 0, "RM": 0})
+    params = {"encoder": jnp.zeros(1)}
+    state, rates = optimizer.init(params), []
+    update = jax.jit(optimizer.update)
+    for _ in range(101):
+        updates, state = update({"encoder": jnp.ones(1)}, state, params)
+        rates.append(-float(updates["encoder"][0]))
+    n = np.arange(101)
+    cosine = (1 + np.cos(np.pi * (n - 10) / 90)) / 2
+    np.testing.assert_allclose(rates, np.where(n < 10, n / 10, cosine), atol=1e-4)

@@ -1,0 +1,119 @@
+"""Slices to images: crop, resize, augmentation, normalisation."""
+
+import numpy as np
+import pytest
+
+from kst_jax import fourier
+from kst_jax.config import AugmentConfig, DataConfig
+from kst_jax.data import transforms
+from kst_jax.errors import InputError
+
+
+def image_of(shape=(20, 24), seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+
+
+def test_host_and_device_transforms_agree():
+    image = image_of((9, 12))
+    channels = np.stack([image.real, image.imag], -1)
+    spectrum = transforms.fft2c(image)
+    np.testing.assert_allclose(
+        fourier.fft2c(channels), np.stack([spectrum.real, spectrum.imag], -1), atol=1e-5
+    )
+    np.testing.assert_allclose(transforms.ifft2c(spectrum), image, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "m", "start"), [(10, 4, 3), (11, 4, 3), (10, 5, 2)])
+def test_crop_starts_where_fastmri_starts(n, m, start):
+    row = np.arange(n)
+    cropped = transforms.centre_crop(np.stack([row] * n), (m, m))
+    np.testing.assert_array_equal(cropped[0], row[start : start + m])
+
+
+@pytest.mark.parametrize("shape", [(13, 20), (14, 21), (20, 9)])
+def test_padding_and_cropping_undo_each_other(shape):
+    image = image_of(shape)
+    large = transforms.field_of_view(
+        image, DataConfig(size=(8, 8), crop=(24, 25), pad=True), "x"
+    )
+    assert large.shape == (24, 25)
+    np.testing.assert_array_equal(transforms.centre_crop(large, shape), image)
+
+
+def test_a_slice_smaller_than_the_crop_is_refused():
+    with pytest.raises(InputError, match=r"a\.h5, slice 3.*\(20, 24\).*data\.pad"):
+        transforms.field_of_view(image_of(), DataConfig(size=(32, 32)), "a.h5, slice 3")
+
+
+@pytest.mark.parametrize("old", [(32, 40), (33, 41)])
+@pytest.mark.parametrize("new", [(16, 20), (15, 17)])
+def test_fourier_resize_keeps_smooth_images(old, new):
+    """A slow wave, sampled on the coarse grid of the same field of view."""
+
+    def wave(shape):
+        rows, columns = ((np.arange(n) - n // 2) / n for n in shape)
+        angle = 2 * np.pi * (2 * rows[:, None] - 3 * columns[None, :])
+        return (1.5 + np.exp(1j * angle)).astype(np.complex64)
+
+    np.testing.assert_allclose(
+        transforms.fourier_resize(wave(old), new), wave(new), atol=1e-4
+    )
+
+
+def test_normalisation_is_a_z_score_and_can_be_undone():
+    image = 1e-4 * image_of() + (2e-4 - 1e-4j)
+    channels, done = transforms.normalise(image.astype(np.complex64), "x")
+    assert channels.mean() == pytest.approx(0, abs=1e-5)
+    assert channels.std() == pytest.approx(1, abs=1e-4)
+    mean, std = (np.array([v], np.float32) for v in (done.mean, done.std))
+    back = transforms.denormalise(channels[None], mean, std)[0]
+    np.testing.assert_allclose(back[..., 0] + 1j * back[..., 1], image, rtol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0, 3 + 0j])
+def test_a_constant_slice_is_refused(value):
+    flat = np.full((8, 8), value, np.complex64)
+    if value:
+        flat = flat + 3j  # equal real and imaginary parts
+    with pytest.raises(InputError, match="nothing to reconstruct"):
+        transforms.normalise(flat.astype(np.complex64), "a.h5, slice 0")
+
+
+def test_augmentation_is_off_by_default():
+    image = image_of()
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(
+        transforms.augment(image, AugmentConfig(), rng), image
+    )
+
+
+def test_flips():
+    image, rng = image_of(), np.random.default_rng(0)
+    config = AugmentConfig(flip_rows=True, flip_columns=True)
+    seen = {transforms.augment(image, config, rng).tobytes() for _ in range(60)}
+    wanted = (image, image[::-1], image[:, ::-1], image[::-1, ::-1])
+    assert seen == {x.tobytes() for x in wanted}
+
+
+def test_rotation_and_scaling_go_about_the_centre():
+    image = np.zeros((41, 41), np.complex64)
+    image[18:23, 18:23] = 1 + 1j
+    config = AugmentConfig(rotation=179, scaling=0.3)
+    for seed in range(10):
+        out = transforms.augment(image, config, np.random.default_rng(seed))
+        weight = np.abs(out) / np.abs(out).sum()
+        centre = [(weight.sum(axis=1 - axis) @ np.arange(41)) for axis in (0, 1)]
+        np.testing.assert_allclose(centre, 20, atol=0.1)
+        np.testing.assert_allclose(out.real, out.imag)
+
+
+def test_contrast_keeps_phase_and_order():
+    image = image_of()
+    out = transforms.augment(
+        image, AugmentConfig(intensity=0.5), np.random.default_rng(1)
+    )
+    np.testing.assert_allclose(np.angle(out), np.angle(image), atol=1e-5)
+    order = np.argsort(np.abs(image), axis=None)
+    assert (np.diff(np.abs(out).ravel()[order]) >= -1e-6).all()
+    assert not np.allclose(out, image)
