@@ -9,6 +9,8 @@ from ml_collections import ConfigDict, config_flags
 from kst_jax.config import Config, from_dict, require_key
 from kst_jax.errors import InputError
 
+_INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}: "
+
 
 def run(main: Callable[[], None]) -> None:
     """Runs a program; an InputError becomes a message, or with --debug a traceback."""
@@ -34,7 +36,8 @@ def run_with_config(main: Callable[[Config, str], None]) -> None:
     )
     # Handled by `run`; defined so that --help tells of it.
     flags.DEFINE_bool("debug", False, "Show a traceback where something fails.")
-    flags.adopt_module_key_flags(sys.modules[__name__])
+    for name in ("config", "workdir", "debug"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def absl_main(_: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # Orbax reports its every step
@@ -50,7 +53,11 @@ def _parse(argv: list[str]) -> list[str]:
         if argument.startswith("--config."):
             require_key(argument.removeprefix("--config.").partition("=")[0])
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        # Where a config file failed, absl quotes its whole traceback.
+        cause = str(error).strip().splitlines()[-1].strip()
+        raise InputError(cause.removeprefix(_INPUT_ERROR)) from error
     except (AttributeError, KeyError, OSError) as error:
         raise InputError(f"--config cannot be loaded: {error}") from error
 

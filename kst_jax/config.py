@@ -62,7 +62,7 @@ class DataConfig:
         then brought to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
       pad: zero-pad slices smaller than the crop, where otherwise they are an error.
       plane: "axial", "coronal" or "sagittal", for NIfTI and Analyze volumes.
-      slices: part of each NIfTI or Analyze volume to take, as shares of its extent.
+      slices: part of each volume to take, as shares of its slices.
       drop_first: slices left out at the start of each volume.
       fraction: share of each volume's slices to draw, the same ones in every run.
       min_foreground: slices with a smaller share of pixels above a tenth of the

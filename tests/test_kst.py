@@ -46,10 +46,14 @@ def authors(shared):
     goldens = np.load(shared / "goldens" / "authors_small.npz")
     meta = json.loads(str(goldens["meta"]))
     params, config = convert.load(
-        shared / "goldens" / "authors_small.pth", meta["num_heads"], (meta["lr_size"],) * 2
+        shared / "goldens" / "authors_small.pth",
+        meta["num_heads"],
+        (meta["lr_size"],) * 2,
     )
     slices = zip(*(goldens[x] for x in ("kspace", "mask", "image")), strict=True)
-    batch = tokens.batch_of([tokens.tokenise(k, m) | {"image": i} for k, m, i in slices])
+    batch = tokens.batch_of(
+        [tokens.tokenise(k, m) | {"image": i} for k, m, i in slices]
+    )
     return goldens, KSpaceTransformer(config), params, batch
 
 
@@ -176,9 +180,7 @@ def test_ablations(lr_decoder, refinement):
     assert ("lr" in output.supervised) == lr_decoder
     assert ("refined" in output.supervised) == refinement
     assert model.config.stages == tuple(
-        s
-        for s, has in (("LR", lr_decoder), ("K", True), ("RM", refinement))
-        if has
+        s for s, has in (("LR", lr_decoder), ("K", True), ("RM", refinement)) if has
     )
     if not lr_decoder:
         np.testing.assert_allclose(fft2c(output.upsampled), batch.kspace, atol=1e-5)
@@ -224,7 +226,9 @@ def test_attention_maps_are_the_softmax_that_the_layers_apply():
     # by hand, for the first encoder layer
     p = jax.tree.map(lambda x: np.asarray(x[0]), params["encoder"]["self_attention"])
     hidden = params["embed_token"]
-    x = np.maximum(batch.value @ hidden["hidden"]["kernel"] + hidden["hidden"]["bias"], 0)
+    x = np.maximum(
+        batch.value @ hidden["hidden"]["kernel"] + hidden["hidden"]["bias"], 0
+    )
     x = x @ hidden["output"]["kernel"] + hidden["output"]["bias"]
     x = x + encoding_by_hand(np.asarray(batch.position), 8)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)

@@ -40,9 +40,7 @@ def test_loss_is_the_weighted_sum_of_errors(output, domain, stage, keep):
         ("lr", low, [0.2, last_lr]),
         ("refined", target, [0.2, 0.2, 0.9]),
     ):
-        for image, weight in zip(
-            reconstruction.supervised[name], weights, strict=True
-        ):
+        for image, weight in zip(reconstruction.supervised[name], weights, strict=True):
             error = np.asarray(image) - goal
             terms = {
                 "image": mean_square(error),

@@ -82,8 +82,7 @@ def test_augmentation_changes_training_alone(people):
 def test_the_stream_does_not_depend_on_the_number_of_processes(people, processes):
     whole = batches(SMALL, people)
     shares = [
-        batches(SMALL, people, process=p, processes=processes)
-        for p in range(processes)
+        batches(SMALL, people, process=p, processes=processes) for p in range(processes)
     ]
     for _ in range(5):
         parts = [next(share) for share in shares]
@@ -126,7 +125,11 @@ def test_evaluation_visits_each_slice_once_and_marks_padding(people):
 
 def test_people_are_set_aside_where_no_test_scans_are_named():
     config = DataConfig(
-        train="demo:train,demo:test", test="", test_fraction=0.5, size=(32, 32), pad=True
+        train="demo:train,demo:test",
+        test="",
+        test_fraction=0.5,
+        size=(32, 32),
+        pad=True,
     )
     train, test = pipeline.open_sources(config)
     assert len(train.subjects) == len(test.subjects) == 1
@@ -148,9 +151,7 @@ def test_a_bank_of_masks(people, tmp_path):
     batch = next(batches(config, people))
     assert all(any(np.array_equal(m, b) for b in bank) for m in batch.mask)
     with pytest.raises(InputError, match=r"config\.mask\.bank"):
-        pipeline.open_sampler(
-            dataclasses.replace(SMALL, mask=MaskConfig(kind="bank"))
-        )
+        pipeline.open_sampler(dataclasses.replace(SMALL, mask=MaskConfig(kind="bank")))
 
 
 def test_measured_kspace_with_phase(shared):
@@ -165,7 +166,9 @@ def test_measured_kspace_with_phase(shared):
         model=KSTConfig(lr_size=(32, 32)),
     )
     source = pipeline.open_test_source(config.data)
-    test = next(iter(pipeline.test_batches(source, config, pipeline.open_sampler(config))))
+    test = next(
+        iter(pipeline.test_batches(source, config, pipeline.open_sampler(config)))
+    )
     assert source.measured
     assert isinstance(test.batch, tokens.Batch)
     assert np.abs(test.batch.image[0, ..., 1]).std() > 0.1

@@ -55,7 +55,9 @@ def test_stages_follow_each_other(finished):
     workdir, state = finished
     assert int(state.step) == 12
     assert [row["step"] for row in rows(workdir)] == list(range(1, 13))
-    assert [row["stage"] for row in rows(workdir)] == ["LR"] * 3 + ["K"] * 3 + ["RM"] * 6
+    assert [row["stage"] for row in rows(workdir)] == ["LR"] * 3 + ["K"] * 3 + [
+        "RM"
+    ] * 6
     assert all(np.isfinite(row["loss"]) for row in rows(workdir))
     assert list((workdir / "tensorboard").glob("events*"))
 
@@ -94,7 +96,9 @@ def test_a_finished_run_trains_no_further(finished):
 
 
 def test_another_config_does_not_overwrite_a_run(finished):
-    with pytest.raises(InputError, match=r"train\.learning_rate is 0\.0005 there and 0\.1"):
+    with pytest.raises(
+        InputError, match=r"train\.learning_rate is 0\.0005 there and 0\.1"
+    ):
         training.train(with_train(learning_rate=0.1), finished[0])
 
 

@@ -1,6 +1,6 @@
 """Writes kst_tiny.npz; run only when the model is meant to change.
 
-    python -m tests.references.make_kst_tiny
+python -m tests.references.make_kst_tiny
 """
 
 import pathlib

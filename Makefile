@@ -1,0 +1,34 @@
+# Two commands do everything: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed  ## Train on one bundled person, evaluate on the other
+	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
+	$(BIN)/python eval.py --config=configs/demo.py --workdir=runs/demo
+
+test: $(VENV)/.installed-dev  ## Run the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.installed-dev  ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev  ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the virtual environment and all runs
+	rm -rf $(VENV) runs
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@

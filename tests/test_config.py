@@ -1,0 +1,84 @@
+"""Configs: round trip, every file in configs/, every refusal."""
+
+import dataclasses
+import importlib
+import pathlib
+
+import pytest
+
+from kst_jax import config
+from kst_jax.config import Config, as_config_dict, from_dict
+from kst_jax.errors import InputError
+from tests.conftest import ROOT
+
+FILES = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if path.stem not in ("__init__", "paper", "saved")
+)
+
+
+def test_round_trip():
+    assert from_dict(as_config_dict(Config())) == Config()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_loads(name):
+    module = importlib.import_module(f"configs.{name}")
+    assert isinstance(from_dict(module.get_config()), Config)
+    assert f"configs/{name}.py" in module.__doc__ or "make demo" in module.__doc__
+
+
+def test_paper_settings():
+    from configs import paper
+
+    c = from_dict(paper.get_config("fastmri_uniform1d_2.5x"))
+    assert (c.mask.kind, c.mask.acceleration) == ("uniform_1d", 2.5)
+    assert (c.data.drop_first, c.data.fraction) == (5, 0.25)
+    assert dataclasses.asdict(c.model) == dataclasses.asdict(Config().model)
+    with pytest.raises(InputError, match="oasis, fastmri"):
+        paper.get_config("oasis_radial_5x")
+
+
+def test_own_config_files_exist_for_all_paper_settings():
+    assert len([name for name in FILES if name.startswith(("oasis", "fastmri"))]) == 10
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trian": {}}, r"config has no key 'trian'; valid keys: data, eval, mask"),
+        ({"train": {"stepz": 3}}, r"config\.train has no key 'stepz'.*steps"),
+        ({"data": {"augment": {"flip": True}}}, r"data\.augment has no key 'flip'"),
+        ({"train": {"steps": 0}}, r"train\.steps=0"),
+        ({"train": {"steps": "many"}}, r"train\.steps='many'"),
+        ({"train": {"stages": (0.5, 0.5)}}, r"stages"),
+        ({"train": {"stages": (0.5, 0.4, 0.0)}}, r"add to 1"),
+        ({"train": {"domain": "wavelet"}}, r"train\.domain='wavelet'"),
+        ({"data": {"plane": "oblique"}}, r"axial"),
+        ({"data": {"size": (128,)}}, r"data\.size"),
+        ({"data": {"crop": (64, 64)}}, r"data\.crop.*data\.size"),
+        ({"data": {"fraction": 0.0}}, r"data\.fraction"),
+        ({"data": {"slices": (0.7, 0.3)}}, r"data\.slices"),
+        ({"mask": {"acceleration": 0.5}}, r"mask\.acceleration=0\.5.*at least 1"),
+        ({"data": {"size": (100, 128)}}, r"model\.lr_size.*data\.size=\(100, 128\)"),
+        ({"eval": {"batch_size": 0}}, r"eval\.batch_size"),
+    ],
+)
+def test_bad_values_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        from_dict(values)
+
+
+def test_keys_of_the_command_line_are_checked():
+    config.require_key("data.augment.rotation")
+    with pytest.raises(InputError, match=r"no key 'trian'; valid keys: .*train"):
+        config.require_key("data.trian")
+    with pytest.raises(InputError, match="is a value"):
+        config.require_key("data.train.x")
+
+
+def test_configs_have_recipes():
+    for path in pathlib.Path(ROOT / "configs").glob("*.py"):
+        text = path.read_text()
+        assert path.stem == "__init__" or "python " in text or "make " in text, path

@@ -1,0 +1,70 @@
+"""The authors' checkpoints, as `convert` writes them."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from kst_jax import checkpoints, convert
+from kst_jax.errors import InputError
+from tests.conftest import ROOT
+
+
+def convert_cli(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "kst_jax.convert", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_sizes_are_read_from_the_weights(shared):
+    _, config = convert.load(shared / "goldens" / "authors_small.pth", 4, (16, 16))
+    assert (config.width, config.mlp, config.refinement_features) == (32, 64, 16)
+    layers = config.encoder_layers, config.lr_layers, config.hr_layers
+    assert layers == (2, 2, 3)
+    assert (config.refinement_layers, config.refinement_kernel) == (4, 3)
+
+
+def test_command_line_writes_what_was_loaded(shared, tmp_path):
+    source = shared / "goldens" / "authors_small.pth"
+    done = convert_cli(source, tmp_path / "out", "--lr_size", 16, 16)
+    assert done.returncode == 0, done.stderr
+    assert "eval.py" in done.stdout
+    params, config, _ = checkpoints.read_parameters(tmp_path / "out")
+    wanted, model = convert.load(source, 4, (16, 16))
+    assert config.model == model
+    assert config.data.size == (32, 32)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    page = tmp_path / "page.pth"
+    page.write_text("<html>404</html>")
+    done = convert_cli(page, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert str(page) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"module.unet.weight": np.zeros((2, 2))}, "unknown weight 'unet.weight'"),
+        (
+            {
+                "module.encoder.layers.0.norm.weight": np.zeros(2),
+                "module.encoder.layers.2.norm.weight": np.zeros(2),
+            },
+            "leave a gap",
+        ),
+    ],
+)
+def test_other_networks_are_refused(state, message):
+    with pytest.raises(InputError, match=message):
+        convert.parameters(state)
