@@ -279,5 +279,9 @@ def test_bad_sizes_are_refused():
         KSTConfig(width=30)
     with pytest.raises(InputError, match=r"model\.width=32"):
         KSTConfig(width=32, heads=5)
+    with pytest.raises(InputError, match="must be odd"):
+        KSTConfig(refinement_kernel=4)
+    with pytest.raises(InputError, match="auto, plain, blocked"):
+        KSTConfig(attention="sparse")
     with pytest.raises(InputError, match="bfloat16"):
         KSTConfig(dtype="float64")

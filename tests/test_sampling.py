@@ -102,7 +102,7 @@ def test_bank_masks_come_from_the_bank():
 )
 def test_a_mask_without_points_is_refused(kind, acceleration, calibration):
     config = MaskConfig(kind=kind, acceleration=acceleration, calibration=calibration)
-    with pytest.raises(InputError, match="lower mask.acceleration"):
+    with pytest.raises(InputError, match=r"lower mask\.acceleration"):
         sampling.sampler(config, (16, 16))
 
 
@@ -113,6 +113,6 @@ def test_bad_settings_are_refused():
         sampling.sampler(MaskConfig(kind="spiral"), (16, 16))
     with pytest.raises(InputError, match="does not fit"):
         sampling.sampler(MaskConfig(kind="fastmri_random", acceleration=40), (16, 320))
+    bank = np.ones((2, 8, 8), bool)
     with pytest.raises(InputError, match=r"data\.size"):
-        bank = np.ones((2, 8, 8), bool)
         sampling.sampler(MaskConfig(kind="bank", bank="b.npy"), (16, 16), bank)

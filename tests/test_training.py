@@ -63,7 +63,7 @@ def test_stages_follow_each_other(finished):
 
 
 def test_resuming_equals_not_being_interrupted(finished, tmp_path, monkeypatch):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     save = Checkpoints.save
@@ -71,10 +71,10 @@ def test_resuming_equals_not_being_interrupted(finished, tmp_path, monkeypatch):
     def save_and_die(self, step, *args):
         save(self, step, *args)
         if step == 5:
-            raise Killed
+            raise KilledError
 
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         training.train(TINY, tmp_path)
     # rows after the checkpoint, as a run that died between two checkpoints leaves
     with (tmp_path / "train.jsonl").open("a") as file:

@@ -13,7 +13,7 @@ from kst_jax import tokens
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
-from kst_jax.models.attention import attention_weights
+from kst_jax.models.attention import IMPLEMENTATIONS, attention_weights
 from kst_jax.models.upsampling import bicubic
 from kst_jax.tokens import Batch
 
@@ -67,6 +67,15 @@ class KSTConfig:
             raise InputError(
                 f"model.width={self.width} must be a multiple of 4 (sine and cosine of "
                 f"two axes) and of model.heads={self.heads}"
+            )
+        if self.refinement_kernel % 2 == 0:
+            raise InputError(
+                f"model.refinement_kernel={self.refinement_kernel} must be odd"
+            )
+        if self.attention not in ("auto", *IMPLEMENTATIONS):
+            raise InputError(
+                f"model.attention={self.attention!r} is unknown; use one of "
+                f"{', '.join(('auto', *IMPLEMENTATIONS))}"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(
@@ -232,7 +241,7 @@ class KSpaceTransformer(nn.Module):
         x_LxD = blocks.positional_encoding(position_Lx2, c.width)
         # Taking the batch axis from the memory also marks the queries as differing
         # between devices, which the layers' loop insists on under shard_map.
-        x_BxLxD = x_LxD[None] + 0 * memory_BxNxD[:, :1]
+        x_BxLxD = x_LxD[None] + jnp.zeros_like(memory_BxNxD[:, :1])
         return _layers(LRDecoderLayer, c.lr_layers)(c, name="lr_decoder")(
             x_BxLxD, memory_BxNxD, valid_BxN
         )
