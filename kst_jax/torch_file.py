@@ -45,8 +45,10 @@ _DTYPES = {
 _DICT = "collections OrderedDict"
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
+# A metric that numpy computed: a dtype and its bytes, which protocol 2 writes as text.
+_SCALARS = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
+_SCALAR_DTYPES = {"f4", "f8", "i4", "i8", "b1"}
 _LEAVES = (np.ndarray, str, int, float, type(None))
-_ADMITTED = {_DICT, _TENSOR, _PARAMETER, *_DTYPES}
 
 # Pickle instructions that push their argument, or always the same value.
 _LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
@@ -66,8 +68,8 @@ def load(path: str | os.PathLike) -> Any:
     """Load a file written by `torch.save` in PyTorch 1.6 or later.
 
     Returns:
-      What was saved, of dict, list, tuple, str, int, float, bool and None, with numpy
-      arrays for tensors and parameters (bfloat16 as `ml_dtypes.bfloat16`). Arrays are
+      What was saved, of dict, list, tuple, str, int, float, bool and None (numpy's
+      scalars among them), with numpy arrays for tensors and parameters (bfloat16 as `ml_dtypes.bfloat16`). Arrays are
       read-only, and views of one storage share its memory as they do in PyTorch.
 
     Raises:
@@ -263,9 +265,10 @@ class _Unpickler:
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(_REBUILD[function.name](*arguments))
-            case "BUILD":  # attributes of a state dict (torch's `_metadata`): not data
+            case "BUILD":  # torch's `_metadata` of a state dict, details of a dtype
                 stack.pop()
-                self._top(dict)
+                if not isinstance(stack[-1], np.dtype):
+                    self._top(dict)
             case _:
                 raise InputError(
                     f"its pickle has the instruction {instruction}, which tensors and "
@@ -292,7 +295,7 @@ class _Unpickler:
 
 
 def _admit(name: str) -> _Global:
-    if name not in _ADMITTED:
+    if name not in _REBUILD and name not in _DTYPES:
         raise InputError(
             f"holds the Python object {_short(name.replace(' ', '.'))}; only tensors "
             f"and plain containers are read. {_KEEP_WEIGHTS}."
@@ -336,8 +339,29 @@ def _tensor(
     )
 
 
+def _numpy_dtype(code: str, *_: bool) -> np.dtype:
+    if code not in _SCALAR_DTYPES:
+        raise ValueError(f"a numpy scalar of type {_short(code)}")
+    return np.dtype(code).newbyteorder("<")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ValueError("bytes that are not written as latin1")
+    return text.encode("latin1")
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> float:
+    if len(data) != dtype.itemsize:
+        raise ValueError("a numpy scalar of another size than its type")
+    return np.frombuffer(data, dtype)[0].item()
+
+
 # What a call in the pickle means here; the names are never looked up.
 _REBUILD = {
+    "numpy dtype": _numpy_dtype,
+    "_codecs encode": _encode,
+    **dict.fromkeys(_SCALARS, _scalar),
     _DICT: lambda: {},
     _TENSOR: _tensor,
     _PARAMETER: lambda tensor, requires_grad, hooks: tensor,

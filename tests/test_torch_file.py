@@ -175,6 +175,31 @@ def test_views(saved, offset, size, stride, expected):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(33.25),
+        np.float32(-0.5),
+        np.int64(2**40),
+        np.int32(-7),
+        np.bool_(True),
+    ],
+)
+def test_numpy_scalars_are_plain_numbers(saved, value):
+    (got,) = torch_file.load(saved([value]))
+    assert (type(got), got) == (type(value.item()), value.item())
+
+
+@pytest.mark.parametrize(
+    ("code", "data"), [("f8", "1234567"), ("O8", "12345678"), ("V9", "123456789")]
+)
+def test_other_numpy_scalars_are_refused(saved, code, data):
+    dtype = Call(Global("numpy", "dtype"), (code, False, True))
+    data = Call(Global("_codecs", "encode"), (data, "latin1"))
+    scalar = Call(Global("numpy._core.multiarray", "scalar"), (dtype, data))
+    assert "numpy scalar" in refusal(saved([scalar]))
+
+
 def test_a_tensor_without_elements(saved):
     got = torch_file.load(saved(tensor(storage("Float", 0), 0, (0, 5), (5, 1)), [b""]))
     assert got.shape == (0, 5)
