@@ -69,8 +69,9 @@ def load(path: str | os.PathLike) -> Any:
 
     Returns:
       What was saved, of dict, list, tuple, str, int, float, bool and None (numpy's
-      scalars among them), with numpy arrays for tensors and parameters (bfloat16 as `ml_dtypes.bfloat16`). Arrays are
-      read-only, and views of one storage share its memory as they do in PyTorch.
+      scalars among them), with numpy arrays for tensors and parameters (bfloat16 as
+      `ml_dtypes.bfloat16`). Arrays are read-only, and views of one storage share its
+      memory as they do in PyTorch.
 
     Raises:
       InputError: the file cannot be opened, is damaged, is of another format, or holds
