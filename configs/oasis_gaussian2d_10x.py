@@ -2,7 +2,7 @@ r"""OASIS, Gaussian 2D sampling at 10x, as in the paper; see `configs/paper.py`.
 
     python train.py --config=configs/oasis_gaussian2d_10x.py \
         --workdir=runs/oasis_gaussian2d_10x \
-        --config.data.train=/data/oasis
+        '--config.data.train=/data/oasis/**/*T1w.nii.gz'
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@ r"""OASIS, uniform 1D sampling at 5x, as in the paper; see `configs/paper.py`.
 
     python train.py --config=configs/oasis_uniform1d_5x.py \
         --workdir=runs/oasis_uniform1d_5x \
-        --config.data.train=/data/oasis
+        '--config.data.train=/data/oasis/**/*T1w.nii.gz'
 """
 
 from ml_collections import ConfigDict

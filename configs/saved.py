@@ -8,8 +8,11 @@ from ml_collections import ConfigDict
 
 from kst_jax.checkpoints import read_config
 from kst_jax.config import as_config_dict
+from kst_jax.errors import InputError
 
 
-def get_config(workdir: str) -> ConfigDict:
+def get_config(workdir: str = "") -> ConfigDict:
     """All settings of the run in `workdir`."""
+    if not workdir:
+        raise InputError("configs/saved.py:WORKDIR needs the folder of a run")
     return as_config_dict(read_config(workdir))

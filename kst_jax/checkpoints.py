@@ -6,22 +6,30 @@ workdir/checkpoints/<step>/      params, ema, training, data, config
 
 import dataclasses
 import json
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax import linen as nn
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
 from kst_jax.config import Config, from_dict
 from kst_jax.errors import InputError
+from kst_jax.tokens import Batch
 
-# Sections of the config that a run may change when it carries on.
-_FREE = ("eval",)
+# What a run may change when it carries on, and what does not change a model's weights.
+_MAY_CHANGE = (
+    "train.log_every",
+    "train.image_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "eval",
+)
+_NOT_WEIGHTS = ("model.dtype", "model.attention")
 
 
 class Checkpoints:
@@ -81,7 +89,7 @@ class Checkpoints:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardRestore(state.ema)
         found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        logging.getLogger(__name__).info("carrying on from %s", self.latest())
+        print(f"Carrying on from {self.latest()}")
         return state.replace(
             params=found["params"], ema=found.get("ema"), **found["training"]
         )
@@ -149,9 +157,12 @@ def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
 
 
 def require_same_model(saved: Config, config: Config, workdir: str | Path) -> None:
-    """Raises InputError that names the first difference between two models."""
+    """Raises InputError that names the first difference between two models' weights."""
     if difference := _first_difference(
-        dataclasses.asdict(saved.model), dataclasses.asdict(config.model), "model"
+        dataclasses.asdict(saved.model),
+        dataclasses.asdict(config.model),
+        "model",
+        _NOT_WEIGHTS,
     ):
         raise InputError(
             f"the checkpoint in {workdir} does not fit the config: {difference}; use "
@@ -159,25 +170,63 @@ def require_same_model(saved: Config, config: Config, workdir: str | Path) -> No
         )
 
 
-def _require_same_run(workdir: Path, config: Config) -> None:
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    saved, new = read_config(workdir), dataclasses.asdict(config)
-    saved = dataclasses.asdict(saved)
-    for section in set(new) - set(_FREE):
-        if difference := _first_difference(saved[section], new[section], section):
+def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> None:
+    """Raises InputError that names the first parameter that does not fit a model."""
+    wanted = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    shapes, found = (
+        {
+            "/".join(key.key for key in path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (wanted, params)
+    )
+    for name in sorted(set(shapes) | set(found)):
+        if shapes.get(name) != found.get(name):
             raise InputError(
-                f"{workdir}: holds a run with another config: {difference}; choose a "
-                "new --workdir, or give the run's own config to carry on with it"
+                f"the parameters in {where} do not fit the model: {name} is "
+                f"{found.get(name, 'missing')} there, {shapes.get(name, 'unknown')} in "
+                "the model"
             )
 
 
-def _first_difference(saved: dict, new: dict, where: str) -> str | None:
+def write_subjects(workdir: str | Path, subjects: Sequence[str]) -> None:
+    """Notes whom a model is trained on, so that it is not tested on them."""
+    path = Path(workdir) / "train_subjects.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(list(subjects), indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def read_subjects(workdir: str | Path) -> list[str]:
+    """Whom a model was trained on; empty where that is not known."""
+    path = Path(workdir) / "train_subjects.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _require_same_run(workdir: Path, config: Config) -> None:
+    if not (workdir / "config.json").exists():
+        return
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
+        return  # nothing would be lost
+    saved = dataclasses.asdict(read_config(workdir))
+    if difference := _first_difference(
+        saved, dataclasses.asdict(config), "config", _MAY_CHANGE
+    ):
+        raise InputError(
+            f"{workdir}: holds a run with another config: {difference}; choose a new "
+            "--workdir, or give the run's own config to carry on with it"
+        )
+
+
+def _first_difference(
+    saved: dict, new: dict, where: str, ignored: tuple[str, ...]
+) -> str | None:
     for name, value in saved.items():
-        path = f"{where}.{name}"
+        path = name if where == "config" else f"{where}.{name}"
+        if path in ignored:
+            continue
         if isinstance(value, dict):
-            if difference := _first_difference(value, new[name], path):
+            if difference := _first_difference(value, new[name], path, ignored):
                 return difference
         elif value != new[name]:
             return f"{path} is {value} there and {new[name]} here"

@@ -18,7 +18,7 @@ def run(main: Callable[[], None]) -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -39,8 +39,10 @@ def run_with_config(main: Callable[[Config, str], None]) -> None:
     for name in ("config", "workdir", "debug"):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
-    def absl_main(_: list[str]) -> None:
+    def absl_main(argv: list[str]) -> None:
         logging.set_verbosity(logging.ERROR)  # Orbax reports its every step
+        if argv[1:]:
+            raise InputError(f"{argv[1]!r} is no flag; flags are given as --name=value")
         if not workdir.value:
             raise InputError("--workdir is missing; name a folder, such as runs/demo")
         main(_checked(config.value), workdir.value)

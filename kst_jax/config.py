@@ -68,11 +68,12 @@ class DataConfig:
       min_foreground: slices with a smaller share of pixels above a tenth of the
         volume's brightness are left out as empty (NIfTI and Analyze).
       augment: random changes in training.
-      seed: seed of the order, the masks, the augmentation and the split.
+      seed: seed of the order, the masks and the augmentation in training, and of the
+        split and the draw of slices.
     """
 
-    train: str = "demo:train"
-    test: str = "demo:test"
+    train: str = ""
+    test: str = ""
     test_fraction: float = 0.25
     size: tuple[int, int] = (128, 128)
     crop: tuple[int, int] = (0, 0)
@@ -110,6 +111,12 @@ class DataConfig:
         )
         _require(
             large_enough, "data.crop", self.crop, f"at least data.size={self.size}"
+        )
+        _require(
+            0 <= self.min_foreground <= 1,
+            "data.min_foreground",
+            self.min_foreground,
+            "in [0, 1]",
         )
         _require(self.drop_first >= 0, "data.drop_first", self.drop_first, "0 or more")
 
@@ -149,6 +156,12 @@ class MaskConfig:
             "in (0, 1]",
         )
         _require(self.calibration >= 0, "mask.calibration", self.calibration, ">= 0")
+        _require(
+            self.kind != "fastmri_equispaced" or self.acceleration % 1 == 0,
+            "mask.acceleration",
+            self.acceleration,
+            "a whole number (or take fastmri_equispaced_fraction)",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +213,12 @@ class TrainConfig:
     def __post_init__(self):
         """Raises InputError for values out of range."""
         object.__setattr__(self, "stages", tuple(self.stages))
+        _require(
+            self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0"
+        )
+        for name in ("clip_norm", "weight_decay", "image_every"):
+            value = getattr(self, name)
+            _require(value >= 0, f"train.{name}", value, "0 or more")
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name}", value, "at least 1")
@@ -229,12 +248,15 @@ class EvalConfig:
     Attributes:
       batch_size: slices at a time, over all devices.
       figures: slices shown in the figures, spread over the test scans.
+      seed: seed of the test masks, and of the draw of slices from `data.test`; kept
+        apart from the training's, so that runs of several seeds meet the same test.
       out: folder for metrics, reconstructions and figures; if empty, `eval` in the
         run's folder.
     """
 
     batch_size: int = 4
     figures: int = 3
+    seed: int = 0
     out: str = ""
 
     def __post_init__(self):
@@ -310,7 +332,8 @@ def _checked(value: object, field: dataclasses.Field, where: str) -> object:
     default = field.default
     if isinstance(default, tuple):
         good = isinstance(value, tuple | list) and len(value) == len(default)
-        good = good and all(isinstance(x, int | float) for x in value)
+        kinds = int if isinstance(default[0], int) else int | float
+        good = good and all(isinstance(x, kinds) for x in value)
     elif isinstance(default, float):
         good = isinstance(value, int | float) and not isinstance(value, bool)
     else:

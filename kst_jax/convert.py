@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kst_jax import checkpoints, cli, torch_file
+from kst_jax import checkpoints, cli, tokens, torch_file
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 
 # The authors' names to ours. A `layer` is an index into a stack of layers, which here
 # is one array with a leading axis.
@@ -175,9 +175,18 @@ def load(
         )
     try:
         params = parameters(state)
-        return params, model_config(params, heads, lr_size)
+        config = model_config(params, heads, lr_size)
+        _require_whole(params, config)
+        return params, config
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _require_whole(params: dict, config: KSTConfig) -> None:
+    size = tuple(2 * n for n in config.lr_size)
+    example = tokens.tokenise(np.zeros((*size, 2), np.float32), np.eye(*size) > 0)
+    model = KSpaceTransformer(config)
+    checkpoints.require_fit(params, model, tokens.batch_of([example]), "the file")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -45,14 +45,22 @@ class Logs:
     def image(self, step: int, image_HxW: np.ndarray) -> None:
         """Shows zero-filled, reconstruction and target, gray values in [0, 1]."""
         self._board.add_image(
-            "zero-filled, reconstruction, target", image_HxW[None], step
+            "zero-filled, reconstruction, target (normalised)", image_HxW[None], step
         )
 
     def _drop_after(self, step: int) -> None:
         if not self._path.exists():
             return
         lines = self._path.read_text().splitlines(keepends=True)
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+        kept = [line for line in lines if _is_row_up_to(line, step)]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, self._path)
+
+
+def _is_row_up_to(line: str, step: int) -> bool:
+    """False also for a row that was cut off when a run died."""
+    try:
+        return json.loads(line)["step"] <= step
+    except ValueError:
+        return False

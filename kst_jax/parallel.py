@@ -5,6 +5,7 @@ is what `jax.pmap` itself is built on. Plain `jit` would gather the whole batch 
 device for each Fourier transform.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +19,24 @@ AXIS = "data"
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def make_mesh(batch_size: int) -> Mesh:
+    """As many devices as share a global batch evenly, along one axis.
 
-
-def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
-    """Raises InputError where a global batch does not divide among the devices."""
-    if size % mesh.size:
+    Raises:
+      InputError: several processes, whose devices must all take part, cannot share it.
+    """
+    count = math.gcd(jax.device_count(), batch_size)
+    if jax.process_count() > 1 and count < jax.device_count():
         raise InputError(
-            f"config.{name}={size} does not divide among {mesh.size} devices; make it "
-            "a multiple"
+            f"a batch of {batch_size} does not divide among {jax.device_count()} "
+            "devices; make train.batch_size and eval.batch_size a multiple"
         )
+    return jax.make_mesh(
+        (count,),
+        (AXIS,),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:count],
+    )
 
 
 def map_over_devices(

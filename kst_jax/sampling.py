@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import stats
 
 from kst_jax.config import MaskConfig
 from kst_jax.errors import InputError
@@ -273,7 +274,7 @@ def sampler(
 
 
 def _fastmri_counts(config: MaskConfig, shape: Shape) -> tuple[int, int]:
-    """Bounds that hold for every file name: a coin's count to six standard deviations.
+    """Bounds that hold for every file name, but once in 10^15 for a coin's count.
 
     Tokens are padded to the larger, so it should not be all of k-space.
     """
@@ -285,12 +286,8 @@ def _fastmri_counts(config: MaskConfig, shape: Shape) -> tuple[int, int]:
             f"{acceleration}; change mask.center_fraction or mask.acceleration"
         )
     if config.kind == "fastmri_random":
-        coin = _coin(width, low, acceleration)
-        mean, spread = (
-            (width - low) * coin,
-            math.sqrt((width - low) * coin * (1 - coin)),
-        )
-        most = low + min(width - low, math.ceil(mean + 6 * spread))
+        coin = stats.binom(width - low, _coin(width, low, acceleration))
+        most = low + int(coin.isf(1e-15))
     else:
         spacing = (
             round(acceleration)

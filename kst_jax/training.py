@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from kst_jax import losses, metrics, parallel
-from kst_jax.checkpoints import Checkpoints
+from kst_jax.checkpoints import Checkpoints, write_subjects
 from kst_jax.config import Config, TrainConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -115,8 +115,8 @@ def make_step(
 ) -> Callable[[State, Batch], tuple[State, dict, jax.Array]]:
     """Compiles one optimiser step of a stage.
 
-    The step returns the new state, scalars (loss, psnr, gradient norm) averaged over
-    the global batch, and each device's first reconstruction.
+    The step returns the new state, scalars (loss, PSNR of normalised magnitudes, norms)
+    over the global batch, and each device's first reconstruction.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
@@ -142,6 +142,7 @@ def make_step(
             "loss": loss,
             "psnr": jax.lax.pmean(psnr, parallel.AXIS),
             "gradient_norm": optax.tree.norm(gradient),
+            "parameter_norm": optax.tree.norm(params),
         }
         return State(state.step + 1, params, ema, optimizer_state), scalars, image[:1]
 
@@ -168,21 +169,23 @@ def train(config: Config, workdir: str | Path) -> State:
       InputError: data or config that cannot be used, another run's folder, or a loss
         that is no longer finite.
     """
-    mesh = parallel.make_mesh()
-    parallel.check_batch_size("train.batch_size", config.train.batch_size, mesh)
-    source, _ = pipeline.open_sources(config.data)
+    mesh = parallel.make_mesh(config.train.batch_size)
+    source, test = pipeline.open_sources(config)
+    print(f"Training on {source}; set apart for testing: {test}")
     sampler = pipeline.open_sampler(config)
-    batches = pipeline.training_batches(source, config, sampler)
+    batches = pipeline.training_batches(
+        source, config, sampler, jax.process_index(), jax.process_count()
+    )
     model = KSpaceTransformer(config.model)
     begun = first_steps(config.train, config.model.stages)
     optimizer = make_optimizer(config.train, begun)
     with Checkpoints(workdir, config) as checkpoints:
-        example = next(pipeline.training_batches(source, config, sampler))
+        write_subjects(workdir, source.subjects)
+        example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
         state = parallel.replicate(checkpoints.restore(state, batches), mesh)
-        return _Loop(config, mesh, model, optimizer, begun, checkpoints).run(
-            state, batches
-        )
+        loop = _Loop(config, mesh, model, optimizer, begun, checkpoints)
+        return loop.run(state, batches)
 
 
 @dataclasses.dataclass
@@ -208,7 +211,7 @@ class _Loop:
                 state, scalars, images = step_of[stage](
                     state, parallel.shard(batch, self.mesh)
                 )
-                pending.append((number, scalars["loss"]))
+                pending.append((number, scalars))
                 bar.update()
                 saves = number % c.checkpoint_every == 0 or number == c.steps
                 if number % c.log_every == 0 or saves:
@@ -246,19 +249,21 @@ class _Loop:
             f"{rate * self.config.train.batch_size:.1f} images/s"
         )
 
-    def _require_finite(self, pending: list[tuple[int, jax.Array]]) -> None:
-        for number, loss in pending:
-            if not np.isfinite(loss):
-                raise InputError(
-                    f"the loss is {float(loss)} at step {number}. The last good "
-                    f"checkpoint is {self.checkpoints.latest()}; lower "
-                    "train.learning_rate, set train.clip_norm (say 1.0) or "
-                    "train.warmup_steps, and use a new --workdir"
-                )
+    def _require_finite(self, pending: list[tuple[int, dict]]) -> None:
+        """Runs before each save, so that no checkpoint holds what is not a number."""
+        for number, scalars in pending:
+            for name, value in scalars.items():
+                if not np.isfinite(value):
+                    raise InputError(
+                        f"{name.replace('_', ' ')} is {float(value)} at step {number}. "
+                        f"The last good checkpoint is {self.checkpoints.latest()}; "
+                        "lower train.learning_rate, set train.clip_norm (say 1.0) or "
+                        "train.warmup_steps, and use a new --workdir"
+                    )
 
 
 def _panel(batch: Batch, images: jax.Array) -> np.ndarray:
-    """Zero-filled, reconstruction and target of a slice side by side, in [0, 1]."""
+    """Zero-filled, reconstruction, target (normalised) side by side, in [0, 1]."""
     shown = (ifft2c(batch.kspace[:1]), images.addressable_data(0), batch.image[:1])
     panel = np.concatenate([np.asarray(magnitude(x[0])) for x in shown], axis=1)
     return panel / panel.max()

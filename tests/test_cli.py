@@ -67,6 +67,7 @@ def report(workdir):
 def test_a_run_leaves_its_files(workdir):
     for name in (
         "config.json",
+        "train_subjects.json",
         "train.jsonl",
         "checkpoints/4",
         "eval/metrics.json",
@@ -76,10 +77,11 @@ def test_a_run_leaves_its_files(workdir):
     ):
         assert (workdir / name).exists(), name
     assert not list(workdir.rglob("*.tmp"))
+    assert not list(workdir.rglob("*.partial"))
 
 
 def test_metrics_are_scikit_images_of_the_written_files(workdir, config, report):
-    source = pipeline.open_test_source(config.data)
+    source = pipeline.open_test_source(config)
     sampler = pipeline.open_sampler(config)
     targets = []
     for test in pipeline.test_batches(source, config, sampler):
@@ -100,7 +102,7 @@ def test_metrics_are_scikit_images_of_the_written_files(workdir, config, report)
         spans = {"data_range": np.ptp(target)}
         psnr.append(peak_signal_noise_ratio(target, image, **spans))
         ssim.append(structural_similarity(target, image, **spans))
-    mean = report["slices"]["reconstruction"]
+    mean = report["slices"]["input"]["reconstruction"]
     assert mean["psnr"]["mean"] == pytest.approx(np.mean(psnr), abs=1e-3)
     assert mean["ssim"]["mean"] == pytest.approx(np.mean(ssim), abs=1e-4)
     volume = report["per_volume"]["sub-0042_T1w"]["reconstruction"]
@@ -128,11 +130,17 @@ def test_any_batch_size_gives_the_same_mean(workdir, report):
     assert done.returncode == 0, done.stderr
     other = json.loads((out / "metrics.json").read_text())
     assert other["slices"]["count"] == report["slices"]["count"]
-    for method in ("zero_filled", "reconstruction"):
-        for score in ("psnr", "ssim"):
-            assert other["slices"][method][score]["mean"] == pytest.approx(
-                report["slices"][method][score]["mean"], abs=1e-4
-            )
+    for scale in ("normalised", "input"):
+        for method in ("zero_filled", "reconstruction"):
+            for score in ("psnr", "ssim"):
+                got, wanted = (
+                    r["slices"][scale][method][score]["mean"] for r in (other, report)
+                )
+                assert got == pytest.approx(wanted, abs=1e-4)
+    per_slice = [row["input"]["reconstruction"]["psnr"] for row in report["per_slice"]]
+    assert np.mean(per_slice) == pytest.approx(
+        report["slices"]["input"]["reconstruction"]["psnr"]["mean"], abs=1e-5
+    )
 
 
 def test_the_saved_config_evaluates_measured_scans(workdir, shared, tmp_path):
@@ -177,6 +185,8 @@ def refused(program, *args):
         (["--config.mask.acceleration=0.5"], "at least 1"),
         (["--config.data.pad=False"], "smaller than the crop"),
         (["--config.data.test=demo:train"], "sub-0017"),
+        (["--config.model.heads=0"], "model.heads=0"),
+        (["surplus"], "'surplus' is no flag"),
     ],
 )
 def test_mistakes_get_one_message(change, message, tmp_path):
@@ -191,6 +201,8 @@ def test_missing_flags_and_configs(tmp_path):
     assert "--config is missing" in refused("train.py", workdir)
     assert "no_such.py" in refused("train.py", workdir, "--config=configs/no_such.py")
     assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py:x")
+    assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py")
+    refused("train.py", "--config=configs/demo.py", "--workdir=/proc/none")
 
 
 def test_eval_without_a_checkpoint_or_with_another_model(workdir, tmp_path):
@@ -204,6 +216,47 @@ def test_results_of_other_scans_are_not_overwritten(workdir):
         "eval.py", *TINY, f"--workdir={workdir}", "--config.mask.acceleration=3.0"
     )
     assert "eval.out" in error
+
+
+def test_people_of_the_training_are_not_tested(workdir, tmp_path):
+    error = refused(
+        "eval.py",
+        *TINY,
+        f"--workdir={workdir}",
+        "--config.data.test=demo:train",
+        f"--config.eval.out={tmp_path}",
+    )
+    assert "sub-0017" in error
+    assert "was trained" in error
+
+
+def test_a_converted_checkpoint_is_evaluated(shared, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "kst_jax.convert"),
+            *(shared / "goldens" / "authors_small.pth", tmp_path / "out"),
+            *("--lr_size", "16", "16"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    done = run(
+        "eval.py",
+        f"--config=configs/saved.py:{tmp_path / 'out'}",
+        f"--workdir={tmp_path / 'out'}",
+        f"--config.data.test=demo:test,{shared / 'data' / 'brain_vfa_singlecoil.h5'}",
+        "--config.data.slices=(0.3,0.7)",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "eval" / "metrics.json").read_text())
+    assert set(report["per_volume"]) == {"sub-0042_T1w", "brain_vfa_singlecoil"}
+    assert report["volumes"]["count"] == 2
+    for name, volume in report["per_volume"].items():
+        path = tmp_path / "out" / "eval" / "reconstructions" / f"{name}.h5"
+        with h5py.File(path) as file:
+            assert len(file["reconstruction"]) == volume["slices"]
 
 
 def test_debug_shows_a_traceback(tmp_path):

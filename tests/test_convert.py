@@ -68,3 +68,21 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_other_networks_are_refused(state, message):
     with pytest.raises(InputError, match=message):
         convert.parameters(state)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(shared, monkeypatch):
+    path = shared / "goldens" / "authors_small.pth"
+    whole = convert.torch_file.load(path)
+    state = {
+        name: weight
+        for name, weight in whole["model_state_dict"].items()
+        if "decoderHR.layers.1.multihead_attn.w_qs" not in name
+    }
+    monkeypatch.setattr(
+        convert.torch_file, "load", lambda _: {"model_state_dict": state}
+    )
+    with pytest.raises(InputError, match="leave a gap"):
+        convert.load(path, 4, (16, 16))
+    state = {n: w for n, w in state.items() if "multihead_attn.w_qs" not in n}
+    with pytest.raises(InputError, match=r"cross_attention/query/kernel is missing"):
+        convert.load(path, 4, (16, 16))

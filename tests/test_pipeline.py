@@ -13,14 +13,21 @@ from kst_jax.errors import InputError
 from kst_jax.models.kst import KSTConfig
 
 SMALL = Config(
-    data=DataConfig(size=(32, 24), crop=(176, 176), pad=True, slices=(0.4, 0.6)),
+    data=DataConfig(
+        train="demo:train",
+        test="demo:test",
+        size=(32, 24),
+        crop=(176, 176),
+        pad=True,
+        slices=(0.4, 0.6),
+    ),
     model=KSTConfig(lr_size=(16, 12)),
 )
 
 
 @pytest.fixture(scope="module")
 def people():
-    return pipeline.open_sources(SMALL.data)
+    return pipeline.open_sources(SMALL)
 
 
 def batches(config, people, **shares):
@@ -124,13 +131,14 @@ def test_evaluation_visits_each_slice_once_and_marks_padding(people):
 
 
 def test_people_are_set_aside_where_no_test_scans_are_named():
-    config = DataConfig(
+    data = DataConfig(
         train="demo:train,demo:test",
         test="",
         test_fraction=0.5,
         size=(32, 32),
         pad=True,
     )
+    config = dataclasses.replace(SMALL, data=data, model=KSTConfig(lr_size=(16, 16)))
     train, test = pipeline.open_sources(config)
     assert len(train.subjects) == len(test.subjects) == 1
     assert train.subjects != test.subjects
@@ -139,7 +147,14 @@ def test_people_are_set_aside_where_no_test_scans_are_named():
 
 def test_the_same_person_on_both_sides_is_refused():
     with pytest.raises(InputError, match=r"sub-0017.*training and in the test"):
-        pipeline.open_sources(DataConfig(train="demo:train", test="demo:train"))
+        pipeline.open_sources(
+            Config(data=DataConfig(train="demo:train", test="demo:train"))
+        )
+
+
+def test_training_scans_must_be_named():
+    with pytest.raises(InputError, match=r"config\.data\.train is empty"):
+        pipeline.open_sources(Config())
 
 
 def test_a_bank_of_masks(people, tmp_path):
@@ -165,7 +180,7 @@ def test_measured_kspace_with_phase(shared):
         train=TrainConfig(),
         model=KSTConfig(lr_size=(32, 32)),
     )
-    source = pipeline.open_test_source(config.data)
+    source = pipeline.open_test_source(config)
     test = next(
         iter(pipeline.test_batches(source, config, pipeline.open_sampler(config)))
     )

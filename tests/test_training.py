@@ -17,7 +17,14 @@ from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 
 TINY = Config(
-    data=DataConfig(size=(16, 16), crop=(176, 176), pad=True, slices=(0.4, 0.6)),
+    data=DataConfig(
+        train="demo:train",
+        test="demo:test",
+        size=(16, 16),
+        crop=(176, 176),
+        pad=True,
+        slices=(0.4, 0.6),
+    ),
     mask=MaskConfig(acceleration=4.0),
     model=KSTConfig(
         width=8,
@@ -95,6 +102,10 @@ def test_a_finished_run_trains_no_further(finished):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, whole)))
 
 
+def test_what_does_not_change_a_run_may_change(finished):
+    training.train(with_train(log_every=7, keep=9), finished[0])
+
+
 def test_another_config_does_not_overwrite_a_run(finished):
     with pytest.raises(
         InputError, match=r"train\.learning_rate is 0\.0005 there and 0\.1"
@@ -116,18 +127,43 @@ def test_old_checkpoints_go(finished):
     assert kept == {"10", "12"}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(InputError, match=r"loss is nan at step 3.*checkpoints/2"):
-        training.train(
-            with_train(learning_rate=1e30, warmup_steps=6, checkpoint_every=2), tmp_path
-        )
-    assert (tmp_path / "checkpoints" / "2").is_dir()
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, monkeypatch):
+    class Poisoned:
+        """The stream, whose sixth batch holds an overflow."""
+
+        def __init__(self, stream):
+            self.stream, self.count = stream, 0
+
+        def __next__(self):
+            self.count += 1
+            batch = next(self.stream)
+            factor = np.float32(1e30 if self.count == 6 else 1)
+            return batch.replace(image=batch.image * factor)
+
+    run = training._Loop.run
+    monkeypatch.setattr(
+        training._Loop,
+        "run",
+        lambda self, state, batches: run(self, state, Poisoned(batches)),
+    )
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, step, state, batches, save=Checkpoints.save: save(
+            self, step, state, batches.stream
+        ),
+    )
+    with pytest.raises(InputError, match=r"is (inf|nan) at step 6.*checkpoints/4"):
+        training.train(with_train(checkpoint_every=2), tmp_path)
+    params, _, step = read_parameters(tmp_path)
+    assert step == 4
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def one_step(devices, stage="RM"):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
     model = KSpaceTransformer(TINY.model)
-    source, _ = pipeline.open_sources(TINY.data)
+    source, _ = pipeline.open_sources(TINY)
     batches = pipeline.training_batches(source, TINY, pipeline.open_sampler(TINY))
     optimizer = training.make_optimizer(TINY.train, {"LR": 0, "K": 0, "RM": 0})
     batch = next(batches)
@@ -152,16 +188,19 @@ def test_eight_devices_compute_what_one_does():
     for a, b in zip(
         jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True
     ):
-        # Adam divides by gradients as small as rounding errors where they vanish.
-        np.testing.assert_allclose(a, b, atol=1.5e-3 * 3)
-        assert np.median(np.abs(a - b)) < 1e-6
+        # Where a gradient is rounding error around zero, Adam steps in its direction:
+        # a few values differ by such steps, and no others do.
+        far = np.abs(a - b) > 1e-5
+        assert far.mean() < 0.02
     assert "all-gather" not in text
     assert "all-reduce" in text
 
 
-def test_batches_must_divide_among_devices(tmp_path):
-    with pytest.raises(InputError, match=r"train\.batch_size=6.*8 devices"):
-        training.train(with_train(batch_size=6), tmp_path)
+@pytest.mark.parametrize(
+    ("batch", "devices"), [(8, 8), (16, 8), (4, 4), (6, 2), (5, 1)]
+)
+def test_a_batch_takes_the_devices_that_share_it_evenly(batch, devices):
+    assert parallel.make_mesh(batch).size == devices
 
 
 @pytest.mark.parametrize(

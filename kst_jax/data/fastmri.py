@@ -8,6 +8,7 @@ from typing import ClassVar
 import h5py
 import numpy as np
 
+from kst_jax.data.fourier import ifft2c
 from kst_jax.errors import InputError
 
 # Far beyond any scan, and what keeps a damaged header from claiming all memory.
@@ -60,10 +61,7 @@ def open_volume(path: Path) -> FastMRIVolume:
 
 
 def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
-    """Transform a slice's centred k-space into its complex64 image, orthonormally.
-
-    The one transform outside `kst_jax.fourier`: slices are read in the input
-    pipeline's worker processes, which must not start JAX.
+    """Complex64 image (H, W) of a slice's centred k-space.
 
     Raises:
       InputError: non-finite values; `where` names the slice.
@@ -74,8 +72,7 @@ def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
         raise InputError(
             f"{where} holds values that are not finite. Repair or leave out the file."
         )
-    image = np.fft.ifft2(np.fft.ifftshift(kspace_HxW), norm="ortho")
-    return np.fft.fftshift(image).astype(np.complex64, copy=False)
+    return ifft2c(kspace_HxW)
 
 
 def _open(path: Path) -> h5py.File:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config, DataConfig
-from kst_jax.data import sources, transforms
+from kst_jax.data import fourier, sources, transforms
 from kst_jax.data.npy import read_mask_bank
 from kst_jax.data.sources import Slice, Source
 from kst_jax.errors import InputError
@@ -25,7 +25,7 @@ from kst_jax.tokens import Batch
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)
 
 
-class TestBatch(NamedTuple):
+class EvalBatch(NamedTuple):
     """A batch to evaluate.
 
     Attributes:
@@ -41,36 +41,45 @@ class TestBatch(NamedTuple):
     number: np.ndarray
 
 
-def open_sources(config: DataConfig) -> tuple[Source, Source]:
+def open_sources(config: Config) -> tuple[Source, Source]:
     """Training and test scans, which never share a person.
 
     Raises:
       InputError: scans that cannot be used, or the same person in both.
     """
-    if not config.test:
-        everyone = _open(config, config.train)
+    data = config.data
+    if not data.test:
+        everyone = _open(data, data.train, data.seed)
         train, test = sources.split_subjects(
-            everyone.subjects, 1 - config.test_fraction, config.seed
+            everyone.subjects, 1 - data.test_fraction, data.seed
         )
         return everyone.select(train), everyone.select(test)
-    train, test = _open(config, config.train), _open(config, config.test)
+    train = _open(data, data.train, data.seed)
+    test = _open(data, data.test, config.eval.seed)
     sources.require_disjoint(train, test)
     return train, test
 
 
-def open_test_source(config: DataConfig) -> Source:
+def open_test_source(config: Config) -> Source:
     """Test scans alone; the training scans need not be at hand if `test` is given."""
-    return _open(config, config.test) if config.test else open_sources(config)[1]
+    if not config.data.test:
+        return open_sources(config)[1]
+    return _open(config.data, config.data.test, config.eval.seed)
 
 
-def _open(config: DataConfig, paths: str) -> Source:
+def _open(config: DataConfig, paths: str, seed: int) -> Source:
+    if not paths:
+        raise InputError(
+            "config.data.train is empty; name a folder or file of scans, such as "
+            "--config.data.train=/data/train, or the bundled demo:train"
+        )
     return sources.open_source(
         paths,
         plane=config.plane,
         slices=config.slices,
         drop_first=config.drop_first,
         fraction=config.fraction,
-        seed=config.seed,
+        seed=seed,
         min_foreground=config.min_foreground,
     )
 
@@ -87,6 +96,15 @@ def open_sampler(config: Config) -> Sampler:
             raise InputError("config.mask.kind='bank' needs config.mask.bank, a .npy")
         bank = read_mask_bank(config.mask.bank)
     return sampling.sampler(config.mask, config.data.size, bank)
+
+
+def example_batch(config: Config, sampler: Sampler) -> Batch:
+    """A batch of one empty slice, with the shapes that every batch has."""
+    mask = np.zeros(config.data.size, bool)
+    mask.flat[: sampler.counts[1]] = True
+    image = np.zeros((*config.data.size, 2), np.float32)
+    slice_tokens = tokens.tokenise(image, mask, sampler.counts)
+    return tokens.batch_of([slice_tokens | {"image": image}])
 
 
 def training_batches(
@@ -117,7 +135,7 @@ def training_batches(
 
 def test_batches(
     source: Source, config: Config, sampler: Sampler
-) -> grain.IterDataset[TestBatch]:
+) -> grain.IterDataset[EvalBatch]:
     """Each slice once, in order; the last batch is padded with its last slice."""
     size = config.eval.batch_size
     count = -(-len(source) // size) * size
@@ -125,14 +143,15 @@ def test_batches(
         _test_slice, source=source, config=config, sampler=sampler
     )
     stream = grain.MapDataset.range(count).map(prepare)
-    return stream.batch(size, batch_fn=_test_batch).to_iter_dataset(_READ)
+    return stream.batch(size, batch_fn=_eval_batch).to_iter_dataset(_READ)
 
 
 def _training_slice(
     item: Slice, rng: np.random.Generator, *, config: Config, sampler: Sampler
 ) -> dict[str, np.ndarray]:
-    image = transforms.field_of_view(item.image, config.data, _where(item))
-    image = transforms.augment(image, config.data.augment, rng)
+    # Before the crop, so that what turns in from outside it is real.
+    image = transforms.augment(item.image, config.data.augment, rng)
+    image = transforms.field_of_view(image, config.data, _where(item))
     return _tokens(image, sampler.random(rng), item, config, sampler)[0]
 
 
@@ -141,7 +160,7 @@ def _test_slice(
 ) -> tuple[dict[str, np.ndarray], transforms.Normalisation, int]:
     item = source[min(number, len(source) - 1)]
     image = transforms.field_of_view(item.image, config.data, _where(item))
-    mask = sampler.fixed(item.file, item.index, config.data.seed)
+    mask = sampler.fixed(item.file, item.index, config.eval.seed)
     slice_tokens, normalisation = _tokens(image, mask, item, config, sampler)
     return slice_tokens, normalisation, number if number < len(source) else -1
 
@@ -151,15 +170,15 @@ def _tokens(
 ) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
     image = transforms.fourier_resize(image, config.data.size)
     channels, normalisation = transforms.normalise(image, _where(item))
-    spectrum = transforms.fft2c(channels[..., 0] + 1j * channels[..., 1])
+    spectrum = fourier.fft2c(channels[..., 0] + 1j * channels[..., 1])
     kspace = np.stack([spectrum.real, spectrum.imag], axis=-1)
     slice_tokens = tokens.tokenise(kspace, mask, sampler.counts)
     return slice_tokens | {"image": channels}, normalisation
 
 
-def _test_batch(slices: list) -> TestBatch:
+def _eval_batch(slices: list) -> EvalBatch:
     parts, normalisations, numbers = zip(*slices, strict=True)
-    return TestBatch(
+    return EvalBatch(
         tokens.batch_of(parts),
         np.array([n.mean for n in normalisations], np.float32),
         np.array([n.std for n in normalisations], np.float32),

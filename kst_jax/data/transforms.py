@@ -1,15 +1,15 @@
 """From a slice as it was read to the normalised image that networks see.
 
-On the host, in numpy: input workers do not start JAX.
+On the host, in numpy.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
 
 from kst_jax.config import AugmentConfig, DataConfig
+from kst_jax.data.fourier import fft2c, ifft2c
 from kst_jax.errors import InputError
 
 
@@ -19,22 +19,6 @@ class Normalisation:
 
     mean: float
     std: float
-
-
-def fft2c(image: np.ndarray) -> np.ndarray:
-    """Centred orthonormal Fourier transform of complex images (..., H, W)."""
-    return _centred(np.fft.fft2, image)
-
-
-def ifft2c(kspace: np.ndarray) -> np.ndarray:
-    """Inverse of `fft2c`."""
-    return _centred(np.fft.ifft2, kspace)
-
-
-def _centred(transform: Callable, x: np.ndarray) -> np.ndarray:
-    x = np.fft.ifftshift(x, axes=(-2, -1))
-    x = transform(x, axes=(-2, -1), norm="ortho")
-    return np.fft.fftshift(x, axes=(-2, -1)).astype(np.complex64)
 
 
 def field_of_view(image: np.ndarray, config: DataConfig, where: str) -> np.ndarray:

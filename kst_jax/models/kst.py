@@ -1,6 +1,7 @@
 """The K-Space Transformer: encoder, hierarchical decoder, refinement (paper Fig. 1)."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import flax.struct
@@ -63,6 +64,12 @@ class KSTConfig:
     def __post_init__(self):
         """Raises InputError where the sizes cannot make a network."""
         object.__setattr__(self, "lr_size", tuple(self.lr_size))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if (field.type is int and value < 1) or (
+                field.name == "lr_size" and min(value) < 1
+            ):
+                raise InputError(f"model.{field.name}={value} must be at least 1")
         if self.width % 4 or self.width % self.heads:
             raise InputError(
                 f"model.width={self.width} must be a multiple of 4 (sine and cosine of "
@@ -200,10 +207,14 @@ class KSpaceTransformer(nn.Module):
           batch: tokens, and the grid to fill. The grid may be finer or coarser than the
             one that was sampled (`tokens.regrid`).
           stage: how far to go, one of STAGES; what the network lacks is passed over.
-
-        Raises:
-          InputError: lr_size does not divide the grid.
         """
+        with jax.default_matmul_precision("highest"):
+            return self._reconstruct(batch, stage)
+
+    @nn.nowrap
+    def _reconstruct(self, batch: Batch, stage: str) -> Reconstruction:
+        # Without it accelerators round float32 factors of products to fewer bits;
+        # bfloat16 factors are what they are.
         c = self.config
         memory, valid = self.encode(batch), batch.valid
         supervised = {}
@@ -319,11 +330,16 @@ def reconstruct(
       Images with a batch axis of 1.
 
     Raises:
-      InputError: an empty mask, or a grid that lr_size does not divide.
+      InputError: an empty mask.
     """
     grid = grid or mask.shape
     batch = tokens.batch_of([tokens.regrid(kspace, mask, grid)])
-    return jax.jit(model.apply)({"params": params}, batch)
+    return _apply(model, params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: KSpaceTransformer, params: dict, batch: Batch) -> Reconstruction:
+    return model.apply({"params": params}, batch)
 
 
 def attention_maps(

@@ -1,0 +1,305 @@
+"""Exact softmax attention that never holds the matrix of all queries by all keys.
+
+Letters as in `kst_jax.models`, and here: M queries, L keys, K heads, C channels of a
+head, m queries of one block; scores are scaled by 1 / sqrt(C). A key whose `valid_BxL`
+is False is ignored entirely, and a query without any valid key gets zeros.
+
+The blocked form takes a head and a block of its queries at a time, with all keys; of
+the softmax it keeps only the logarithm of the denominator, from which the backward pass
+recomputes each block of weights, once (Rabe and Staats, arXiv 2112.05682; Dao et al.,
+arXiv 2205.14135).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+# Weights (B K M L) of one call up to which the textbook formula is as fast.
+PLAIN_UP_TO = 2**18
+# Weights of one block, 4 MiB of float32, though never fewer than 64 queries. On two
+# cores half of it costs 10 % at 4,096 keys; twice as much gains 3 % forward and
+# nothing backward.
+_BLOCK = 2**20
+# Scores (in powers of two) up to here need no maximum: 2^60 times the number of keys,
+# and its inverse, are far from the ends of float32.
+_SAFE = 60.0
+_LOWEST = -1e30  # below every score, yet finite: no NaN where no key is valid
+# 2^x on [-1/2, 1/2] to 2e-7.
+_EXP2 = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).convert(
+    kind=np.polynomial.Polynomial
+)
+
+
+def choose(
+    platform: str, dtype: jax.typing.DTypeLike, q_shape: tuple[int, ...], keys: int
+) -> str:
+    """Name the implementation that "auto" stands for.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` spells it.
+      dtype: of the queries.
+      q_shape: (B, M, K, C).
+      keys: L.
+
+    """
+    B, M, K, C = q_shape
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    if platform == "gpu" and half and C % 8 == 0 and C <= 128:
+        return "cudnn"
+    return "plain" if B * K * M * keys <= PLAIN_UP_TO else "blocked"
+
+
+def attention(
+    q_BxMxKxC: Array,
+    k_BxLxKxC: Array,
+    v_BxLxKxC: Array,
+    valid_BxL: Array | None = None,
+    *,
+    implementation: str = "auto",
+) -> Array:
+    """Weigh the values: softmax(q k^T / sqrt(C)) v for every head.
+
+    Statistics and sums are float32 whatever the inputs are. "auto" is settled when
+    traced, for the default backend: a program exported on a CPU for other platforms
+    holds the portable form.
+
+    Args:
+      q_BxMxKxC: queries, float32, bfloat16 or float16.
+      k_BxLxKxC: keys.
+      v_BxLxKxC: values.
+      valid_BxL: bool, False for keys to ignore; None where all count.
+      implementation: a key of `IMPLEMENTATIONS`, or "auto" for what `choose` says. A
+        GPU without the fused kernel (AMD, or before Ampere) needs "blocked" in half
+        precision.
+
+    Returns:
+      o_BxMxKxC in the dtype of the queries.
+
+    Raises:
+      ValueError: an unknown implementation.
+
+    """
+    if implementation == "auto":
+        platform, keys = jax.default_backend(), k_BxLxKxC.shape[1]
+        implementation = choose(platform, q_BxMxKxC.dtype, q_BxMxKxC.shape, keys)
+    if implementation not in IMPLEMENTATIONS:
+        names = ", ".join(["auto", *IMPLEMENTATIONS])
+        raise ValueError(f"attention {implementation!r} is none of: {names}")
+    if valid_BxL is not None:
+        # A weight of zero would not silence a huge value, nor its gradient.
+        valid = valid_BxL[..., None, None]
+        k_BxLxKxC, v_BxLxKxC = (jnp.where(valid, x, 0) for x in (k_BxLxKxC, v_BxLxKxC))
+    return IMPLEMENTATIONS[implementation](q_BxMxKxC, k_BxLxKxC, v_BxLxKxC, valid_BxL)
+
+
+def attention_weights(
+    q_BxMxKxC: Array, k_BxLxKxC: Array, valid_BxL: Array | None = None
+) -> Array:
+    """Return the softmax itself, w_BxKxMxL in float32; rows without a key are zero."""
+    s_BxKxMxL = jnp.einsum(
+        "bmkc,blkc->bkml", q_BxMxKxC, k_BxLxKxC, preferred_element_type=jnp.float32
+    )
+    s_BxKxMxL *= q_BxMxKxC.shape[-1] ** -0.5
+    if valid_BxL is None:
+        return jax.nn.softmax(s_BxKxMxL)
+    valid = valid_BxL[:, None, None]
+    return jnp.where(valid, jax.nn.softmax(jnp.where(valid, s_BxKxMxL, _LOWEST)), 0)
+
+
+def plain_attention(
+    q_BxMxKxC: Array,
+    k_BxLxKxC: Array,
+    v_BxLxKxC: Array,
+    valid_BxL: Array | None = None,
+) -> Array:
+    """Do as `attention`, by the textbook formula on the whole matrix of weights."""
+    w_BxKxMxL = attention_weights(q_BxMxKxC, k_BxLxKxC, valid_BxL)
+    w_BxKxMxL = w_BxKxMxL.astype(v_BxLxKxC.dtype)
+    o_BxMxKxC = jnp.einsum(
+        "bkml,blkc->bmkc", w_BxKxMxL, v_BxLxKxC, preferred_element_type=jnp.float32
+    )
+    return o_BxMxKxC.astype(q_BxMxKxC.dtype)
+
+
+def _cudnn_attention(
+    q_BxMxKxC: Array, k_BxLxKxC: Array, v_BxLxKxC: Array, valid_BxL: Array | None
+) -> Array:
+    lengths_B = None
+    if valid_BxL is not None:
+        # The kernel takes no mask short of the whole matrix, but a length: the order
+        # of keys is free, so the valid ones go first. Where there are none, one key
+        # remains, which is zero like its value.
+        order = jnp.argsort(~valid_BxL, axis=1)[..., None, None]
+        k_BxLxKxC = jnp.take_along_axis(k_BxLxKxC, order, axis=1)
+        v_BxLxKxC = jnp.take_along_axis(v_BxLxKxC, order, axis=1)
+        lengths_B = jnp.maximum(valid_BxL.sum(1, dtype=jnp.int32), 1)
+    fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return fused(q_BxMxKxC, k_BxLxKxC, v_BxLxKxC, key_value_seq_lengths=lengths_B)
+
+
+def _blocked_attention(
+    q_BxMxKxC: Array, k_BxLxKxC: Array, v_BxLxKxC: Array, valid_BxL: Array | None
+) -> Array:
+    inputs = q_BxMxKxC, k_BxLxKxC, v_BxLxKxC
+    # Adding zeros makes all three vary over the same axes of a `shard_map`, so that
+    # the sum over devices of a gradient happens out here and not in the custom rule.
+    zero_BxKxC = sum(jnp.zeros_like(x[:, 0]) for x in inputs)
+    q_BxKxMxC, k_BxKxLxC, v_BxKxLxC = (
+        jnp.moveaxis(x + zero_BxKxC[:, None].astype(x.dtype), 2, 1) for x in inputs
+    )
+    bias_BxL = (
+        None if valid_BxL is None else jnp.where(valid_BxL, jnp.float32(0), _LOWEST)
+    )
+    return jnp.moveaxis(_attend(q_BxKxMxC, k_BxKxLxC, v_BxKxLxC, bias_BxL), 1, 2)
+
+
+IMPLEMENTATIONS = {
+    "plain": plain_attention,
+    "blocked": _blocked_attention,
+    "cudnn": _cudnn_attention,
+}
+
+
+@jax.custom_vjp
+def _attend(
+    q_BxKxMxC: Array, k_BxKxLxC: Array, v_BxKxLxC: Array, bias_BxL: Array | None
+) -> Array:
+    return _forward(q_BxKxMxC, k_BxKxLxC, v_BxKxLxC, bias_BxL)[0]
+
+
+def _forward(
+    q_BxKxMxC: Array, k_BxKxLxC: Array, v_BxKxLxC: Array, bias_BxL: Array | None
+) -> tuple[Array, tuple]:
+    inputs = q_BxKxMxC, k_BxKxLxC, v_BxKxLxC
+    o_BxKxMxC, lse_BxKxM = _each_head(_forward_head, bias_BxL, *inputs)
+    return o_BxKxMxC, (*inputs, bias_BxL, o_BxKxMxC, lse_BxKxM)
+
+
+def _backward(kept: tuple, do_BxKxMxC: Array) -> tuple:
+    *inputs, bias_BxL, o_BxKxMxC, lse_BxKxM = kept
+    outputs = o_BxKxMxC, lse_BxKxM, do_BxKxMxC
+    return *_each_head(_backward_head, bias_BxL, *inputs, *outputs), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _each_head(head: Callable, bias_BxL: Array | None, *arrays: Array) -> tuple:
+    """Map `head` over batch and heads, one after another where a cache counts."""
+
+    def example(bias_L: Array | None, *arrays: Array) -> tuple:
+        return lax.platform_dependent(
+            *arrays,
+            cpu=lambda *arrays: lax.map(lambda one: head(bias_L, *one), arrays),
+            default=jax.vmap(partial(head, bias_L)),
+        )
+
+    return lax.map(lambda one: example(*one), (bias_BxL, *arrays))
+
+
+def _forward_head(
+    bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
+) -> tuple[Array, Array]:
+    """Return o_MxC and the base-2 logarithm of each query's denominator, lse_M."""
+    k32_LxC, v32_LxC = k_LxC.astype(jnp.float32), v_LxC.astype(jnp.float32)
+    reach = _norms(k32_LxC).max()
+
+    def block(_: None, inputs: tuple) -> tuple[None, tuple]:
+        q_mxC = _scaled(inputs[0])
+        s_mxL = _scores(q_mxC, k32_LxC, bias_L)
+        # By Cauchy-Schwarz no score exceeds this product. Mostly it is small, and the
+        # maximum, which takes 10 to 15 % of the time, can be left out.
+        top_m = lax.cond(
+            _norms(q_mxC).max() * reach <= _SAFE,
+            lambda s_mxL: jnp.zeros_like(s_mxL[:, 0]),
+            lambda s_mxL: s_mxL.max(-1),
+            s_mxL,
+        )
+        p_mxL = _exp2(s_mxL - top_m[:, None])
+        total_m = p_mxL.sum(-1)
+        o_mxC = p_mxL @ v32_LxC / total_m[:, None]
+        return None, (o_mxC.astype(q_MxC.dtype), top_m + jnp.log2(total_m))
+
+    return _scan_blocks(block, None, (q_MxC,), k_LxC.shape[0])[1]
+
+
+def _backward_head(
+    bias_L: Array | None,
+    q_MxC: Array,
+    k_LxC: Array,
+    v_LxC: Array,
+    o_MxC: Array,
+    lse_M: Array,
+    do_MxC: Array,
+) -> tuple[Array, Array, Array]:
+    """Return the gradients dq_MxC, dk_LxC, dv_LxC."""
+    k32_LxC, v32_LxC = k_LxC.astype(jnp.float32), v_LxC.astype(jnp.float32)
+
+    def block(sums: tuple, inputs: tuple) -> tuple[tuple, Array]:
+        dk_CxL, dv_CxL = sums
+        q_mxC, o_mxC, lse_m, do_mxC = inputs
+        q_mxC, do_mxC = _scaled(q_mxC), do_mxC.astype(jnp.float32)
+        p_mxL = _exp2(_scores(q_mxC, k32_LxC, bias_L) - lse_m[:, None])
+        delta_m = (do_mxC * o_mxC).sum(-1)
+        ds_mxL = p_mxL * (do_mxC @ v32_LxC.T - delta_m[:, None])
+        dq_mxC = ds_mxL @ k32_LxC
+        return (dk_CxL + q_mxC.T @ ds_mxL, dv_CxL + do_mxC.T @ p_mxL), dq_mxC
+
+    zeros_CxL = jnp.zeros_like(v32_LxC.T)
+    given = q_MxC, o_MxC, lse_M, do_MxC
+    sums, dq_MxC = _scan_blocks(block, (zeros_CxL, zeros_CxL), given, k_LxC.shape[0])
+    # Sums stay transposed, (C, L): on a CPU a product that contracts the rows of both
+    # factors into (L, C) takes three times as long, and without the barrier a single
+    # block would be rewritten to it.
+    dk_CxL, dv_CxL = lax.optimization_barrier(sums)
+    dq_MxC, dk_LxC = _scaled(dq_MxC) * math.log(2), dk_CxL.T * math.log(2)
+    grads = (dq_MxC, q_MxC), (dk_LxC, k_LxC), (dv_CxL.T, v_LxC)
+    return tuple(dx.astype(x.dtype) for dx, x in grads)
+
+
+def _scan_blocks(
+    block: Callable, carry: tuple | None, arrays: tuple[Array, ...], keys: int
+) -> tuple:
+    """Scan `block` over the rows of `arrays` (M, ...), blocks of equal size."""
+    M = arrays[0].shape[0]
+    blocks = -(-M // max(_BLOCK // keys, 64))
+    rows = -(-M // blocks)  # so that padding adds fewer rows than there are blocks
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, [(0, blocks * rows - M)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(blocks, rows, *x.shape[1:])
+
+    carry, outputs = lax.scan(block, carry, tuple(split(x) for x in arrays))
+    return carry, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:M], outputs)
+
+
+def _scaled(q_mxC: Array) -> Array:
+    """Scale queries so that weights are powers of two, 2^score."""
+    return q_mxC.astype(jnp.float32) * (q_mxC.shape[-1] ** -0.5 / math.log(2))
+
+
+def _scores(q_mxC: Array, k_LxC: Array, bias_L: Array | None) -> Array:
+    s_mxL = q_mxC @ k_LxC.T
+    return s_mxL if bias_L is None else s_mxL + bias_L[None]
+
+
+def _norms(x_nxC: Array) -> Array:
+    return jnp.sqrt((x_nxC * x_nxC).sum(-1))
+
+
+def _exp2(x: Array) -> Array:
+    """Return 2^x to 2e-7, staying at the smallest and largest normal number.
+
+    Twice as fast on a CPU as XLA's own: 2^(x - n) as a polynomial, and the nearest
+    integer n straight into the exponent's bits.
+    """
+    x = jnp.clip(x, -126.0, 127.0)
+    n = jnp.round(x)
+    p = jnp.polyval(jnp.asarray(_EXP2.coef[::-1], jnp.float32), x - n)
+    bits = lax.bitcast_convert_type(p, jnp.int32) + (n.astype(jnp.int32) << 23)
+    return lax.bitcast_convert_type(bits, jnp.float32)
