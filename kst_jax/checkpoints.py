@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -33,10 +32,10 @@ _NOT_WEIGHTS = ("model.dtype", "model.attention")
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager.
+    """The checkpoints of one run.
 
     Raises:
-      InputError: on entering a folder that holds a run with another config.
+      InputError: the folder holds a run with another config.
     """
 
     def __init__(self, workdir: str | Path, config: Config):
@@ -47,15 +46,8 @@ class Checkpoints:
         _write_config(self.workdir, config)
         self._manager = _manager(self.workdir, config.train.keep)
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Waits for what is being written."""
         self._manager.close()
 
     def latest(self) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -22,15 +21,8 @@ class Logs:
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
-    def __enter__(self) -> "Logs":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Closes the files."""
         self._file.close()
         self._board.close()
 

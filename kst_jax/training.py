@@ -4,6 +4,7 @@ A run is a function of its config and its data; the same command carries on wher
 last checkpoint left off.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -179,7 +180,7 @@ def train(config: Config, workdir: str | Path) -> State:
     model = KSpaceTransformer(config.model)
     begun = first_steps(config.train, config.model.stages)
     optimizer = make_optimizer(config.train, begun)
-    with Checkpoints(workdir, config) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         write_subjects(workdir, source.subjects)
         example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
@@ -200,7 +201,8 @@ class _Loop:
     def run(self, state: State, batches: grain.DatasetIterator) -> State:
         c = self.config.train
         first, step_of = int(state.step), {}
-        with Logs(self.checkpoints.workdir, first) as logs, self._bar(first) as bar:
+        logs = contextlib.closing(Logs(self.checkpoints.workdir, first))
+        with logs as logs, self._bar(first) as bar:
             pending = []
             for number in range(first + 1, c.steps + 1):
                 stage = stage_at(number - 1, self.begun)

@@ -1,0 +1,364 @@
+"""Each kind of file: what is read, what is refused."""
+
+import gzip
+import pathlib
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kst_jax.data import nifti
+from kst_jax.data.npy import read_mask_bank
+from kst_jax.data.sources import (
+    open_source,
+)
+from kst_jax.errors import InputError
+from tests.scans import (
+    CHANNELS,
+    IMAGES,
+    KSPACE,
+    RNG,
+    VOLUME,
+    read_all,
+    write_h5,
+    write_nifti,
+    write_npy,
+)
+
+# --- fastMRI ---
+
+
+@pytest.mark.parametrize("patient", ["p7", b"p7", None])
+def test_fastmri(tmp_path, patient):
+    write_h5(
+        tmp_path / "scan.h5", **({} if patient is None else {"patient_id": patient})
+    )
+    slices = read_all(tmp_path / "scan.h5")
+    for index, (found, image) in enumerate(zip(slices, IMAGES, strict=True)):
+        np.testing.assert_allclose(found.image, image, atol=1e-6)
+        assert found.image.dtype == np.complex64
+        assert (found.volume, found.index, found.measured) == ("scan", index, True)
+        assert found.subject == ("p7" if patient else "scan")
+
+
+def test_fastmri_agrees_with_the_reconstruction_that_comes_with_a_scan(shared):
+    path = shared / "data/brain_vfa_singlecoil.h5"
+    with h5py.File(path) as file:
+        expected = file["reconstruction_esc"][()]
+    slices = read_all(path)
+    found = np.abs(np.stack([s.image for s in slices]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert {s.subject for s in slices} == {"pyqmri-vfa"}
+    assert slices[0].measured
+
+
+def with_nan(array, index):
+    array = array.copy()
+    array[index] = np.nan
+    return array
+
+
+def write_links(path, make_link):
+    write_h5(path.with_name("other.hdf"))
+    with h5py.File(path, "w") as file:
+        file["kspace"] = make_link(path.with_name("other.hdf"))
+
+
+def write_virtual(path):
+    write_h5(path.with_name("other.hdf"))
+    layout = h5py.VirtualLayout(KSPACE.shape, "c8")
+    layout[:] = h5py.VirtualSource(path.with_name("other.hdf"), "kspace", KSPACE.shape)
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("kspace", layout)
+
+
+def write_dataset(path, name="kspace", data=None, **options):
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset(name, **options)
+        if data is not None:
+            dataset[0, 0, 0] = data
+
+
+def write_masked(path):
+    write_h5(path)
+    with h5py.File(path, "a") as file:
+        file["mask"] = np.zeros(5)
+
+
+BAD_H5 = {
+    "not an HDF5 file": lambda p: p.write_text("<html>log in first</html>"),
+    "no dataset 'kspace'; it holds .'image'.": lambda p: write_dataset(
+        p, "image", shape=(2, 2), dtype="f4"
+    ),
+    "is a group": lambda p: write_dataset(p, "kspace/deep", shape=(2, 2), dtype="f4"),
+    "multi-coil .* Combine the coils": lambda p: write_h5(p, KSPACE[:, None]),
+    r"shape \(6, 5\)": lambda p: write_h5(p, KSPACE[0]),
+    r"shape \(\)": lambda p: write_h5(p, 1j),
+    "shape None": lambda p: write_h5(p, h5py.Empty("c8")),
+    "float32, not complex": lambda p: write_h5(p, np.abs(KSPACE)),
+    r"\(0, 6, 5\) is empty": lambda p: write_h5(p, KSPACE[:0]),
+    r"\(1048576, 9, 9\) is empty": lambda p: write_dataset(
+        p, shape=(2**20, 9, 9), dtype="c8", chunks=(1, 9, 9)
+    ),
+    "65536 slices": lambda p: write_dataset(
+        p, data=1, shape=(2**20, 9, 9), dtype="c8", chunks=(1, 9, 9)
+    ),
+    "67108864 points": lambda p: write_dataset(
+        p, data=1, shape=(1, 2**20, 2**20), dtype="c8", chunks=(1, 9, 9)
+    ),
+    "slice 2 holds values that are not finite": lambda p: write_h5(
+        p, with_nan(KSPACE, 2)
+    ),
+    "slice 0 holds values that": lambda p: write_h5(p, KSPACE.astype("c16") * 1e99),
+    "holds a 'mask'": write_masked,
+    "is a link": lambda p: write_links(p, lambda q: h5py.ExternalLink(q, "kspace")),
+    "'kspace' is a link": lambda p: write_links(p, lambda q: h5py.SoftLink("/kspace")),
+    "in other files": write_virtual,
+    "keeps its values in other": lambda p: write_dataset(
+        p, shape=(1, 6, 5), dtype="c8", external=[(p.with_suffix(".raw"), 0, 240)]
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", BAD_H5)
+def test_bad_fastmri(tmp_path, cause):
+    BAD_H5[cause](tmp_path / "bad.h5")
+    with pytest.raises(InputError, match=f"bad.h5.*{cause}"):
+        read_all(tmp_path / "bad.h5")
+
+
+def test_multicoil_scan_is_refused_by_name(shared):
+    with pytest.raises(InputError, match="multi-coil"):
+        open_source(str(shared / "data/brain_vfa_multicoil.h5"))
+
+
+# --- NIfTI and Analyze ---
+
+
+def scan_in_world(axes):
+    """A volume whose voxels hold their place: 1 + x + 10 y + 100 z, from 0 each."""
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    shape = [0, 0, 0]
+    for stored, letter in enumerate(axes):
+        world = next(w for w, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        shape[stored] = (4, 5, 6)[world]
+        affine[world, stored] = 1 if letter in "RAS" else -1
+        affine[world, 3] = 0 if letter in "RAS" else shape[stored] - 1
+    ijk = np.indices(shape).reshape(3, -1)
+    x, y, z = affine[:3, :3] @ ijk + affine[:3, 3:]
+    return (1 + x + 10 * y + 100 * z).reshape(shape), affine
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LIA", "LPS", "ASR", "PIL"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_slices_are_laid_out_by_the_affine(tmp_path, axes, suffix):
+    volume, affine = scan_in_world(axes)
+    oblique = affine.copy()
+    oblique[:3, :3] = nib.eulerangles.euler2mat(0.1, 0.1, 0.1) @ affine[:3, :3] * 1.5
+    write_nifti(tmp_path / f"a{suffix}", volume.astype("f4"), oblique)
+    x, y, z = np.arange(4), np.arange(5), np.arange(6)
+    expected = {  # anterior or superior is the top row; right or anterior comes last
+        "axial": lambda k: 1 + x + 10 * y[::-1, None] + 100 * k,
+        "coronal": lambda k: 1 + x + 10 * k + 100 * z[::-1, None],
+        "sagittal": lambda k: 1 + k + 10 * y + 100 * z[::-1, None],
+    }
+    for plane, image in expected.items():
+        slices = read_all(tmp_path / f"a{suffix}", plane=plane, min_foreground=0)
+        assert len(slices) == {"axial": 6, "coronal": 5, "sagittal": 4}[plane]
+        for found in slices:
+            np.testing.assert_array_equal(found.image, image(found.index))
+            assert found.image.dtype == np.complex64
+            assert not found.measured
+
+
+def test_analyze_pair_has_its_first_axis_from_right_to_left(tmp_path):
+    volume, _ = scan_in_world("RAS")
+    stored = volume[::-1, :, :, None].astype(">i2")
+    nib.save(nib.AnalyzeImage(stored, None), tmp_path / "OAS1_0001_MR1.hdr")
+    for path in (tmp_path, tmp_path / "OAS1_0001_MR1.img"):
+        slices = read_all(path, plane="coronal", min_foreground=0)
+        assert [s.subject for s in slices] == ["OAS1_0001"] * 5
+        np.testing.assert_array_equal(slices[2].image, volume[:, 2, ::-1].T)
+    (tmp_path / "OAS1_0001_MR1.img").unlink()
+    with pytest.raises(InputError, match=r"OAS1_0001_MR1\.img"):
+        open_source(str(tmp_path))
+
+
+def test_scale_factors_are_applied(tmp_path):
+    image = nib.Nifti1Image((VOLUME * 10).astype("i2"), np.eye(4))
+    image.header.set_slope_inter(0.1, 3)
+    nib.save(image, tmp_path / "a.nii")
+    found = read_all(tmp_path / "a.nii")[2].image
+    np.testing.assert_allclose(found, VOLUME[:, ::-1, 2].T + 3, atol=0.1)
+
+
+def test_empty_slices_are_left_out(tmp_path):
+    volume = VOLUME.copy()
+    volume[:, :, 0] = 0
+    volume[:, :, 3] *= 0.01
+    volume[1:, :, 5] = 0
+    write_nifti(tmp_path / "a.nii", volume)
+    indices = {
+        m: [s.index for s in read_all(tmp_path, min_foreground=m)]
+        for m in (0, 0.05, 0.3)
+    }
+    assert indices == {
+        0: [0, 1, 2, 3, 4, 5, 6],
+        0.05: [1, 2, 4, 5, 6],
+        0.3: [1, 2, 4, 6],
+    }
+
+
+def test_rewritten_volume_is_read_anew(tmp_path):
+    write_nifti(tmp_path / "a.nii")
+    before = read_all(tmp_path)[0].image
+    write_nifti(tmp_path / "a.nii", VOLUME * 2)
+    np.testing.assert_array_equal(read_all(tmp_path)[0].image, before * 2)
+
+
+def write_header(path, **fields):
+    write_nifti(path)
+    data = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(data[:348]), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    data[:348] = header.binaryblock
+    path.write_bytes(data)
+
+
+def write_truncated(path):
+    write_nifti(path.with_suffix(".nii"))
+    path.write_bytes(gzip.compress(path.with_suffix(".nii").read_bytes())[:-20])
+    path.with_suffix(".nii").unlink()
+
+
+BAD_NIFTI = {
+    "ImageFileError": lambda p: p.write_text("<html>log in first</html>"),
+    "cannot be read": lambda p: p.write_bytes(b""),
+    "could the file be damaged": lambda p: write_header(p, bitpix=64, datatype=64),
+    r"shape \(5, 6, 7, 2\).* Split series": lambda p: write_nifti(
+        p, np.stack([VOLUME, VOLUME], -1)
+    ),
+    r"shape \(5, 6\)": lambda p: write_nifti(p, VOLUME[..., 0]),
+    "-7": lambda p: write_header(p, dim=[3, 5, 6, -7, 1, 1, 1, 1]),
+    "complex64, not real": lambda p: write_nifti(p, VOLUME.astype("c8")),
+    "'R'.*, not real": lambda p: write_nifti(
+        p, np.zeros((5, 6, 7), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    ),
+    "not finite": lambda p: write_nifti(p, with_nan(VOLUME, (1, 2, 3))),
+    "are not finite": lambda p: write_nifti(p, VOLUME.astype("f8") * 1e99),
+    "blank": lambda p: write_nifti(p, VOLUME * 0),
+    "does not say how the axes lie": lambda p: write_header(
+        p, sform_code=1, srow_x=0, srow_y=0, srow_z=0
+    ),
+    "affine does not say": lambda p: write_header(p, sform_code=1, srow_x=np.nan),
+    "claims the shape": lambda p: write_header(p, dim=[3, 900, 900, 900, 1, 1, 1, 1]),
+    "a file of": lambda p: write_header(p, dim=[3, 600, 600, 600, 1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("cause", BAD_NIFTI)
+def test_bad_nifti(tmp_path, cause):
+    BAD_NIFTI[cause](tmp_path / "bad.nii")
+    with pytest.raises(InputError, match=f"bad.nii.*{cause}"):
+        read_all(tmp_path / "bad.nii")
+
+
+def test_truncated_gzip(tmp_path):
+    write_truncated(tmp_path / "bad.nii.gz")
+    with pytest.raises(InputError, match="EOFError"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "subject"),
+    [
+        ("disc1/OAS1_0001_MR1/RAW/OAS1_0001_MR1_mpr-1_anon.hdr", "OAS1_0001"),
+        ("OAS2_0012_MR2/mpr-1.nii.gz", "OAS2_0012"),
+        ("OAS30001_MR_d0129/anat2/sub-OAS30001_ses-d0129_T1w.nii.gz", "OAS30001"),
+        ("bids/sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz", "sub-01"),
+        ("bids/sub-01/T1w.nii", "sub-01"),
+        ("study/aomic_sub-0017_t1w.nii.gz", "sub-0017"),
+        ("study/Patient.3.nii.gz", "Patient.3"),
+        ("study/unsub-scribed.nii", "unsub-scribed"),
+    ],
+)
+def test_subject_of(path, subject):
+    assert nifti.subject_of(pathlib.Path("/data") / path) == subject
+
+
+@pytest.mark.parametrize("name", ["s1", "colin27", "aomic_sub-0017"])
+def test_real_volumes(shared, name):
+    path = shared / f"data/{name}_t1w.nii.gz"
+    canonical = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)
+    source = open_source(str(path))
+    assert 0.6 * canonical.shape[2] < len(source) <= canonical.shape[2]
+    found = source[len(source) // 2]
+    expected = canonical[:, ::-1, found.index].T
+    np.testing.assert_array_equal(found.image, expected)
+
+
+# --- the authors' arrays ---
+
+
+@pytest.mark.parametrize("array", [CHANNELS, CHANNELS.astype("f8"), KSPACE])
+def test_npy(tmp_path, array):
+    write_npy(tmp_path / "train_kspace.npy", array)
+    slices = read_all(tmp_path)
+    np.testing.assert_allclose([s.image for s in slices], IMAGES, atol=1e-6)
+    assert [s.index for s in slices] == [0, 1, 2, 3]
+    assert {(s.subject, s.measured) for s in slices} == {("train_kspace", False)}
+
+
+BAD_NPY = {
+    "not a readable .npy": lambda p: p.write_text("<html>log in first</html>"),
+    "not a readable": lambda p: p.write_bytes(b""),
+    "complete": lambda p: (write_npy(p), p.write_bytes(p.read_bytes()[:-9])),
+    "multi-line statement": lambda p: (
+        write_npy(p),
+        p.write_bytes(p.read_bytes().replace(b"}", b" ")),
+    ),
+    "Python objects": lambda p: np.save(p, np.array([{}, None]), allow_pickle=True),
+    r"\(0, 6, 5, 2\)": lambda p: write_npy(p, CHANNELS[:0]),
+    r"float32 of shape \(4, 6, 5\)": lambda p: write_npy(p, CHANNELS[..., 0]),
+    "bool of shape": lambda p: write_npy(p, np.ones((4, 6, 5), bool)),
+    r"shape \(\)": lambda p: write_npy(p, np.float32(1)),
+    "slice 3 holds": lambda p: write_npy(p, with_nan(CHANNELS, 3)),
+    "slice 0 holds": lambda p: write_npy(p, CHANNELS.astype("f8") * 1e99),
+}
+
+
+@pytest.mark.parametrize("cause", BAD_NPY)
+def test_bad_npy(tmp_path, cause):
+    BAD_NPY[cause](tmp_path / "bad.npy")
+    with pytest.raises(InputError, match=f"bad.npy.*{cause}"):
+        read_all(tmp_path / "bad.npy")
+
+
+@pytest.mark.parametrize("dtype", [bool, "u1", "f4"])
+def test_mask_bank(tmp_path, dtype):
+    masks = RNG.uniform(size=(3, 6, 5)) < 0.5
+    np.save(tmp_path / "masks.npy", masks.astype(dtype))
+    found = read_mask_bank(tmp_path / "masks.npy")
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, masks)
+
+
+@pytest.mark.parametrize(
+    ("bank", "cause"),
+    [
+        (np.ones((6, 5), bool), r"\(6, 5\)"),
+        (np.full((3, 6, 5), 2), "besides 0 and 1"),
+        (np.full((3, 6, 5), "a"), "besides 0 and 1"),
+        (
+            np.eye(3, dtype=bool)[:, :, None] & [[True], [True], [False]],
+            "mask 2 has no",
+        ),
+    ],
+)
+def test_bad_mask_bank(tmp_path, bank, cause):
+    np.save(tmp_path / "masks.npy", bank)
+    with pytest.raises(InputError, match=f"masks.npy.*{cause}"):
+        read_mask_bank(tmp_path / "masks.npy")
