@@ -3,8 +3,8 @@
     make demo
 
 Axial T1-weighted brain slices at 64x64, Gaussian 2D sampling at 5x. Training and
-evaluation took 5 minutes 19 seconds on two cores of an AMD EPYC and gave 19.68 dB on the
-unseen person, where the zero-filled images have 13.26 dB (in the input's units).
+evaluation took 5 minutes 19 seconds on two cores of an AMD EPYC and gave 19.68 dB on
+the unseen person, where the zero-filled images have 13.26 dB (in the input's units).
 """
 
 from ml_collections import ConfigDict
