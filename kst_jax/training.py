@@ -201,8 +201,8 @@ class _Loop:
     def run(self, state: State, batches: grain.DatasetIterator) -> State:
         c = self.config.train
         first, step_of = int(state.step), {}
-        logs = contextlib.closing(Logs(self.checkpoints.workdir, first))
-        with logs as logs, self._bar(first) as bar:
+        workdir = self.checkpoints.workdir
+        with contextlib.closing(Logs(workdir, first)) as logs, self._bar(first) as bar:
             pending = []
             for number in range(first + 1, c.steps + 1):
                 stage = stage_at(number - 1, self.begun)

@@ -280,6 +280,10 @@ def test_bad_sizes_are_refused():
         KSTConfig(width=30)
     with pytest.raises(InputError, match=r"model\.width=32"):
         KSTConfig(width=32, heads=5)
+    with pytest.raises(InputError, match=r"model\.lr_size=\(0, 8\) must be at least 1"):
+        KSTConfig(lr_size=(0, 8))
+    with pytest.raises(InputError, match=r"model\.hr_layers=0"):
+        KSTConfig(hr_layers=0)
     with pytest.raises(InputError, match="must be odd"):
         KSTConfig(refinement_kernel=4)
     with pytest.raises(InputError, match="auto, plain, blocked"):

@@ -64,12 +64,11 @@ class KSTConfig:
     def __post_init__(self):
         """Raises InputError where the sizes cannot make a network."""
         object.__setattr__(self, "lr_size", tuple(self.lr_size))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if (field.type is int and value < 1) or (
-                field.name == "lr_size" and min(value) < 1
-            ):
-                raise InputError(f"model.{field.name}={value} must be at least 1")
+        sizes = [f.name for f in dataclasses.fields(self) if f.type is int]
+        for name in (*sizes, "lr_size"):
+            value = getattr(self, name)
+            if np.min(value) < 1:
+                raise InputError(f"model.{name}={value} must be at least 1")
         if self.width % 4 or self.width % self.heads:
             raise InputError(
                 f"model.width={self.width} must be a multiple of 4 (sine and cosine of "
@@ -208,13 +207,13 @@ class KSpaceTransformer(nn.Module):
             one that was sampled (`tokens.regrid`).
           stage: how far to go, one of STAGES; what the network lacks is passed over.
         """
+        # Without it accelerators round float32 factors of products to fewer bits;
+        # bfloat16 factors are what they are.
         with jax.default_matmul_precision("highest"):
             return self._reconstruct(batch, stage)
 
     @nn.nowrap
     def _reconstruct(self, batch: Batch, stage: str) -> Reconstruction:
-        # Without it accelerators round float32 factors of products to fewer bits;
-        # bfloat16 factors are what they are.
         c = self.config
         memory, valid = self.encode(batch), batch.valid
         supervised = {}
