@@ -28,7 +28,7 @@ _MAY_CHANGE = (
     "train.keep",
     "eval",
 )
-_NOT_WEIGHTS = ("model.dtype", "model.attention")
+_NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
 
 
 class Checkpoints:

@@ -63,6 +63,7 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"mask": {"acceleration": 0.5}}, r"mask\.acceleration=0\.5.*at least 1"),
         ({"data": {"size": (100, 128)}}, r"model\.lr_size.*data\.size=\(100, 128\)"),
         ({"eval": {"batch_size": 0}}, r"eval\.batch_size"),
+        ({"model": {"remat": "some"}}, r"model\.remat='some'.*none, blocks, layers"),
     ],
 )
 def test_bad_values_are_refused(values, message):

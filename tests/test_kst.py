@@ -290,3 +290,24 @@ def test_bad_sizes_are_refused():
         KSTConfig(attention="sparse")
     with pytest.raises(InputError, match="bfloat16"):
         KSTConfig(dtype="float64")
+
+
+def test_remat_saves_memory_and_changes_no_gradient():
+    found, memory = {}, {}
+    for remat in ("none", "blocks", "layers"):
+        model, params, batch = tiny(remat=remat, hr_layers=6)
+
+        def objective(params, model=model, batch=batch):
+            output = model.apply({"params": params}, batch)
+            return loss(output, batch.image, TrainConfig(), "RM")
+
+        compiled = jax.jit(jax.grad(objective)).lower(params).compile()
+        found[remat] = compiled(params)
+        memory[remat] = compiled.memory_analysis().temp_size_in_bytes
+    assert memory["none"] > 1.2 * memory["blocks"] > 1.2 * memory["layers"]
+    for remat in ("blocks", "layers"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            found[remat],
+            found["none"],
+        )

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from kst_jax.models.rematerialisation import keep
+
 # Weights (B K M L) of one call up to which the textbook formula is as fast.
 PLAIN_UP_TO = 2**18
 # Weights of one block, 4 MiB of float32, though never fewer than 64 queries. On two
@@ -176,7 +178,8 @@ def _forward(
     q_BxKxMxC: Array, k_BxKxLxC: Array, v_BxKxLxC: Array, bias_BxL: Array | None
 ) -> tuple[Array, tuple]:
     inputs = q_BxKxMxC, k_BxKxLxC, v_BxKxLxC
-    o_BxKxMxC, lse_BxKxM = _each_head(_forward_head, bias_BxL, *inputs)
+    outputs = _each_head(_forward_head, bias_BxL, *inputs)
+    o_BxKxMxC, lse_BxKxM = map(keep, outputs)
     return o_BxKxMxC, (*inputs, bias_BxL, o_BxKxMxC, lse_BxKxM)
 
 

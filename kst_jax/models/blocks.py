@@ -14,6 +14,8 @@ from flax import linen as nn
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
 from kst_jax.models import convolution
 from kst_jax.models.attention import attention
+from kst_jax.models.normalisation import LayerNorm
+from kst_jax.models.rematerialisation import keep
 
 
 def positional_encoding(position: jax.Array, width: int) -> jax.Array:
@@ -84,7 +86,7 @@ class AttentionBlock(nn.Module):
     ) -> jax.Array:
         """Each x attends to all of memory; False in `valid` hides a memory token."""
         width = x_BxMxD.shape[-1]
-        norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")
+        norm = LayerNorm(1e-6, self.dtype, name="norm")
 
         def project(name: str, features: jax.Array) -> jax.Array:
             layer = nn.Dense(
@@ -112,7 +114,7 @@ class AttentionBlock(nn.Module):
             valid_BxL,
             implementation=self.implementation,
         )
-        return x_BxMxD + project("out", o_BxMxKxC.reshape(*x_BxMxD.shape))
+        return keep(x_BxMxD + project("out", o_BxMxKxC.reshape(*x_BxMxD.shape)))
 
 
 class MLPBlock(nn.Module):
@@ -124,9 +126,9 @@ class MLPBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BxMxD: jax.Array) -> jax.Array:
         """(B, M, D) to (B, M, D)."""
-        y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x_BxMxD)
+        y = LayerNorm(1e-5, self.dtype, name="norm")(x_BxMxD)
         mlp = Perceptron(self.hidden, x_BxMxD.shape[-1], self.dtype, name="mlp")
-        return x_BxMxD + mlp(y)
+        return keep(x_BxMxD + mlp(y))
 
 
 class SpectrumHead(nn.Module):
@@ -138,7 +140,7 @@ class SpectrumHead(nn.Module):
     def __call__(self, x_BxMxD: jax.Array) -> jax.Array:
         """(B, M, D) to (B, M, 2), float32."""
         width = x_BxMxD.shape[-1]
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x_BxMxD)
+        y = LayerNorm(1e-6, self.dtype, name="norm")(x_BxMxD)
         return Perceptron(width, 2, self.dtype, jnp.float32, name="mlp")(y)
 
 
@@ -168,7 +170,7 @@ class Refinement(nn.Module):
 
         x = image_BxHxWx2
         for _ in range(self.layers):
-            x = conv(self.features, self.kernel, x.shape[-1], self.dtype)(x)
+            x = keep(conv(self.features, self.kernel, x.shape[-1], self.dtype)(x))
             x = nn.leaky_relu(x, 0.1)
         change = conv(2, 1, self.features, jnp.float32)(x)
         spectrum = fft2c(image_BxHxWx2 + change)

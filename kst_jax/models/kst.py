@@ -15,6 +15,7 @@ from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
 from kst_jax.models.attention import IMPLEMENTATIONS, attention_weights
+from kst_jax.models.rematerialisation import POLICIES
 from kst_jax.models.upsampling import bicubic
 from kst_jax.tokens import Batch
 
@@ -44,6 +45,8 @@ class KSTConfig:
       dtype: precision of products, "float32" or "bfloat16"; parameters, softmax,
         Fourier transforms and data consistency are float32 in either.
       attention: how attention is computed; see `kst_jax.models.attention`.
+      remat: what training keeps for the gradient, and so its memory; see
+        `kst_jax.models.rematerialisation`.
     """
 
     width: int = 256
@@ -60,6 +63,7 @@ class KSTConfig:
     refinement_kernel: int = 3
     dtype: str = "float32"
     attention: str = "auto"
+    remat: str = "blocks"
 
     def __post_init__(self):
         """Raises InputError where the sizes cannot make a network."""
@@ -82,6 +86,11 @@ class KSTConfig:
             raise InputError(
                 f"model.attention={self.attention!r} is unknown; use one of "
                 f"{', '.join(('auto', *IMPLEMENTATIONS))}"
+            )
+        if self.remat not in POLICIES:
+            raise InputError(
+                f"model.remat={self.remat!r} is unknown; use one of "
+                f"{', '.join(POLICIES)}"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(
@@ -237,7 +246,7 @@ class KSpaceTransformer(nn.Module):
         c = self.config
         x_BxNxD = _embed(c, name="embed_token")(batch.value)
         x_BxNxD += blocks.positional_encoding(batch.position, c.width)
-        return _layers(EncoderLayer, c.encoder_layers)(c, name="encoder")(
+        return _layers(EncoderLayer, c.encoder_layers, c.remat)(c, name="encoder")(
             x_BxNxD, batch.valid
         )[0]
 
@@ -252,7 +261,7 @@ class KSpaceTransformer(nn.Module):
         # Taking the batch axis from the memory also marks the queries as differing
         # between devices, which the layers' loop insists on under shard_map.
         x_BxLxD = x_LxD[None] + jnp.zeros_like(memory_BxNxD[:, :1])
-        return _layers(LRDecoderLayer, c.lr_layers)(c, name="lr_decoder")(
+        return _layers(LRDecoderLayer, c.lr_layers, c.remat)(c, name="lr_decoder")(
             x_BxLxD, memory_BxNxD, valid_BxN
         )
 
@@ -275,16 +284,16 @@ class KSpaceTransformer(nn.Module):
         grid = Grid(
             batch.query, tokens.query_order(batch.mask), batch.kspace, batch.mask
         )
-        layers = _layers(HRDecoderLayer, c.hr_layers)
+        layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, name="hr_decoder")(
             x_BxMxD, memory_BxLxD, valid_BxL, grid, embed.variables["params"]
         )[1]
 
 
-def _layers(layer: type[nn.Module], length: int) -> type[nn.Module]:
+def _layers(layer: type[nn.Module], length: int, remat: str) -> type[nn.Module]:
     """A stack of layers as one loop, compiled once whatever its length."""
     return nn.scan(
-        layer,
+        POLICIES[remat](layer),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
