@@ -161,7 +161,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, monkeypatch
 
 
 def one_step(devices, stage="RM"):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
+    mesh = parallel.make_mesh(devices)
     model = KSpaceTransformer(TINY.model)
     source, _ = pipeline.open_sources(TINY)
     batches = pipeline.training_batches(source, TINY, pipeline.open_sampler(TINY))
