@@ -74,6 +74,11 @@ def _define_processes() -> tuple[str, ...]:
         "HOST:PORT of process 0, where nothing else tells; with --num_processes and "
         "--process_id it stands for --distributed.",
     )
+    flags.register_validator(
+        "coordinator",
+        lambda value: value is None or ":" in value,
+        message="--coordinator is HOST:PORT, such as 10.0.0.1:1234",
+    )
     flags.DEFINE_integer(
         "num_processes", None, "With --coordinator: how many processes.", lower_bound=1
     )

@@ -31,6 +31,9 @@ def connect(
 ) -> None:
     """Joins the processes of one run; must come before anything that uses a device.
 
+    JAX ends the program where they are not all there within five minutes, and later
+    where one of them has gone.
+
     Args:
       coordinator: address and port of process 0; like the others found by JAX itself
         on TPU pods and where Slurm, Open MPI or Kubernetes started the processes.
@@ -38,7 +41,7 @@ def connect(
       process: number of this one.
 
     Raises:
-      InputError: they cannot be found, or did not all come within five minutes.
+      InputError: they cannot be found.
     """
     try:
         jax.distributed.initialize(coordinator, processes, process)
