@@ -187,6 +187,8 @@ def refused(program, *args):
         (["--config.data.test=demo:train"], "sub-0017"),
         (["--config.model.heads=0"], "model.heads=0"),
         (["surplus"], "'surplus' is no flag"),
+        (["--num_processes=2", "--process_id=0"], "belong together"),
+        (["--coordinator=here"], "HOST:PORT"),
     ],
 )
 def test_mistakes_get_one_message(change, message, tmp_path):
@@ -269,5 +271,5 @@ def test_debug_shows_a_traceback(tmp_path):
 def test_help_explains(program):
     text = run(program, "--help").stdout
     assert f"python {program} --config=configs/demo.py" in text
-    for flag in ("--config", "--workdir", "--[no]debug"):
+    for flag in ("--config", "--workdir", "--[no]debug", "--[no]distributed"):
         assert f"  {flag}: " in text, text

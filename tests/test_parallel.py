@@ -132,7 +132,6 @@ def some_slices(mask_config, count):
 @pytest.mark.parametrize(
     ("mask", "remainder"),
     [
-        (MaskConfig(acceleration=4.0), 0),
         (MaskConfig(acceleration=3.3), 2),
         (MaskConfig(kind="fastmri_random", acceleration=3.0), 0),
     ],
