@@ -108,11 +108,14 @@ def _connect() -> None:
 @contextlib.contextmanager
 def _first_speaks() -> Iterator[None]:
     """Leaves messages and progress bars to the first process; errors are all told."""
-    with contextlib.ExitStack() as stack:
-        if not parallel.is_first():
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
+    if parallel.is_first():
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
 
 

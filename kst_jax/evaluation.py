@@ -11,7 +11,6 @@ images that a reader looks at. Zero-filled images start from the same normalised
 k-space that the network gets.
 """
 
-import collections
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,7 +118,8 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     params = parallel.replicate(params, mesh)
     slices = _slices(source, config, sampler, reconstructor, params, mesh)
     if not parallel.is_first():
-        collections.deque(slices, maxlen=0)  # takes part, and leaves the rest to it
+        for _ in slices:  # takes part, and leaves the report to the first
+            pass
         return None
     report = reports.Report(out, config, workdir, step, source)
     for number, found in slices:
