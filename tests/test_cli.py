@@ -180,7 +180,7 @@ def refused(program, *args):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--config.train.stepz=3"], "valid keys: batch_size"),
+        (["--config.train.stepz=3"], "valid keys: accumulate, batch_size"),
         (["--config.data.train=/nowhere"], "/nowhere: no such file"),
         (["--config.mask.acceleration=0.5"], "at least 1"),
         (["--config.data.pad=False"], "smaller than the crop"),
