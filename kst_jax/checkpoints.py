@@ -16,12 +16,14 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
+from kst_jax import parallel
 from kst_jax.config import Config, from_dict
 from kst_jax.errors import InputError
 from kst_jax.tokens import Batch
 
 # What a run may change when it carries on, and what does not change a model's weights.
 _MAY_CHANGE = (
+    "train.accumulate",
     "train.log_every",
     "train.image_every",
     "train.checkpoint_every",
@@ -184,9 +186,7 @@ def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> Non
 def write_subjects(workdir: str | Path, subjects: Sequence[str]) -> None:
     """Notes whom a model is trained on, so that it is not tested on them."""
     path = Path(workdir) / "train_subjects.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(list(subjects), indent=1) + "\n")
-    os.replace(temporary, path)
+    _write(path, json.dumps(list(subjects), indent=1) + "\n")
 
 
 def read_subjects(workdir: str | Path) -> list[str]:
@@ -241,9 +241,16 @@ def read_config(workdir: str | Path) -> Config:
 
 
 def _write_config(workdir: Path, config: Config) -> None:
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    os.replace(temporary, workdir / "config.json")
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    _write(workdir / "config.json", text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, once for all processes."""
+    if parallel.is_first():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
 
 
 def _manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
@@ -258,4 +265,4 @@ def _has(manager: ocp.CheckpointManager, step: int, name: str) -> bool:
 
 
 def _first_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

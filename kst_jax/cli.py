@@ -1,11 +1,14 @@
 """Command lines: a user's mistake is one clear message and exit code 1."""
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from kst_jax import parallel
 from kst_jax.config import Config, from_dict, require_key
 from kst_jax.errors import InputError
 
@@ -26,7 +29,10 @@ def run(main: Callable[[], None]) -> None:
 
 
 def run_with_config(main: Callable[[Config, str], None]) -> None:
-    """Runs a program that takes --config, overrides of its keys, and --workdir."""
+    """Runs a program that takes --config, overrides of its keys, and --workdir.
+
+    It may be one of several processes, of which only the first one prints.
+    """
     config = config_flags.DEFINE_config_file(
         "config",
         help_string="File of configs/; --config.section.key=value changes a value.",
@@ -36,7 +42,8 @@ def run_with_config(main: Callable[[Config, str], None]) -> None:
     )
     # Handled by `run`; defined so that --help tells of it.
     flags.DEFINE_bool("debug", False, "Show a traceback where something fails.")
-    for name in ("config", "workdir", "debug"):
+    names = ("config", "workdir", "debug", *_define_processes())
+    for name in names:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def absl_main(argv: list[str]) -> None:
@@ -45,9 +52,71 @@ def run_with_config(main: Callable[[Config, str], None]) -> None:
             raise InputError(f"{argv[1]!r} is no flag; flags are given as --name=value")
         if not workdir.value:
             raise InputError("--workdir is missing; name a folder, such as runs/demo")
-        main(_checked(config.value), workdir.value)
+        checked = _checked(config.value)
+        _connect()
+        with _first_speaks():
+            main(checked, workdir.value)
 
     run(lambda: app.run(absl_main, flags_parser=_parse))
+
+
+def _define_processes() -> tuple[str, ...]:
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "This is one of several processes that together are one run: on every host of "
+        "a TPU pod, or started by Slurm, Open MPI or Kubernetes, where JAX finds the "
+        "others by itself. See docs/pods.md.",
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of process 0, where nothing else tells; with --num_processes and "
+        "--process_id it stands for --distributed.",
+    )
+    flags.register_validator(
+        "coordinator",
+        lambda value: value is None or ":" in value,
+        message="--coordinator is HOST:PORT, such as 10.0.0.1:1234",
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "With --coordinator: how many processes.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "With --coordinator: number of this one.", lower_bound=0
+    )
+    return "distributed", "coordinator", "num_processes", "process_id"
+
+
+def _connect() -> None:
+    """Joins the other processes, where flags say that there are any.
+
+    Never of its own accord: what Slurm and clouds leave in the environment of a login
+    node or an interactive shell looks like many processes where only one was started.
+    """
+    given = flags.FLAGS
+    by_hand = (given.coordinator, given.num_processes, given.process_id)
+    if None in by_hand and any(value is not None for value in by_hand):
+        raise InputError(
+            "--coordinator, --num_processes and --process_id belong together; give all "
+            "three, or --distributed alone where JAX finds the others"
+        )
+    if given.distributed or given.coordinator:
+        parallel.connect(*by_hand)
+
+
+@contextlib.contextmanager
+def _first_speaks() -> Iterator[None]:
+    """Leaves messages and progress bars to the first process; errors are all told."""
+    if parallel.is_first():
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _parse(argv: list[str]) -> list[str]:

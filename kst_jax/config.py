@@ -171,6 +171,8 @@ class TrainConfig:
     Attributes:
       steps: optimiser steps in all.
       batch_size: slices a step, over all devices.
+      accumulate: micro-batches that a step goes through one after the other, to save
+        memory; they change nothing but rounding.
       learning_rate: AdamW's peak rate; falls to zero along a cosine over `steps`.
       warmup_steps: steps of linear growth of the rate before.
       weight_decay: AdamW's decoupled weight decay.
@@ -194,6 +196,7 @@ class TrainConfig:
 
     steps: int = 100_000
     batch_size: int = 4
+    accumulate: int = 1
     learning_rate: float = 5e-4
     warmup_steps: int = 0
     weight_decay: float = 0.0
@@ -219,9 +222,18 @@ class TrainConfig:
         for name in ("clip_norm", "weight_decay", "image_every"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", value, "0 or more")
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
+        for name in (
+            *("steps", "batch_size", "accumulate"),
+            *("log_every", "checkpoint_every", "keep"),
+        ):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name}", value, "at least 1")
+        _require(
+            self.batch_size % self.accumulate == 0,
+            "train.accumulate",
+            self.accumulate,
+            f"a divisor of train.batch_size={self.batch_size}",
+        )
         domains = ("image", "kspace", "both")
         _require(self.domain in domains, "train.domain", self.domain, f"in {domains}")
         _require(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
@@ -247,6 +259,8 @@ class EvalConfig:
 
     Attributes:
       batch_size: slices at a time, over all devices.
+      query_devices: devices that share the high-resolution queries of each slice, for a
+        fast answer to few slices; must divide the devices of a process.
       figures: slices shown in the figures, spread over the test scans.
       seed: seed of the test masks, and of the draw of slices from `data.test`; kept
         apart from the training's, so that runs of several seeds meet the same test.
@@ -255,13 +269,16 @@ class EvalConfig:
     """
 
     batch_size: int = 4
+    query_devices: int = 1
     figures: int = 3
     seed: int = 0
     out: str = ""
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
-        _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "at least 1")
+        for name in ("batch_size", "query_devices"):
+            value = getattr(self, name)
+            _require(value >= 1, f"eval.{name}", value, "at least 1")
         _require(self.figures >= 0, "eval.figures", self.figures, "0 or more")
 
 

@@ -32,6 +32,8 @@ from kst_jax.tokens import Batch
 def make_reconstructor(model: KSpaceTransformer, mesh: Mesh) -> Callable:
     """Compiles reconstruction and its scores for a batch.
 
+    Devices along the mesh's second axis share the queries of each slice.
+
     The function takes parameters, a Batch, and mean and std of its slices (B,). It
     returns a dictionary, every entry with a leading axis B:
 
@@ -42,6 +44,7 @@ def make_reconstructor(model: KSpaceTransformer, mesh: Mesh) -> Callable:
       stages: the last image (B, h, w, 2) of each stage, and the target, in the input's
         units.
     """
+    model = model.clone(query_axis=parallel.QUERY)
 
     def function(params: dict, batch: Batch, mean: jax.Array, std: jax.Array) -> dict:
         output = model.apply({"params": params}, batch)
@@ -83,7 +86,7 @@ def _scores(images: dict[str, jax.Array]) -> dict:
     }
 
 
-def evaluate(config: Config, workdir: str | Path) -> dict:
+def evaluate(config: Config, workdir: str | Path) -> dict | None:
     """Evaluates the latest checkpoint of a run on the test scans.
 
     Args:
@@ -91,7 +94,8 @@ def evaluate(config: Config, workdir: str | Path) -> dict:
       workdir: the run.
 
     Returns:
-      What metrics.json holds.
+      What metrics.json holds; of several processes only the first one writes it and
+      gets it.
 
     Raises:
       InputError: no such checkpoint, one that does not fit, scans that cannot be used,
@@ -108,11 +112,16 @@ def evaluate(config: Config, workdir: str | Path) -> dict:
         params, model, pipeline.example_batch(config, sampler), workdir
     )
     out = Path(config.eval.out or Path(workdir) / "eval").absolute()
-    report = reports.Report(out, config, workdir, step, source)
-    mesh = parallel.make_mesh(config.eval.batch_size)
+    reports.require_same_test(out, config, workdir)
+    mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     reconstructor = make_reconstructor(model, mesh)
     params = parallel.replicate(params, mesh)
     slices = _slices(source, config, sampler, reconstructor, params, mesh)
+    if not parallel.is_first():
+        for _ in slices:  # takes part, and leaves the report to the first
+            pass
+        return None
+    report = reports.Report(out, config, workdir, step, source)
     for number, found in slices:
         report.add(number, found)
     return report.finish()
@@ -128,12 +137,15 @@ def _slices(
 ) -> Iterator[tuple[int, dict]]:
     """Each slice's number and what the reconstructor found, in the source's order."""
     with tqdm(desc="Evaluating", unit="slice", total=len(source)) as bar:
-        for test in pipeline.test_batches(source, config, sampler):
-            batch = parallel.shard((test.batch, test.mean, test.std), mesh)
-            found = jax.device_get(reconstructor(params, *batch))
-            for place in np.flatnonzero(test.number >= 0):
+        batches = pipeline.test_batches(
+            source, config, sampler, jax.process_index(), jax.process_count()
+        )
+        for test in batches:
+            *inputs, number = parallel.shard(tuple(test), mesh)
+            found, number = parallel.fetch((reconstructor(params, *inputs), number))
+            for place in np.flatnonzero(number >= 0):
                 yield (
-                    int(test.number[place]),
+                    int(number[place]),
                     jax.tree.map(lambda x, place=place: x[place], found),
                 )
                 bar.update()

@@ -7,19 +7,25 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from kst_jax import parallel
+
 
 class Logs:
     """Appends to `train.jsonl` and TensorBoard's event files in a folder.
 
     Rows of steps after the one that a run resumes from are dropped first, so that
-    the file reads like that of a run never interrupted.
+    the file reads like that of a run never interrupted. Of several processes only the
+    first one writes.
     """
 
     def __init__(self, workdir: Path, step: int):
-        self._path = workdir / "train.jsonl"
+        writes = parallel.is_first()
+        self._path = workdir / "train.jsonl" if writes else Path(os.devnull)
         self._drop_after(step)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=step + 1, write_to_disk=writes
+        )
 
     def close(self) -> None:
         """Closes the files."""
@@ -41,7 +47,7 @@ class Logs:
         )
 
     def _drop_after(self, step: int) -> None:
-        if not self._path.exists():
+        if not self._path.is_file():
             return
         lines = self._path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if _is_row_up_to(line, step)]

@@ -1,8 +1,11 @@
-"""Devices: the only file that knows how many there are.
+"""Devices and processes: the only file that knows how many there are.
 
 A step runs on every device with its share of the batch: `jit(shard_map(step))`, which
 is what `jax.pmap` itself is built on. Plain `jit` would gather the whole batch on every
 device for each Fourier transform.
+
+Devices form a grid of two axes. Along DATA each has its own slices of a batch; along
+QUERY, of one device unless evaluation asks for more, they share the queries of a slice.
 """
 
 import math
@@ -10,33 +13,80 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kst_jax.errors import InputError
 
-AXIS = "data"
-REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
+DATA, QUERY = "data", "query"
+REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(DATA)
 
 
-def make_mesh(batch_size: int) -> Mesh:
-    """As many devices as share a global batch evenly, along one axis.
+def connect(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Joins the processes of one run; must come before anything that uses a device.
+
+    JAX ends the program where they are not all there within five minutes, and later
+    where one of them has gone.
+
+    Args:
+      coordinator: address and port of process 0; like the others found by JAX itself
+        on TPU pods and where Slurm, Open MPI or Kubernetes started the processes.
+      processes: how many there are.
+      process: number of this one.
 
     Raises:
-      InputError: several processes, whose devices must all take part, cannot share it.
+      InputError: they cannot be found.
     """
-    count = math.gcd(jax.device_count(), batch_size)
-    if jax.process_count() > 1 and count < jax.device_count():
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError, OSError) as error:
         raise InputError(
-            f"a batch of {batch_size} does not divide among {jax.device_count()} "
-            "devices; make train.batch_size and eval.batch_size a multiple"
+            f"the processes of this run cannot be joined ({error}); where neither a "
+            "TPU pod nor Slurm, Open MPI or Kubernetes started them, give each "
+            "--coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and messages for all."""
+    return jax.process_index() == 0
+
+
+def make_mesh(slices: int, query_devices: int = 1) -> Mesh:
+    """As many devices as share slices evenly: axes DATA and QUERY.
+
+    Args:
+      slices: how many are computed at a time, over all devices.
+      query_devices: devices that share the queries of each slice.
+
+    Raises:
+      InputError: devices that cannot be divided so; those of several processes must all
+        take part.
+    """
+    if jax.local_device_count() % query_devices:
+        raise InputError(
+            f"eval.query_devices={query_devices} does not divide the "
+            f"{jax.local_device_count()} devices of a process"
         )
-    return jax.make_mesh(
-        (count,),
-        (AXIS,),
-        axis_types=(AxisType.Auto,),
-        devices=jax.devices()[:count],
+    groups = jax.device_count() // query_devices
+    used = math.gcd(groups, slices)
+    if jax.process_count() > 1 and used < groups:
+        raise InputError(
+            f"{slices} slices at a time do not divide among {groups} devices; make "
+            "eval.batch_size, and train.batch_size over train.accumulate, a multiple"
+        )
+    # By process, so that the shares of the processes follow each other in a batch.
+    devices = sorted(
+        jax.devices(), key=lambda device: (device.process_index, device.id)
     )
+    grid = np.array(devices).reshape(groups, query_devices)[:used]
+    return Mesh(grid, (DATA, QUERY), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def map_over_devices(
@@ -45,14 +95,60 @@ def map_over_devices(
     """Compiles a function that sees one device's share of what is sharded.
 
     Args:
-      function: may average over `AXIS` with `jax.lax.pmean`.
+      function: may use `each_its_own`, `mean`, `share` and `join`.
       mesh: the devices.
       in_specs: REPLICATED or SHARDED for each argument.
       out_specs: the same for the results.
       **jit_options: further arguments of `jax.jit`.
     """
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+    def precise(*args: Any) -> Any:
+        # Without it accelerators round float32 factors of products to fewer bits. Here
+        # it covers the backward rules too; bfloat16 factors are what they are.
+        with jax.default_matmul_precision("highest"):
+            return function(*args)
+
+    mapped = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     return jax.jit(mapped, **jit_options)
+
+
+def each_its_own(tree: Any) -> Any:
+    """Inside a mapped function: replicated values as each device's own.
+
+    What is then computed from them stays on the device, gradients too, where JAX would
+    otherwise sum the gradient over devices at each use of a value.
+    """
+    return jax.lax.pcast(tree, DATA, to="varying")
+
+
+def mean(tree: Any) -> Any:
+    """Inside a mapped function: the mean over DATA of each device's own values."""
+    return jax.lax.pmean(tree, DATA)
+
+
+def share(x_BxM: jax.Array, axis: str | None, padding: int) -> jax.Array:
+    """Inside a mapped function: this device's part (B, m) along an axis of devices.
+
+    Args:
+      x_BxM: the whole, padded at its end to equal parts.
+      axis: an axis of devices, or None for all of x.
+      padding: value to pad with.
+    """
+    if axis is None:
+        return x_BxM
+    devices = jax.lax.axis_size(axis)
+    size = -(-x_BxM.shape[1] // devices)
+    width = [(0, 0), (0, devices * size - x_BxM.shape[1])]
+    padded = jnp.pad(x_BxM, width, constant_values=padding)
+    first = jax.lax.axis_index(axis) * size
+    return jax.lax.dynamic_slice_in_dim(padded, first, size, axis=1)
+
+
+def join(x_Bxm: jax.Array, axis: str | None) -> jax.Array:
+    """Inside a mapped function: the parts (B, m, ...) of all devices along an axis."""
+    if axis is None:
+        return x_Bxm
+    return jax.lax.all_gather(x_Bxm, axis, axis=1, tiled=True, to="invarying")
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
@@ -64,5 +160,13 @@ def shard(tree: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts the same values on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
+    """Puts values that every process has on every device."""
+    sharding = NamedSharding(mesh, REPLICATED)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Global arrays as numpy arrays, whole in every process."""
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -29,18 +29,13 @@ _STAGES = {
 
 
 class Report:
-    """Collects an evaluation; holds images of one volume at a time.
-
-    Raises:
-      InputError: the folder holds the results of another evaluation.
-    """
+    """Collects an evaluation; holds images of one volume at a time."""
 
     def __init__(
         self, out: Path, config: Config, workdir: str | Path, step: int, source: Source
     ):
         self._out, self._source, self._step = out, source, step
         self._test = _identity(config, workdir)
-        _require_same_test(out, self._test)
         for folder in ("reconstructions", "figures"):
             (out / folder).mkdir(parents=True, exist_ok=True)
         middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
@@ -183,7 +178,8 @@ def _identity(config: Config, workdir: str | Path) -> dict:
     return {"test": json.loads(json.dumps(parts))}
 
 
-def _require_same_test(out: Path, identity: dict) -> None:
+def require_same_test(out: Path, config: Config, workdir: str | Path) -> None:
+    """Raises InputError where a folder holds the results of another evaluation."""
     path = out / "metrics.json"
     if not path.exists():
         return
@@ -191,7 +187,7 @@ def _require_same_test(out: Path, identity: dict) -> None:
         before = json.loads(path.read_text()).get("test")
     except (ValueError, AttributeError):
         before = None
-    if before != identity["test"]:
+    if before != _identity(config, workdir)["test"]:
         raise InputError(
             f"{out}: holds the results of other scans, another undersampling or "
             "another run; name another folder with --config.eval.out"

@@ -120,16 +120,15 @@ def make_step(
     over the global batch, and each device's first reconstruction.
     """
 
-    def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
-        def loss_of(params: dict) -> tuple[jax.Array, jax.Array]:
-            output = model.apply({"params": params}, batch, stage=stage)
-            loss = losses.loss(output, batch.image, config, stage)
-            # The mean is taken before differentiation: the gradient of a replicated
-            # parameter then arrives summed over devices, once and rightly scaled.
-            return jax.lax.pmean(loss, parallel.AXIS), output.image
+    def loss_of(params: dict, batch: Batch) -> tuple[jax.Array, tuple]:
+        output = model.apply({"params": params}, batch, stage=stage)
+        psnr = metrics.psnr(magnitude(output.image), magnitude(batch.image)).mean()
+        loss = losses.loss(output, batch.image, config, stage)
+        return loss, (psnr, output.image[:1])
 
-        (loss, image), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
+    def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
+        (loss, psnr, gradient), image = _means(
+            loss_of, state.params, batch, config.accumulate
         )
         updates, optimizer_state = optimizer.update(
             gradient, state.optimizer, state.params
@@ -138,14 +137,13 @@ def make_step(
         ema = None
         if config.ema:
             ema = optax.incremental_update(params, state.ema, 1 - config.ema)
-        psnr = metrics.psnr(magnitude(image), magnitude(batch.image)).mean()
         scalars = {
             "loss": loss,
-            "psnr": jax.lax.pmean(psnr, parallel.AXIS),
+            "psnr": psnr,
             "gradient_norm": optax.tree.norm(gradient),
             "parameter_norm": optax.tree.norm(params),
         }
-        return State(state.step + 1, params, ema, optimizer_state), scalars, image[:1]
+        return State(state.step + 1, params, ema, optimizer_state), scalars, image
 
     return parallel.map_over_devices(
         step,
@@ -154,6 +152,27 @@ def make_step(
         out_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
         donate_argnums=0,
     )
+
+
+def _means(
+    loss_of: Callable, params: dict, batch: Batch, micro_batches: int
+) -> tuple[tuple[jax.Array, jax.Array, dict], jax.Array]:
+    """Loss, PSNR and gradient, means over the global batch, and the first image.
+
+    Each device sums over its micro-batches; devices exchange the sums once.
+    """
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    params = parallel.each_its_own(params)
+
+    def add(sums: tuple, batch: Batch) -> tuple[tuple, jax.Array]:
+        (loss, (psnr, image)), gradient = gradient_of(params, batch)
+        return jax.tree.map(jnp.add, sums, (loss, psnr, gradient)), image
+
+    zero = parallel.each_its_own(jnp.zeros(()))
+    zeros = zero, zero, jax.tree.map(jnp.zeros_like, params)
+    batches = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    sums, images = jax.lax.scan(add, zeros, batches)
+    return parallel.mean(jax.tree.map(lambda x: x / micro_batches, sums)), images[0]
 
 
 def train(config: Config, workdir: str | Path) -> State:
@@ -170,7 +189,7 @@ def train(config: Config, workdir: str | Path) -> State:
       InputError: data or config that cannot be used, another run's folder, or a loss
         that is no longer finite.
     """
-    mesh = parallel.make_mesh(config.train.batch_size)
+    mesh = parallel.make_mesh(config.train.batch_size // config.train.accumulate)
     source, test = pipeline.open_sources(config)
     print(f"Training on {source}; set apart for testing: {test}")
     sampler = pipeline.open_sampler(config)
@@ -184,7 +203,7 @@ def train(config: Config, workdir: str | Path) -> State:
         write_subjects(workdir, source.subjects)
         example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
-        state = parallel.replicate(checkpoints.restore(state, batches), mesh)
+        state = checkpoints.restore(parallel.replicate(state, mesh), batches)
         loop = _Loop(config, mesh, model, optimizer, begun, checkpoints)
         return loop.run(state, batches)
 

@@ -180,13 +180,15 @@ def refused(program, *args):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--config.train.stepz=3"], "valid keys: batch_size"),
+        (["--config.train.stepz=3"], "valid keys: accumulate, batch_size"),
         (["--config.data.train=/nowhere"], "/nowhere: no such file"),
         (["--config.mask.acceleration=0.5"], "at least 1"),
         (["--config.data.pad=False"], "smaller than the crop"),
         (["--config.data.test=demo:train"], "sub-0017"),
         (["--config.model.heads=0"], "model.heads=0"),
         (["surplus"], "'surplus' is no flag"),
+        (["--num_processes=2", "--process_id=0"], "belong together"),
+        (["--coordinator=here"], "HOST:PORT"),
     ],
 )
 def test_mistakes_get_one_message(change, message, tmp_path):
@@ -269,5 +271,5 @@ def test_debug_shows_a_traceback(tmp_path):
 def test_help_explains(program):
     text = run(program, "--help").stdout
     assert f"python {program} --config=configs/demo.py" in text
-    for flag in ("--config", "--workdir", "--[no]debug"):
+    for flag in ("--config", "--workdir", "--[no]debug", "--[no]distributed"):
         assert f"  {flag}: " in text, text

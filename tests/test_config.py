@@ -51,6 +51,8 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"train": {"stepz": 3}}, r"config\.train has no key 'stepz'.*steps"),
         ({"data": {"augment": {"flip": True}}}, r"data\.augment has no key 'flip'"),
         ({"train": {"steps": 0}}, r"train\.steps=0"),
+        ({"train": {"batch_size": 6, "accumulate": 4}}, r"a divisor of .*batch_size=6"),
+        ({"eval": {"query_devices": 0}}, r"eval\.query_devices=0"),
         ({"train": {"steps": "many"}}, r"train\.steps='many'"),
         ({"train": {"stages": (0.5, 0.5)}}, r"stages"),
         ({"train": {"stages": (0.5, 0.4, 0.0)}}, r"add to 1"),

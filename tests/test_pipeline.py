@@ -1,7 +1,10 @@
 """The stream of batches: shapes, masks, determinism, shares."""
 
 import dataclasses
+import hashlib
+import itertools
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from kst_jax import fourier, tokens
 from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig, TrainConfig
 from kst_jax.data import pipeline
+from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSTConfig
 
@@ -85,19 +89,85 @@ def test_augmentation_changes_training_alone(people):
     assert equal(plain, turned)
 
 
+def slices_of(batch):
+    """A digest of each slice of a batch: target, tokens, mask."""
+    rows = zip(*jax.tree.leaves(batch), strict=True)
+    return [
+        hashlib.sha256(b"".join(x.tobytes() for x in row)).hexdigest() for row in rows
+    ]
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_stream_does_not_depend_on_the_number_of_processes(people, processes):
-    whole = batches(SMALL, people)
+    config = dataclasses.replace(
+        SMALL,
+        data=dataclasses.replace(SMALL.data, augment=AugmentConfig(rotation=20.0)),
+        mask=MaskConfig(kind="fastmri_random"),
+    )
+    whole = batches(config, people)
     shares = [
-        batches(SMALL, people, process=p, processes=processes) for p in range(processes)
+        batches(config, people, process=p, processes=processes)
+        for p in range(processes)
     ]
     for _ in range(5):
-        parts = [next(share) for share in shares]
+        parts = [slices_of(next(share)) for share in shares]
         # process p holds slices p, p + processes, ... of the global batch
-        joined = jax.tree.map(
-            lambda *x: np.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *parts
+        joined = [
+            digest for together in zip(*parts, strict=True) for digest in together
+        ]
+        assert slices_of(next(whole)) == joined
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(Source):
+    """Scans that note which of their slices are read."""
+
+    reads: list = dataclasses.field(default_factory=list, compare=False)
+
+    def __getitem__(self, key):
+        self.reads.append(int(key))
+        return super().__getitem__(key)
+
+
+def reads_of(people, monkeypatch, stream_of, count=None):
+    """Slices read, in their order, for `count` batches of a stream."""
+    monkeypatch.setattr(pipeline, "_READ", grain.ReadOptions(0, 0))  # nothing ahead
+    source = Counted(people[0].entries)
+    for _ in itertools.islice(stream_of(source), count):
+        pass
+    return source.reads
+
+
+def test_each_process_reads_its_share_of_training_alone(people, monkeypatch):
+    def reads(**shares):
+        return reads_of(
+            people, monkeypatch, lambda source: batches(SMALL, [source], **shares), 9
         )
-        assert equal(next(whole), joined)
+
+    whole = reads()
+    assert len(whole) == 9 * 4
+    for process in range(2):
+        assert reads(process=process, processes=2) == whole[process::2]
+
+
+def test_each_process_reads_its_share_of_a_test_alone(people, monkeypatch):
+    sampler = pipeline.open_sampler(SMALL)
+    count = len(people[0])
+    assert count % 4
+
+    def reads(*shares):
+        return reads_of(
+            people,
+            monkeypatch,
+            lambda source: iter(pipeline.test_batches(source, SMALL, sampler, *shares)),
+        )
+
+    last = [count - 1] * (-count % 4)  # padding
+    whole = reads()
+    assert whole == [*range(count), *last]
+    for process in range(2):
+        rows = np.reshape(whole, (-1, 2, 2))[:, process]
+        assert reads(process, 2) == rows.ravel().tolist()
 
 
 def test_position_can_be_saved_and_restored(people):

@@ -9,12 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from kst_jax import parallel, training
+from kst_jax import training
 from kst_jax.checkpoints import Checkpoints, read_parameters
 from kst_jax.config import Config, DataConfig, MaskConfig, TrainConfig
-from kst_jax.data import pipeline
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.kst import KSTConfig
 
 TINY = Config(
     data=DataConfig(
@@ -158,49 +157,6 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, monkeypatch
     params, _, step = read_parameters(tmp_path)
     assert step == 4
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
-
-
-def one_step(devices, stage="RM"):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), (parallel.AXIS,))
-    model = KSpaceTransformer(TINY.model)
-    source, _ = pipeline.open_sources(TINY)
-    batches = pipeline.training_batches(source, TINY, pipeline.open_sampler(TINY))
-    optimizer = training.make_optimizer(TINY.train, {"LR": 0, "K": 0, "RM": 0})
-    batch = next(batches)
-    state = training.init_state(model, optimizer, batch, TINY.train)
-    step = training.make_step(model, optimizer, TINY.train, stage, mesh)
-    args = parallel.replicate(state, mesh), parallel.shard(batch, mesh)
-    text = step.lower(*args).compile().as_text()
-    all_scalars = []
-    state = args[0]
-    for _ in range(3):
-        state, scalars, _ = step(state, parallel.shard(next(batches), mesh))
-        all_scalars.append(scalars)
-    return text, jax.device_get((state, all_scalars))
-
-
-def test_eight_devices_compute_what_one_does():
-    _, (one, one_scalars) = one_step(1)
-    text, (eight, eight_scalars) = one_step(8)
-    for a, b in zip(one_scalars, eight_scalars, strict=True):
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
-        np.testing.assert_allclose(a["gradient_norm"], b["gradient_norm"], rtol=1e-4)
-    for a, b in zip(
-        jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True
-    ):
-        # Where a gradient is rounding error around zero, Adam steps in its direction:
-        # a few values differ by such steps, and no others do.
-        far = np.abs(a - b) > 1e-5
-        assert far.mean() < 0.02
-    assert "all-gather" not in text
-    assert "all-reduce" in text
-
-
-@pytest.mark.parametrize(
-    ("batch", "devices"), [(8, 8), (16, 8), (4, 4), (6, 2), (5, 1)]
-)
-def test_a_batch_takes_the_devices_that_share_it_evenly(batch, devices):
-    assert parallel.make_mesh(batch).size == devices
 
 
 @pytest.mark.parametrize(

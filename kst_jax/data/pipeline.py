@@ -134,16 +134,30 @@ def training_batches(
 
 
 def test_batches(
-    source: Source, config: Config, sampler: Sampler
+    source: Source,
+    config: Config,
+    sampler: Sampler,
+    process: int = 0,  # noqa: PT028 (not a test)
+    processes: int = 1,  # noqa: PT028
 ) -> grain.IterDataset[EvalBatch]:
-    """Each slice once, in order; the last batch is padded with its last slice."""
+    """Each slice once, in order; the last batch is padded with its last slice.
+
+    Args:
+      source: test slices.
+      config: batch size and seed.
+      sampler: masks.
+      process: number of this process among `processes`, each of which gets the part of
+        every global batch that follows that of the process before.
+      processes: their count.
+    """
     size = config.eval.batch_size
-    count = -(-len(source) // size) * size
+    batches = -(-len(source) // size)
+    numbers = np.arange(batches * size).reshape(batches, processes, -1)[:, process]
     prepare = functools.partial(
         _test_slice, source=source, config=config, sampler=sampler
     )
-    stream = grain.MapDataset.range(count).map(prepare)
-    return stream.batch(size, batch_fn=_eval_batch).to_iter_dataset(_READ)
+    stream = grain.MapDataset.source(numbers.ravel()).map(prepare)
+    return stream.batch(size // processes, batch_fn=_eval_batch).to_iter_dataset(_READ)
 
 
 def _training_slice(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from kst_jax import tokens
+from kst_jax import parallel, tokens
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
@@ -155,7 +155,10 @@ class LRDecoderLayer(nn.Module):
 
 @flax.struct.dataclass
 class Grid:
-    """The high-resolution grid as the decoder's layers need it; see `tokens`."""
+    """The high-resolution grid as the decoder's layers need it; see `tokens`.
+
+    `query` is what this device decodes, the rest is whole.
+    """
 
     query: jax.Array
     order: jax.Array
@@ -168,6 +171,7 @@ class HRDecoderLayer(nn.Module):
 
     config: KSTConfig
     refine: bool
+    query_axis: str | None
 
     @nn.compact
     def __call__(
@@ -183,6 +187,7 @@ class HRDecoderLayer(nn.Module):
         x_BxMxD = _attend(c, "cross_attention")(x_BxMxD, memory_BxLxD, valid_BxL)
         x_BxMxD = _mlp(c)(x_BxMxD)
         value_BxMx2 = blocks.SpectrumHead(_dtype(c), name="head")(x_BxMxD)
+        value_BxMx2 = parallel.join(value_BxMx2, self.query_axis)
         spectrum = tokens.fill(value_BxMx2, grid.order, grid.kspace, grid.mask)
         images = {"kspace": ifft2c(spectrum)}
         if self.refine:
@@ -203,9 +208,17 @@ class HRDecoderLayer(nn.Module):
 
 
 class KSpaceTransformer(nn.Module):
-    """Reconstructs slices from their sampled tokens (paper Fig. 1 c)."""
+    """Reconstructs slices from their sampled tokens (paper Fig. 1 c).
+
+    Attributes:
+      config: its sizes.
+      query_axis: axis of devices that share the queries of the high-resolution decoder,
+        which do not see each other; all else is computed by each. None outside of
+        `parallel.map_over_devices`.
+    """
 
     config: KSTConfig
+    query_axis: str | None = None
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
@@ -278,14 +291,14 @@ class KSpaceTransformer(nn.Module):
         """Images (S, B, H, W, 2) of the high-resolution decoder's layers."""
         c = self.config
         position = jnp.asarray(tokens.coordinates(batch.mask.shape[1:]))
+        query_BxM = parallel.share(batch.query, self.query_axis, len(position) - 1)
         embed = _embed(c, name="embed_query")
-        x_BxMxD = embed(tokens.at_queries(spectrum, batch.query))
-        x_BxMxD += blocks.positional_encoding(position[batch.query], c.width)
-        grid = Grid(
-            batch.query, tokens.query_order(batch.mask), batch.kspace, batch.mask
-        )
+        x_BxMxD = embed(tokens.at_queries(spectrum, query_BxM))
+        x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
+        order = tokens.query_order(batch.mask)
+        grid = Grid(query_BxM, order, batch.kspace, batch.mask)
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
-        return layers(c, refine and c.refinement, name="hr_decoder")(
+        return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
             x_BxMxD, memory_BxLxD, valid_BxL, grid, embed.variables["params"]
         )[1]
 

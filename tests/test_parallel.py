@@ -1,0 +1,187 @@
+"""Many devices compute what one does, and exchange no more than they must."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kst_jax import fourier, parallel, sampling, tokens, training
+from kst_jax.config import MaskConfig
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSpaceTransformer
+from tests.test_training import TINY, with_train
+
+SIZES = {"f32": 4, "s32": 4, "u32": 4, "c64": 8, "pred": 1}
+
+
+def exchanged(compiled):
+    """Bytes that a program's results of collectives hold, by kind of collective."""
+    kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+    found = {}
+    for shapes, kind in re.findall(
+        rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text()
+    ):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        size = sum(
+            SIZES[dtype] * np.prod([int(n) for n in shape.split(",") if n], dtype=int)
+            for dtype, shape in arrays
+        )
+        found[kind] = found.get(kind, 0) + int(size)
+    return found
+
+
+def three_steps(devices, accumulate):
+    """The compiled step, and after three of them state, scalars and last gradient."""
+    config, mesh = with_train(accumulate=accumulate), parallel.make_mesh(devices)
+    optimizer = optax.chain(
+        optax.trace(decay=0.0),  # holds the gradient
+        training.make_optimizer(config.train, {"LR": 0, "K": 0, "RM": 0}),
+    )
+    model = KSpaceTransformer(config.model)
+    source, _ = pipeline.open_sources(config)
+    stream = pipeline.training_batches(source, config, pipeline.open_sampler(config))
+    batches = [parallel.shard(next(stream), mesh) for _ in range(3)]
+    state = training.init_state(model, optimizer, batches[0], config.train)
+    state, rows = parallel.replicate(state, mesh), []
+    step = training.make_step(model, optimizer, config.train, "RM", mesh)
+    step = step.lower(state, batches[0]).compile()
+    for batch in batches:
+        state, scalars, _ = step(state, batch)
+        rows.append(scalars)
+    found = {
+        "params": state.params,
+        "gradient": state.optimizer[0].trace,
+        "scalars": rows,
+    }
+    return step, jax.device_get(found)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return three_steps(1, 1)[1]
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(8, 1), (2, 4)])
+def test_many_devices_and_micro_batches_train_as_one(one_device, devices, accumulate):
+    step, many = three_steps(devices, accumulate)
+    for name, wanted in one_device.items():
+        for one, other in zip(
+            jax.tree.leaves(wanted), jax.tree.leaves(many[name]), strict=True
+        ):
+            np.testing.assert_allclose(
+                one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max(), err_msg=name
+            )
+    sizes = [x.nbytes for x in jax.tree.leaves(one_device["gradient"])]
+    moved = exchanged(step)
+    assert set(moved) == {"all-reduce"}
+    assert sum(sizes) <= moved["all-reduce"] <= sum(sizes) + 16  # loss and PSNR
+    before_main = step.as_text().partition("\nENTRY")[0]
+    assert "all-reduce(" not in before_main  # that is, in no loop
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_fourier_transforms_gather_the_batch_unless_mapped(mapped):
+    mesh = parallel.make_mesh(8)
+    images = parallel.shard(np.zeros((8, 16, 16, 2), np.float32), mesh)
+    if mapped:
+        transform = parallel.map_over_devices(
+            fourier.fft2c, mesh, parallel.SHARDED, parallel.SHARDED
+        )
+    else:
+        transform = jax.jit(fourier.fft2c)
+    moved = exchanged(transform.lower(images).compile())
+    assert moved == ({} if mapped else {"all-gather": images.nbytes})
+
+
+def test_accelerators_round_no_factor_in_training():
+    config = dataclasses.replace(TINY.model, attention="blocked")
+    model, mesh = KSpaceTransformer(config), parallel.make_mesh(8)
+    optimizer = optax.sgd(1.0)
+    example = pipeline.example_batch(TINY, pipeline.open_sampler(TINY))
+    batch = jax.tree.map(lambda x: np.repeat(x, 8, axis=0), example)
+    state = jax.eval_shape(
+        lambda: training.init_state(model, optimizer, example, TINY.train)
+    )
+    step = training.make_step(model, optimizer, TINY.train, "RM", mesh)
+    text = step.trace(state, batch).lower(lowering_platforms=("tpu",)).as_text()
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
+    assert len(products) > 50
+    assert not [line for line in products if "HIGHEST" not in line]
+
+
+def some_slices(mask_config, count):
+    size = (16, 12)
+    sampler, rng = sampling.sampler(mask_config, size), np.random.default_rng(0)
+    return tokens.batch_of(
+        [
+            tokens.tokenise(
+                rng.normal(size=(*size, 2)).astype(np.float32),
+                sampler.random(rng),
+                sampler.counts,
+            )
+            for _ in range(count)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "remainder"),
+    [
+        (MaskConfig(acceleration=3.3), 2),
+        (MaskConfig(kind="fastmri_random", acceleration=3.0), 0),
+    ],
+)
+def test_devices_share_the_queries_of_a_slice(mask, remainder):
+    config = dataclasses.replace(TINY.model, hr_layers=2, lr_size=(8, 6))
+    batch, model = some_slices(mask, 2), KSpaceTransformer(config)
+    queries = batch.query.shape[1]
+    assert queries % 4 == remainder
+    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    decoded = []
+
+    def apply(params, batch):
+        output, state = model.clone(query_axis=parallel.QUERY).apply(
+            {"params": params}, batch, mutable=["intermediates"]
+        )
+        attention = state["intermediates"]["hr_decoder"]["cross_attention"]
+        ((q_SxBxMxKxC, _),) = attention["query_key"]
+        decoded.append(q_SxBxMxKxC.shape[1:3])
+        return output.image, output.supervised["kspace"][-1]
+
+    mesh = parallel.make_mesh(2, query_devices=4)
+    shared = parallel.map_over_devices(
+        apply, mesh, (parallel.REPLICATED, parallel.SHARDED), parallel.SHARDED
+    )
+    found = shared(parallel.replicate(params, mesh), parallel.shard(batch, mesh))
+    assert decoded == [(1, -(-queries // 4))]
+    wanted = jax.jit(model.apply)({"params": params}, batch)
+    for one, other in zip(
+        (wanted.image, wanted.supervised["kspace"][-1]), found, strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-5 * jnp.abs(one).max())
+
+
+@pytest.mark.parametrize(
+    ("slices", "query_devices", "shape"),
+    [
+        (8, 1, (8, 1)),
+        (16, 1, (8, 1)),
+        (4, 1, (4, 1)),
+        (6, 1, (2, 1)),
+        (5, 1, (1, 1)),
+        (4, 4, (2, 4)),
+        (1, 8, (1, 8)),
+    ],
+)
+def test_slices_take_the_devices_that_share_them_evenly(slices, query_devices, shape):
+    assert parallel.make_mesh(slices, query_devices).devices.shape == shape
+
+
+def test_devices_that_cannot_share_queries_are_refused():
+    with pytest.raises(InputError, match=r"query_devices=3 does not divide the 8"):
+        parallel.make_mesh(8, 3)
