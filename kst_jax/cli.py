@@ -28,7 +28,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
-def run_with_config(main: Callable[[Config, str], None]) -> None:
+def run_with_config(
+    main: Callable[[Config, str], None], default_workdir: str | None = None
+) -> None:
     """Runs a program that takes --config, overrides of its keys, and --workdir.
 
     It may be one of several processes, of which only the first one prints.
@@ -38,7 +40,7 @@ def run_with_config(main: Callable[[Config, str], None]) -> None:
         help_string="File of configs/; --config.section.key=value changes a value.",
     )
     workdir = flags.DEFINE_string(
-        "workdir", None, "Folder of the run: checkpoints, logs and results."
+        "workdir", default_workdir, "Folder of the run: checkpoints, logs and results."
     )
     # Handled by `run`; defined so that --help tells of it.
     flags.DEFINE_bool("debug", False, "Show a traceback where something fails.")

@@ -4,6 +4,7 @@ Every function returns a `matplotlib.figure.Figure` of its own. pyplot and its g
 state stay out, so that figures can be made without a display and in notebooks alike.
 """
 
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -145,6 +146,41 @@ def attention_figure(rows: Sequence[AttentionMaps]) -> Figure:
             _show(ax, weights, cmap="gray", vmin=0, vmax=top)
             ax.set_facecolor(_BLANK)
             _point_at(ax, row.query, row.arrow)
+    return figure
+
+
+def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Time and memory over the size of the image, as `kst_jax.benchmark` measured them.
+
+    The dashed line is the operation count, whose attention terms are the paper's
+    O(ml + nl + l^2), brought to the largest size's time.
+
+    Args:
+      results: by image size: size, median_s, min_s, max_s, flops, temporary_bytes; the
+        lines of a precision and an attention are told apart.
+    """
+    figure = Figure(figsize=(8, 3.2), dpi=_DPI, layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    for ax in (time, memory):
+        ax.set(xscale="log", yscale="log", xlabel="pixels of the image")
+    for name, line in itertools.groupby(
+        results, lambda r: f"{r['dtype']}, {r['attention']}"
+    ):
+        line = sorted(line, key=lambda r: r["flops"])
+        pixels = [r["size"][0] * r["size"][1] for r in line]
+        median = np.array([r["median_s"] for r in line])
+        spread = (
+            median - [r["min_s"] for r in line],
+            [r["max_s"] for r in line] - median,
+        )
+        time.errorbar(pixels, median, spread, marker="o", label=name)
+        flops = np.array([r["flops"] for r in line])
+        time.plot(pixels, flops * median[-1] / flops[-1], "k--", linewidth=0.8)
+        used = [r["temporary_bytes"] / 1e9 for r in line]
+        memory.plot(pixels, used, marker="o", label=name)
+    time.set_ylabel("seconds a slice")
+    memory.set_ylabel("temporary memory (GB)")
+    time.legend(fontsize=8)
     return figure
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _IMAGES = ("NHWC", "HWIO", "NHWC")
+# Columns from which XLA's CPU kernel uses more than one core.
+_WIDE = 128
 
 
 def convolve(x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -34,11 +36,11 @@ def _convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _convolved_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """All images as one wide one, top halves beside bottom halves, zeros between.
 
-    XLA's CPU kernel spreads one image's columns over threads, and nothing else: 64
-    columns keep a single core busy.
+    XLA's CPU kernel shares the columns of an image among threads and nothing else, so
+    that narrow images keep a single core busy.
     """
     B, H, W, C = x.shape
-    if B * W * W >= 128 * 128 and False:
+    if W >= _WIDE:
         return _plain(x, kernel)
     pad, half = kernel.shape[0] // 2, -(-H // 2)
     x = jnp.pad(x, [(0, 0), (pad, 2 * half - H + pad), (0, pad), (0, 0)])

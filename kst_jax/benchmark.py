@@ -1,0 +1,387 @@
+"""How fast a network is, and how much memory it takes.
+
+    python -m kst_jax.benchmark --config=configs/default.py
+
+Every case (a batch size, a precision, an attention) runs in a process of its own, so
+that its compile time and its peak memory are its own. Cases are run in turn, `--rounds`
+times, since machines are noisy. Programs are compiled ahead of time; weights and slices
+are random, which changes none of the work. Table on screen, all figures in
+WORKDIR/benchmark.json; with --sweep also a plot over image sizes, WORKDIR/sweep.png.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from kst_jax import cli, evaluation, figures, parallel, training
+from kst_jax.config import Config
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.tokens import Batch, batch_of, tokenise
+
+_MATRIX = 4096  # rows and columns of the product that tells a device's speed
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+      what: "forward" or "train step".
+      config: network, undersampling and image size.
+      batch: slices at a time, over all devices.
+      devices: how many share the batch, and how many the queries of each slice (in a
+        forward pass); None for as many as share the batch evenly.
+      calls: timed calls, after one to warm up.
+    """
+
+    what: str
+    config: Config
+    batch: int = 1
+    devices: tuple[int, int] | None = None
+    calls: int = 5
+
+    @property
+    def flops(self) -> int:
+        """Operations of one call; a gradient counts twice its forward pass."""
+        mask = np.mean(pipeline.open_sampler(self.config).counts)
+        one = network_flops(self.config.model, round(mask), self.config.data.size)
+        return self.batch * one * (3 if self.what == "train step" else 1)
+
+
+def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int:
+    """Floating-point operations of reconstructing one slice.
+
+    Two for each multiplication and addition of matrix products and convolutions, which
+    is all that counts. Attention is the paper's O(ml + nl + l^2), with m queries, n
+    sampled tokens and l low-resolution ones, and n^2 of the encoder.
+    """
+    c, width = config, config.width
+    pixels, low = int(np.prod(size)), int(np.prod(c.lr_size))
+    queries = pixels - sampled
+
+    def attention(queries: int, keys: int) -> int:
+        return 4 * width * (queries * keys + width * (queries + keys))
+
+    def mlp(tokens: int) -> int:
+        return 4 * tokens * width * c.mlp
+
+    def values(tokens: int) -> int:
+        """Two numbers to features, or back, through a hidden layer."""
+        return 2 * tokens * width * (width + 2)
+
+    def refinement() -> int:
+        features, taps = c.refinement_features, c.refinement_kernel**2
+        inner = (c.refinement_layers - 1) * taps * features**2
+        return 2 * pixels * (2 * taps * features + inner + 2 * features)
+
+    memory = low if c.lr_decoder else sampled
+    encoder_layer = attention(sampled, sampled) + mlp(sampled)
+    lr_layer = attention(low, sampled) + attention(low, low) + mlp(low) + values(low)
+    hr_layer = attention(queries, memory) + mlp(queries) + values(queries)
+    if c.refinement:
+        hr_layer += refinement() + values(queries)
+    return (
+        values(sampled)
+        + c.encoder_layers * encoder_layer
+        + c.lr_decoder * c.lr_layers * lr_layer
+        + values(queries)
+        + c.hr_layers * hr_layer
+    )
+
+
+def example(config: Config, count: int) -> Batch:
+    """A batch of random slices, undersampled as the config says."""
+    sampler, rng = pipeline.open_sampler(config), np.random.default_rng(0)
+
+    def one() -> dict[str, np.ndarray]:
+        image = rng.normal(size=(*config.data.size, 2)).astype(np.float32)
+        return tokenise(image, sampler.random(rng), sampler.counts) | {"image": image}
+
+    return batch_of([one() for _ in range(count)])
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Compiles and times one case, in this process: seconds, bytes, operations."""
+    mesh = _mesh(case)
+    function, state = _program(case, mesh)
+    batch = parallel.shard(example(case.config, case.batch), mesh)
+    started = time.perf_counter()
+    compiled = function.lower(state, batch).compile()
+    compile_s = time.perf_counter() - started
+    dtype = case.config.model.dtype
+    rates = [matrix_rate(dtype)]
+    seconds = _time(compiled, state, batch, case)
+    rates.append(matrix_rate(dtype))
+    return {
+        "device": jax.devices()[0].device_kind,
+        "mesh": dict(mesh.shape),
+        "compile_s": compile_s,
+        "seconds": seconds,
+        "flops_counted_by_xla": compiled.cost_analysis().get("flops"),
+        "matrix_product_flops_per_s": max(rates) * mesh.size,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _mesh(case: Case) -> jax.sharding.Mesh:
+    if case.devices is None:
+        return parallel.make_mesh(case.batch)
+    data, query = case.devices
+    if case.batch % data:
+        raise InputError(f"--mesh: {data} devices do not share a batch of {case.batch}")
+    mesh = parallel.make_mesh(data, query if case.what == "forward" else 1)
+    if mesh.devices.shape[0] < data:
+        raise InputError(
+            f"--mesh={data}x{query} does not fit {jax.device_count()} devices"
+        )
+    return mesh
+
+
+def _program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Callable, Any]:
+    """What is timed, and its first argument."""
+    config, one = case.config, example(case.config, 1)
+    model = KSpaceTransformer(config.model)
+    if case.what == "forward":
+        params = jax.jit(model.init)(jax.random.key(0), one)["params"]
+        return evaluation.make_forward(model, mesh), parallel.replicate(params, mesh)
+    begun = training.first_steps(config.train, config.model.stages)
+    optimizer = training.make_optimizer(config.train, begun)
+    stage = config.model.stages[-1]
+    step = training.make_step(model, optimizer, config.train, stage, mesh)
+    state = training.init_state(model, optimizer, one, config.train)
+    return step, parallel.replicate(state, mesh)
+
+
+def _time(compiled: Callable, state: Any, batch: Batch, case: Case) -> list[float]:
+    seconds = []
+    for _ in range(case.calls + 1):
+        started = time.perf_counter()
+        output = jax.block_until_ready(compiled(state, batch))
+        seconds.append(time.perf_counter() - started)
+        if case.what == "train step":
+            state = output[0]  # the step has used up the old one's memory
+    return seconds[1:]
+
+
+def matrix_rate(dtype: str) -> float:
+    """Operations a second of a large matrix product on one device, best of five."""
+    x = jnp.ones((_MATRIX, _MATRIX), dtype)
+    with jax.default_matmul_precision("highest"):
+        product = jax.jit(jnp.matmul).lower(x, x).compile()
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - started)
+    return 2 * _MATRIX**3 / min(seconds)
+
+
+def _peak_bytes() -> int:
+    """Largest use so far: of the device's memory, or on a CPU of this process's."""
+    device = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return device.get("peak_bytes_in_use", resident)
+
+
+def run(cases: list[Case], rounds: int = 1) -> list[dict[str, Any]]:
+    """Measures cases in turn, each in a fresh process.
+
+    Returns:
+      For each case what it was, median, least and largest latency over all rounds,
+      rates, memory and operations.
+
+    Raises:
+      InputError: a process that died, most likely for want of memory.
+    """
+    found: dict[int, list[dict]] = {number: [] for number in range(len(cases))}
+    turns = [number for _ in range(rounds) for number in found]
+    for number in tqdm(turns, "Benchmark", unit="case"):
+        found[number].append(_in_a_process(cases[number]))
+    return [_summary(cases[number], rounds) for number, rounds in found.items()]
+
+
+def _in_a_process(case: Case) -> dict[str, Any]:
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(measure, case).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise InputError(
+                f"the process of {case.what}, batch {case.batch}, "
+                f"{case.config.data.size} died; if memory ran out, take a smaller "
+                "batch or size, --attention=blocked, or --config.model.remat=layers"
+            ) from None
+
+
+def _summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    model, config = case.config.model, case.config
+    params = jax.eval_shape(
+        KSpaceTransformer(model).init, jax.random.key(0), example(config, 1)
+    )
+    seconds = [second for found in rounds for second in found["seconds"]]
+    median = statistics.median(seconds)
+    product = max(found["matrix_product_flops_per_s"] for found in rounds)
+    return rounds[0] | {
+        "what": case.what,
+        "size": config.data.size,
+        "batch": case.batch,
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "remat": model.remat,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "compile_s": min(found["compile_s"] for found in rounds),
+        "seconds": seconds,
+        "median_s": median,
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "images_per_s": case.batch / median,
+        "flops": case.flops,
+        "flops_per_s": case.flops / median,
+        "matrix_product_flops_per_s": product,
+        "share_of_matrix_product": case.flops / median / product,
+        "peak_bytes": max(found["peak_bytes"] for found in rounds),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    head = (
+        "what | size | batch | dtype | attention | compile s | median s (min-max) | "
+        "images/s | GFLOP/s | of matrix product | temporary GB | peak GB"
+    )
+    rows = [head, " | ".join("---" for _ in head.split(" | "))]
+    rows += [
+        f"{r['what']} | {r['size'][0]}x{r['size'][1]} | {r['batch']} | {r['dtype']} | "
+        f"{r['attention']} | {r['compile_s']:.1f} | {r['median_s']:.3f} "
+        f"({r['min_s']:.3f}-{r['max_s']:.3f}) | {r['images_per_s']:.2f} | "
+        f"{r['flops_per_s'] / 1e9:.0f} | {r['share_of_matrix_product']:.0%} | "
+        f"{r['temporary_bytes'] / 1e9:.2f} | {r['peak_bytes'] / 1e9:.2f}"
+        for r in results
+    ]
+    return "\n".join(f"| {row} |" for row in rows)
+
+
+def variants(
+    config: Config, what: list[str], batches: list[int], **choices: list[str]
+) -> list[Case]:
+    """All combinations of work, batch sizes and choices of `config.model`."""
+    models = [
+        dataclasses.replace(config.model, **dict(zip(choices, values, strict=True)))
+        for values in itertools.product(*choices.values())
+    ]
+    return [
+        Case(one, dataclasses.replace(config, model=model), batch)
+        for one, batch, model in itertools.product(what, batches, models)
+    ]
+
+
+def at_size(case: Case, size: int) -> Case:
+    """The case with square images, and a low-resolution grid of the same share.
+
+    Raises:
+      InputError: a size that the share does not divide.
+    """
+    config = case.config
+    share = config.data.size[0] // config.model.lr_size[0]
+    if size % share:
+        raise InputError(f"--sweep: {size} is not a multiple of {share}")
+    data = dataclasses.replace(config.data, size=(size, size), crop=(0, 0))
+    model = dataclasses.replace(config.model, lr_size=(size // share,) * 2)
+    changed = dataclasses.replace(config, data=data, model=model)
+    return dataclasses.replace(case, config=changed)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_list("batch_sizes", ["1"], "Slices at a time, over all devices.")
+    flags.DEFINE_list("precision", [], "float32, bfloat16, or both: float32,bfloat16.")
+    flags.DEFINE_list("attention", [], "Implementations to compare: auto,plain,...")
+    flags.DEFINE_list("what", ["forward", "train step"], "Work to time.")
+    flags.DEFINE_integer("calls", 5, "Timed calls in each round.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 1, "Turns that each case gets.", lower_bound=1)
+    flags.DEFINE_list("sweep", [], "Sizes of square images to try, batch 1, forward.")
+    flags.DEFINE_string(
+        "mesh",
+        "",
+        "Devices as DATAxQUERY: 8x1 shares a batch among eight, 1x4 the queries of "
+        "each slice among four (forward only). By default as many as share the batch.",
+    )
+
+
+def main(config: Config, workdir: str) -> None:
+    """Command line: measures, prints the table, writes JSON and plot."""
+    results = run(_cases(config), flags.FLAGS.rounds)
+    print(f"{results[0]['device']}, {os.cpu_count()} CPU cores, jax {jax.__version__}")
+    print(f"{results[0]['parameters']:,} parameters\n\n{table(results)}")
+    _write(Path(workdir), results)
+    if flags.FLAGS.sweep:
+        path = Path(workdir) / "sweep.png"
+        figures.save(figures.scaling_figure(results), path)
+
+
+def _cases(config: Config) -> list[Case]:
+    given = flags.FLAGS
+    cases = variants(
+        config,
+        ["forward"] if given.sweep else given.what,
+        [_whole(n, "batch_sizes") for n in given.batch_sizes],
+        dtype=given.precision or [config.model.dtype],
+        attention=given.attention or [config.model.attention],
+    )
+    if given.sweep:
+        sizes = [_whole(n, "sweep") for n in given.sweep]
+        cases = [at_size(case, size) for case in cases for size in sizes]
+    devices = None
+    if given.mesh:
+        data, _, query = given.mesh.partition("x")
+        devices = _whole(data, "mesh"), _whole(query, "mesh")
+    return [
+        dataclasses.replace(case, calls=given.calls, devices=devices) for case in cases
+    ]
+
+
+def _whole(text: str, flag: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--{flag}: {text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _write(workdir: Path, results: list[dict[str, Any]]) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    about = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "cpu_cores": os.cpu_count(),
+        "results": results,
+    }
+    path = workdir / "benchmark.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(about, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    cli.run_with_config(main, default_workdir="runs/benchmark")

@@ -1,0 +1,135 @@
+"""A trained network as one file that needs nothing but JAX.
+
+    python -m kst_jax.export runs/demo exported
+
+writes `exported/network.stablehlo`, the program and its weights for CPU, CUDA and TPU
+and for any batch size, and `exported/reconstruct.py`, which shows how to call it.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# jax.export is a module of its own, which `import jax` leaves out.
+from jax import export as jax_export
+
+from kst_jax import checkpoints, cli, fourier, tokens
+from kst_jax.config import Config
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.tokens import Batch
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_LOADER = Path(__file__).with_name("loader.py")
+
+
+def reconstructor(
+    model: KSpaceTransformer, params: dict, counts: tuple[int, int]
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A function of arrays alone: k-space (B, H, W, 2) and mask (B, H, W) to images.
+
+    Args:
+      model: the network.
+      params: its parameters, which become constants.
+      counts: least and largest number of points that a mask may sample.
+
+    Returns:
+      The function; its images are (B, H, W, 2), in the scale of the k-space. Of a mask
+      with more points than the largest count only the first are used as tokens.
+    """
+
+    def reconstruct(kspace: jax.Array, mask: jax.Array) -> jax.Array:
+        batch = jax.vmap(lambda k, m: _tokenise(k, m, counts))(kspace, mask)
+        return model.apply({"params": params}, batch).image
+
+    return reconstruct
+
+
+def _tokenise(kspace: jax.Array, mask: jax.Array, counts: tuple[int, int]) -> Batch:
+    """As `tokens.tokenise`, but traceable; always with `valid`."""
+    least, most = counts
+    (sampled,) = jnp.nonzero(mask.ravel(), size=most, fill_value=0)
+    (query,) = jnp.nonzero(
+        ~mask.ravel(), size=mask.size - least, fill_value=mask.size - 1
+    )
+    return Batch(
+        value=kspace.reshape(-1, 2)[sampled],
+        position=jnp.asarray(tokens.coordinates(mask.shape))[sampled],
+        valid=jnp.arange(most) < mask.sum(),
+        query=query.astype(jnp.int32),
+        kspace=fourier.data_consistency(jnp.zeros_like(kspace), kspace, mask),
+        mask=mask,
+    )
+
+
+def export(
+    config: Config, params: dict, platforms: tuple[str, ...] = PLATFORMS
+) -> jax_export.Exported:
+    """The network of a run for several platforms and any batch size.
+
+    Args:
+      config: of the run; tells image size, undersampling and network.
+      params: its parameters.
+      platforms: "cpu", "cuda", "rocm", "tpu".
+    """
+    # The portable form: what "auto" stands for depends on the machine.
+    model = KSTConfig(**{**vars(config.model), "attention": "blocked"})
+    counts = pipeline.open_sampler(config).counts
+    function = reconstructor(KSpaceTransformer(model), params, counts)
+    (b,) = jax_export.symbolic_shape("b")
+    size = config.data.size
+    return jax_export.export(jax.jit(function), platforms=platforms)(
+        jax.ShapeDtypeStruct((b, *size, 2), np.float32),
+        jax.ShapeDtypeStruct((b, *size), np.bool_),
+    )
+
+
+def write(exported: jax_export.Exported, out: str | Path) -> None:
+    """Writes the program and the example that loads it, both or none.
+
+    Raises:
+      InputError: there is something at `out` already.
+    """
+    out = Path(out).absolute()
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
+        folder = Path(temporary) / "out"
+        folder.mkdir()
+        (folder / "network.stablehlo").write_bytes(exported.serialize())
+        (folder / "reconstruct.py").write_text(_LOADER.read_text())
+        os.replace(folder, out)
+
+
+def main() -> None:
+    """Command line: exports the latest checkpoint of a run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kst_jax.export",
+        description="Writes a trained network as StableHLO, which needs only JAX.",
+    )
+    parser.add_argument("workdir", help="folder of a run")
+    parser.add_argument("out", help="folder to write")
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=(*PLATFORMS, "rocm"),
+        default=PLATFORMS,
+        help="what the program is to run on (cpu cuda tpu)",
+    )
+    args = parser.parse_args()
+    params, config, step = checkpoints.read_parameters(args.workdir)
+    write(export(config, params, tuple(args.platforms)), args.out)
+    print(f"wrote {args.out}: the network of {args.workdir} at step {step}")
+    print(f"  python {args.out}/reconstruct.py INPUT.npz IMAGE.npy")
+
+
+if __name__ == "__main__":
+    cli.run(main)

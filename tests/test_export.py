@@ -1,0 +1,81 @@
+"""Export: a program that needs only JAX gives what the network gives."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from kst_jax import checkpoints, export, fourier
+from kst_jax.config import Config, DataConfig, MaskConfig
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig, reconstruct
+from tests.conftest import ROOT
+
+MODEL = KSTConfig(
+    width=16,
+    heads=2,
+    mlp=16,
+    encoder_layers=1,
+    lr_layers=1,
+    hr_layers=2,
+    lr_size=(8, 8),
+    refinement_features=4,
+)
+
+
+@pytest.fixture(scope="module", params=["gaussian_2d", "fastmri_random"])
+def run(request, tmp_path_factory):
+    """A folder with a network of random weights, whose masks may vary in count."""
+    config = Config(
+        data=DataConfig(size=(16, 16)),
+        mask=MaskConfig(kind=request.param, acceleration=4.0, center_fraction=0.2),
+        model=MODEL,
+    )
+    folder = tmp_path_factory.mktemp(request.param)
+    sampler = pipeline.open_sampler(config)
+    model, key = KSpaceTransformer(MODEL), jax.random.key(1)
+    params = model.init(key, pipeline.example_batch(config, sampler))["params"]
+    checkpoints.write_parameters(folder / "run", params, config)
+    return folder, model, params, sampler
+
+
+def test_command_line_and_loader(run):
+    folder, model, params, sampler = run
+    out = folder / "exported"
+    command = [sys.executable, "-m", "kst_jax.export", folder / "run", out]
+    subprocess.run(command, check=True, cwd=ROOT)
+    rng = np.random.default_rng(0)
+    masks = np.stack([sampler.random(rng) for _ in range(3)])
+    images = rng.normal(size=(3, 16, 16, 2)).astype(np.float32)
+    kspace = np.array(fourier.fft2c(images))
+    source, target = folder / "in.npz", folder / "image.npy"
+    joined = kspace[..., 0] + 1j * kspace[..., 1]
+    np.savez(source, kspace=joined, mask=masks)
+    # Elsewhere, so that this package cannot be imported.
+    subprocess.run(
+        [sys.executable, "-I", out / "reconstruct.py", source, target],
+        check=True,
+        cwd=folder,
+    )
+    got = np.load(target)
+    for number in range(3):
+        wanted = reconstruct(model, params, kspace[number], masks[number]).image[0]
+        wanted = np.asarray(fourier.to_complex(wanted))
+        error = np.linalg.norm(got[number] - wanted) / np.linalg.norm(wanted)
+        assert error < 1e-5
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    with pytest.raises(InputError, match="exists already"):
+        export.write(None, tmp_path)
+
+
+def test_all_platforms_are_in_the_program(run):
+    folder, _, params, _ = run
+    config = checkpoints.read_config(folder / "run")
+    exported = export.export(config, params)
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    assert str(exported.in_avals[0].shape[0]) == "b"
