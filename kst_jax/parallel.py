@@ -1,8 +1,8 @@
 """Devices and processes: the only file that knows how many there are.
 
 A step runs on every device with its share of the batch: `jit(shard_map(step))`, which
-is what `jax.pmap` itself is built on. Plain `jit` would gather the whole batch on every
-device for each Fourier transform.
+is what `jax.pmap` itself is built on. Under plain `jit`, jax 0.10 gathers the whole
+batch on every device for each Fourier transform.
 
 Devices form a grid of two axes. Along DATA each has its own slices of a batch; along
 QUERY, of one device unless evaluation asks for more, they share the queries of a slice.
