@@ -37,6 +37,7 @@ from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from kst_jax.tokens import Batch, batch_of, tokenise
 
+_WORK = ("forward", "train step")
 _MATRIX = 4096  # rows and columns of the product that tells a device's speed
 
 
@@ -45,7 +46,7 @@ class Case:
     """One thing to measure.
 
     Attributes:
-      what: "forward" or "train step".
+      what: "forward", or "train step" of the last stage.
       config: network, undersampling and image size.
       batch: slices at a time, over all devices.
       devices: how many share the batch, and how many the queries of each slice (in a
@@ -219,7 +220,7 @@ def run(cases: list[Case], rounds: int = 1) -> list[dict[str, Any]]:
     turns = [number for _ in range(rounds) for number in found]
     for number in tqdm(turns, "Benchmark", unit="case"):
         found[number].append(_in_a_process(cases[number]))
-    return [_summary(cases[number], rounds) for number, rounds in found.items()]
+    return [summary(cases[number], rounds) for number, rounds in found.items()]
 
 
 def _in_a_process(case: Case) -> dict[str, Any]:
@@ -235,7 +236,8 @@ def _in_a_process(case: Case) -> dict[str, Any]:
             ) from None
 
 
-def _summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of results from the rounds that `measure` gave for a case."""
     model, config = case.config.model, case.config
     params = jax.eval_shape(
         KSpaceTransformer(model).init, jax.random.key(0), example(config, 1)
@@ -317,7 +319,9 @@ def _define_flags() -> None:
     flags.DEFINE_list("batch_sizes", ["1"], "Slices at a time, over all devices.")
     flags.DEFINE_list("precision", [], "float32, bfloat16, or both: float32,bfloat16.")
     flags.DEFINE_list("attention", [], "Implementations to compare: auto,plain,...")
-    flags.DEFINE_list("what", ["forward", "train step"], "Work to time.")
+    flags.DEFINE_list(
+        "what", list(_WORK), "Work to time: forward, train step, or both."
+    )
     flags.DEFINE_integer("calls", 5, "Timed calls in each round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 1, "Turns that each case gets.", lower_bound=1)
     flags.DEFINE_list("sweep", [], "Sizes of square images to try, batch 1, forward.")
@@ -342,6 +346,8 @@ def main(config: Config, workdir: str) -> None:
 
 def _cases(config: Config) -> list[Case]:
     given = flags.FLAGS
+    if unknown := set(given.what) - set(_WORK):
+        raise InputError(f"--what: {unknown.pop()!r} is none of {', '.join(_WORK)}")
     cases = variants(
         config,
         ["forward"] if given.sweep else given.what,

@@ -4,7 +4,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -55,11 +57,24 @@ def run_with_config(
         if not workdir.value:
             raise InputError("--workdir is missing; name a folder, such as runs/demo")
         checked = _checked(config.value)
+        _keep_programs()
         _connect()
         with _first_speaks():
             main(checked, workdir.value)
 
     run(lambda: app.run(absl_main, flags_parser=_parse))
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs for the next start, unless told where or not to.
+
+    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder,
+    JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(cache) / "kst_jax" / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _define_processes() -> tuple[str, ...]:

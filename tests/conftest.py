@@ -1,7 +1,10 @@
 """Strict settings for every test: 8 CPU devices, no silent broadcasting."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -9,6 +12,9 @@ import pytest
 # Tests compare with float32 references; an accelerator would round differently.
 jax.config.update("jax_platforms", "cpu")
 os.environ["JAX_PLATFORMS"] = "cpu"  # for programs that tests start
+# Programs that tests start keep what they compile here, not in the user's cache.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kst_jax-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -1,0 +1,106 @@
+"""The benchmark: its operation count, its cases, its command line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from kst_jax import benchmark
+from kst_jax.config import Config, DataConfig
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from tests.conftest import ROOT
+
+SMALL = Config(
+    data=DataConfig(size=(32, 32)),
+    # One layer each: XLA counts the body of a loop once, however often it runs.
+    model=KSTConfig(
+        width=64,
+        mlp=128,
+        encoder_layers=1,
+        lr_layers=1,
+        hr_layers=1,
+        lr_size=(16, 16),
+        refinement_features=16,
+        attention="plain",
+    ),
+)
+
+
+@pytest.mark.parametrize("ablation", [{}, {"lr_decoder": False}, {"refinement": False}])
+def test_operations_are_those_that_xla_counts(ablation):
+    model = dataclasses.replace(SMALL.model, **ablation)
+    config = dataclasses.replace(SMALL, model=model)
+    batch = benchmark.example(config, 1)
+    network = KSpaceTransformer(model)
+    params = jax.eval_shape(network.init, jax.random.key(0), batch)
+    cost = jax.jit(network.apply).lower(params, batch).compile().cost_analysis()
+    share = benchmark.Case("forward", config).flops / cost["flops"]
+    assert 0.9 < share < 1  # it also counts LayerNorm, softmax and activations
+
+
+def test_a_step_is_measured_and_summed_up(monkeypatch):
+    monkeypatch.setattr(benchmark, "_MATRIX", 64)
+    model = dataclasses.replace(SMALL.model, width=16, mlp=16, attention="auto")
+    config = dataclasses.replace(SMALL, model=model)
+    case = benchmark.Case("train step", config, batch=2, devices=(2, 1), calls=2)
+    found = benchmark.measure(case)
+    assert found["mesh"] == {"data": 2, "query": 1}
+    assert len(found["seconds"]) == 2
+    assert found["compile_s"] > 0 < found["temporary_bytes"]
+    row = benchmark.summary(case, [found, found])
+    assert row["median_s"] == np.median(found["seconds"])
+    assert row["images_per_s"] == 2 / row["median_s"]
+    assert row["flops"] == 6 * benchmark.Case("forward", config).flops
+    assert "| train step | 32x32 | 2 |" in benchmark.table([row])
+
+
+def test_devices_that_do_not_fit_are_refused():
+    for devices, message in (((2, 1), "do not share"), ((1, 3), "does not divide")):
+        with pytest.raises(InputError, match=message):
+            benchmark.measure(benchmark.Case("forward", SMALL, 3, devices))
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "kst_jax.benchmark", "--config=configs/demo.py"]
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+def test_command_line_sweeps_sizes(tmp_path):
+    model = ["width=16", "mlp=16", "encoder_layers=1", "lr_layers=1", "hr_layers=1"]
+    found = run(
+        f"--workdir={tmp_path}",
+        "--sweep=16,24",
+        "--calls=1",
+        "--precision=bfloat16",
+        *(f"--config.model.{change}" for change in model),
+    )
+    assert found.returncode == 0, found.stderr
+    results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    assert [r["size"] for r in results] == [[16, 16], [24, 24]]
+    assert all(r["dtype"] == "bfloat16" and r["peak_bytes"] > 1e7 for r in results)
+    assert "| forward | 24x24 | 1 | bfloat16 |" in found.stdout
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--batch_sizes=many", "'many' is not a whole number"),
+        ("--sweep=17", "17 is not a multiple of 2"),
+        ("--attention=sparse", "model.attention='sparse' is unknown"),
+        ("--what=backward", "backward"),
+        ("--mesh=2", "--mesh"),
+    ],
+)
+def test_mistakes_are_told(flag, message, tmp_path):
+    found = run(flag, f"--workdir={tmp_path}")
+    assert found.returncode == 1
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
