@@ -1,5 +1,6 @@
 """Command lines: a user's mistake is one clear message and exit code 1."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # as shells tell of it
 
 
 def run_with_config(main: Callable[[Config, str], None]) -> None:
@@ -40,7 +43,7 @@ def run_with_config(main: Callable[[Config, str], None]) -> None:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def absl_main(argv: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # Orbax reports its every step
+        logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
         if argv[1:]:
             raise InputError(f"{argv[1]!r} is no flag; flags are given as --name=value")
         if not workdir.value:
