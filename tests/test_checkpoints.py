@@ -76,9 +76,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     shutil.copytree(checkpoint, tmp_path / "good")
     for file in files:
         damage(file)
-        with pytest.raises(InputError, match="no checkpoint is whole: 0: ") as error:
+        name = "" if file.name == "checksums.json" else file.relative_to(checkpoint)
+        with pytest.raises(InputError, match=f"no checkpoint is whole: 0: {name}"):
             checkpoints.read_parameters(tmp_path)
-        assert str(file.relative_to(checkpoint)) in str(error.value)
         shutil.rmtree(checkpoint)
         shutil.copytree(tmp_path / "good", checkpoint)
     checkpoints.read_parameters(tmp_path)
@@ -118,7 +118,8 @@ def names(workdir):
 def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, damage, capsys):
     saved(tmp_path, [2, 4, 6], run_of(keep=3))
     folder = tmp_path / "checkpoints"
-    damage(max((folder / "6" / "params").rglob("*"), key=lambda p: p.stat().st_size))
+    files = files_read_back(folder / "6" / "params")
+    damage(max(files, key=lambda path: path.stat().st_size))
     params, _, step = checkpoints.read_parameters(tmp_path)
     assert step == 4
     assert np.all(params["a"]["kernel"] == -4)  # the moving average
