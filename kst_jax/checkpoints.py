@@ -2,7 +2,7 @@
 
 workdir/config.json              the run's config, for `configs/saved.py`
 workdir/train_subjects.json      whom the model is trained on
-workdir/validation_subjects.json whom it is chosen on, if anyone
+workdir/validation_subjects.json whom it is validated on
 workdir/checkpoints/<step>/      params, ema, training, config, metrics, checksums
 workdir/checkpoints/<step>.damaged*  set aside, when a run carries on from another one
 
@@ -178,9 +178,10 @@ def read_parameters(
         integrity.warn(folder / str(other), cause, folder / str(step))
     path = folder / str(step)
     name = "ema" if (path / "ema").is_dir() else "params"
-    on_device = ocp.args.StandardRestore(fallback_sharding=_first_device())
-    found = _read(path, {name: on_device, "config": ocp.args.JsonRestore()})
-    return found[name], from_dict(found["config"]), step
+    found = _read(
+        path, {name: ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
+    )
+    return jax.device_put(found[name]), from_dict(found["config"]), step
 
 
 def _read(path: Path, items: dict) -> ocp.args.Composite:
@@ -209,7 +210,7 @@ def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     _write_config(workdir, config)
     items = ocp.args.Composite(
-        params=ocp.args.StandardSave(params),
+        params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
         config=ocp.args.JsonSave(dataclasses.asdict(config)),
     )
     with _manager(workdir, config.train) as manager:
@@ -361,7 +362,3 @@ def _best(folder: Path, steps: list[int]) -> int:
             "(and train.keep_best), or take eval.checkpoint=latest"
         )
     return max(scores, key=lambda step: (scores[step], step))
-
-
-def _first_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,5 +1,6 @@
 """Requests to stop a run: SIGTERM, as at pre-emption, and Ctrl-C."""
 
+import os
 import signal
 import sys
 import threading
@@ -37,11 +38,9 @@ class Interruption:
         self._request = signal.Signals(number)
         if again:
             signal.default_int_handler(number, frame)
-        print(
-            f"\n{self._request.name}: saving and stopping after this step"
-            + (" (Ctrl-C again: at once)" if number == signal.SIGINT else ""),
-            file=sys.stderr,
-        )
+        told = f"\n{self._request.name}: saving and stopping after this step"
+        told += " (Ctrl-C again: at once)\n" if number == signal.SIGINT else "\n"
+        os.write(2, told.encode())  # print fails where it interrupts another print
 
     def requested(self, step: int) -> bool:
         """Whether to stop after a step; to be asked after each one by every process."""

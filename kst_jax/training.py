@@ -190,8 +190,7 @@ def train(config: Config, workdir: str | Path) -> State:
     optimizer = make_optimizer(config.train, begun)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         write_subjects(workdir, "train", source.subjects)
-        if validation:
-            write_subjects(workdir, "validation", validation.subjects)
+        write_subjects(workdir, "validation", validation.subjects if validation else ())
         example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
         state = parallel.replicate(checkpoints.restore(state), mesh)

@@ -4,12 +4,11 @@ import itertools
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -25,9 +24,10 @@ from tests.conftest import ROOT
 from tests.test_cli import TINY as FLAGS
 from tests.test_training import with_train
 
-STEPS = 30
+STEPS = 34
 RUN = [
     *FLAGS,
+    "--config.model.refinement=False",  # two stages, which compile fast
     f"--config.train.steps={STEPS}",
     "--config.train.checkpoint_every=4",
     "--config.train.log_every=1",
@@ -44,7 +44,7 @@ def compiled(tmp_path_factory):
     }
 
 
-def start(workdir, environment, **options):
+def start(workdir, environment):
     return subprocess.Popen(
         [sys.executable, "train.py", *RUN, f"--workdir={workdir}"],
         cwd=ROOT,
@@ -52,7 +52,6 @@ def start(workdir, environment, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -79,23 +78,42 @@ def end(process, number):
     return process.returncode, output, errors
 
 
-def kill_while_writing(process, workdir):
-    """Kills in the middle of a checkpoint: it is held while one looks where it is."""
+def after_row(count, workdir, process, number):
+    """Sends a signal once so many rows are logged."""
+    wait_for(lambda: row_count(workdir) >= count, process)
+    return end(process, number)
+
+
+def while_writing(workdir, process, number):
+    """Sends it in the middle of a checkpoint, having held the process to make sure."""
     temporary = "checkpoints/*.orbax-checkpoint-tmp"
     while True:
         wait_for(lambda: list(workdir.glob(temporary)), process)
         process.send_signal(signal.SIGSTOP)
         if list(workdir.glob(temporary)):
-            break
+            return end(process, number)
         process.send_signal(signal.SIGCONT)
-    assert end(process, signal.SIGKILL)[0] == -signal.SIGKILL
-    assert list(workdir.glob(temporary))
+
+
+def out_of_disk(process):
+    """Lets no file grow beyond a size: the error is like that of a full disk."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (15_000, limit))
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+def latest(workdir):
+    """The latest checkpoint's step; it is whole."""
+    step = integrity.steps_in(workdir / "checkpoints")[0]
+    assert integrity.damage(workdir / "checkpoints" / str(step)) is None
+    return step
 
 
 def outcome(workdir):
-    """Every file's arrays of the last checkpoint, and the logs."""
+    """All arrays of the last checkpoint, and the log."""
+    assert latest(workdir) == STEPS
     path = workdir / "checkpoints" / str(STEPS)
-    assert integrity.damage(path) is None
     items = {name: ocp.args.StandardRestore() for name in ("params", "ema", "training")}
     reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     found = reader.restore(path, args=ocp.args.Composite(**items))
@@ -103,91 +121,49 @@ def outcome(workdir):
     return {name: found[name] for name in items}, (workdir / "train.jsonl").read_text()
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, compiled):
-    """What a run that is never interrupted ends with."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    finish(workdir, compiled)
-    arrays, log = outcome(workdir)
-    assert [json.loads(row)["step"] for row in log.splitlines()] == [
-        *range(1, STEPS + 1)
-    ]
-    return arrays, log
+def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(compiled, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finish(whole, compiled)
+    log = outcome(whole)[1]
+    steps = [json.loads(row)["step"] for row in log.splitlines()]
+    assert steps == list(range(1, STEPS + 1))
 
+    code, *_ = while_writing(run, start(run, compiled), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert list(run.glob("checkpoints/*.orbax-checkpoint-tmp"))
 
-def require_same(found, wanted):
-    assert found[1] == wanted[1]
-    jax.tree.map(np.testing.assert_array_equal, found[0], wanted[0])
-
-
-def test_killed_again_and_again(whole, compiled, tmp_path):
-    """Before the first checkpoint, at any step, while writing, at any step, ..."""
-    rng = np.random.default_rng()
-    first, later = rng.integers(1, 4), rng.integers(10, 20)
-    print(f"killed after rows {first} and {later}")
-    process = start(tmp_path, compiled)
-    wait_for(lambda: row_count(tmp_path) >= first, process)
-    assert end(process, signal.SIGKILL)[0] == -signal.SIGKILL
-    kill_while_writing(start(tmp_path, compiled), tmp_path)
-    process = start(tmp_path, compiled)
-    wait_for(lambda: row_count(tmp_path) >= later, process)
-    assert end(process, signal.SIGKILL)[0] == -signal.SIGKILL
-    kill_while_writing(start(tmp_path, compiled), tmp_path)
-    finish(tmp_path, compiled)
-    require_same(outcome(tmp_path), whole)
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["28", "30"]
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory, compiled):
-    """The folder of a run that SIGTERM stopped."""
-    workdir = tmp_path_factory.mktemp("stopped")
-    process = start(workdir, compiled)
-    wait_for(lambda: row_count(workdir) >= 5, process)
-    return workdir, end(process, signal.SIGTERM)
-
-
-def test_sigterm_and_control_c_save_and_stop(whole, compiled, stopped, tmp_path):
-    workdir, (code, _, errors) = stopped
-    assert code == 0, errors
-    step = integrity.steps_in(workdir / "checkpoints")[0]
+    code, _, errors = after_row(5, run, start(run, compiled), signal.SIGTERM)
+    assert code == 0
+    step = latest(run)
     assert 5 <= step < STEPS
-    assert row_count(workdir) == step
-    assert f"The same command carries on from {workdir}/checkpoints/{step}" in errors
-    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
-    process = start(tmp_path, compiled)
-    wait_for(lambda: row_count(tmp_path) > step, process)
-    code, output, errors = end(process, signal.SIGINT)
-    assert code == 130, errors
-    assert f"Carrying on from {tmp_path}/checkpoints/{step}\n" in output
+    assert row_count(run) == step
+    assert f"The same command carries on from {run}/checkpoints/{step}\n" in errors
+
+    code, errors = out_of_disk(start(run, compiled))
+    assert code == 1
+    message = errors.splitlines()[-1]
+    assert message.startswith(f"error: {run}/checkpoints: a checkpoint cannot be writt")
+    assert f"The last good one is {run}/checkpoints/{step};" in message
+    assert latest(run) == step
+
+    code, output, errors = after_row(step + 1, run, start(run, compiled), signal.SIGINT)
+    assert code == 130
+    assert f"Carrying on from {run}/checkpoints/{step}\n" in output
     assert "Traceback" not in errors
-    later = integrity.steps_in(tmp_path / "checkpoints")[0]
+    later = latest(run)
     assert step < later < STEPS
-    assert f"The same command carries on from {tmp_path}/checkpoints/{later}" in errors
-    finish(tmp_path, compiled)
-    require_same(outcome(tmp_path), whole)
+    assert f"The same command carries on from {run}/checkpoints/{later}\n" in errors
 
+    count = later + np.random.default_rng().integers(1, 4)
+    code, *_ = after_row(count, run, start(run, compiled), signal.SIGKILL)
+    assert code == -signal.SIGKILL, f"when {count} rows were logged"
+    code, *_ = while_writing(run, start(run, compiled), signal.SIGKILL)
+    assert code == -signal.SIGKILL
 
-def test_a_full_disk(compiled, stopped, tmp_path):
-    """Files may not grow beyond a size: an error like that of a disk without space."""
-    workdir, _ = stopped
-    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
-    step = integrity.steps_in(workdir / "checkpoints")[0]
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    process = start(
-        tmp_path,
-        compiled,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limit)),
-    )
-    _, errors = process.communicate()
-    assert process.returncode == 1
-    message = next(x for x in errors.splitlines() if x.startswith("error: "))
-    assert "cannot be written" in message
-    assert f"The last good one is {tmp_path}/checkpoints/{step};" in message
-    assert "Traceback" not in errors
-    assert integrity.steps_in(tmp_path / "checkpoints")[0] == step
-    assert integrity.damage(tmp_path / "checkpoints" / str(step)) is None
+    finish(run, compiled)
+    jax.tree.map(np.testing.assert_array_equal, outcome(run), outcome(whole))
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == [str(STEPS - 2), str(STEPS)]
 
 
 def send_at(step, number, monkeypatch):
@@ -202,31 +178,30 @@ def send_at(step, number, monkeypatch):
     monkeypatch.setattr(Logs, "scalars", write_and_send)
 
 
-SHORT = {"steps": 3, "stages": (0.0, 0.0, 1.0), "image_every": 0}
-
-
-def test_control_c_propagates_after_saving(tmp_path, monkeypatch, capsys):
+def test_control_c_propagates_after_saving(tmp_path, monkeypatch, capfd):
     """As a notebook needs it, which goes on afterwards."""
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     send_at(2, signal.SIGINT, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        train(with_train(**SHORT), tmp_path)
+        train(with_train(steps=3, stages=(1.0, 0.0, 0.0), image_every=0), tmp_path)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-    told = capsys.readouterr().err
+    told = capfd.readouterr().err
     assert "SIGINT: saving and stopping" in told
-    step = integrity.steps_in(tmp_path / "checkpoints")[0]
+    step = latest(tmp_path)
     assert step in (2, 3)
     assert f"carries on from {tmp_path}/checkpoints/{step}" in told
 
 
-def test_training_in_a_thread(tmp_path):
-    states = []
-    thread = threading.Thread(
-        target=lambda: states.append(train(with_train(**SHORT), tmp_path))
-    )
-    thread.start()
-    thread.join()
-    assert int(states[0].step) == 3
+def test_a_thread_that_gets_no_signals_takes_none():
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def loop():
+        with Interruption() as interruption:
+            handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+            return handlers, interruption.requested(1)
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(loop).result() == (before, False)
 
 
 def test_a_second_control_c_interrupts_at_once():

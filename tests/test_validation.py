@@ -48,7 +48,9 @@ def config_of(folder, people=PEOPLE[:4], validation="", **changes):
     )
     settings = {"steps": 6, "batch_size": 2, "log_every": 1, "image_every": 0}
     settings |= {"ema": 0.5, "learning_rate": 1e-2, "validate_every": 2, "keep": 9}
-    return dataclasses.replace(TINY, data=data, train=TrainConfig(**settings | changes))
+    model = dataclasses.replace(TINY.model, refinement=False)
+    train = TrainConfig(**settings | changes)
+    return dataclasses.replace(TINY, data=data, model=model, train=train)
 
 
 def sources(config):
@@ -80,7 +82,7 @@ def test_scores_are_scikit_images_of_people_set_apart(
     """With the moving average of the parameters, as far as the stage reconstructs."""
     config, workdir, _ = finished
     row = rows(workdir)[step - 1]
-    assert row["stage"] == {2: "LR", 6: "RM"}[step]
+    assert row["stage"] == {2: "LR", 6: "K"}[step]
     params, _, found = read_parameters(checkpoint_only(workdir, step, tmp_path))
     assert found == step
     _, source = sources(config)
@@ -124,7 +126,7 @@ def test_validation_does_not_change_training(finished, folder, tmp_path):
         for row in rows(workdir)
     ]
     assert rows(tmp_path) == without
-    assert not (tmp_path / "validation_subjects.json").exists()
+    assert read_subjects(tmp_path, "validation") == []
 
 
 def test_the_best_checkpoint_is_evaluated(finished, tmp_path):
