@@ -1,9 +1,16 @@
-"""Checkpoints: parameters, training state, position in the data and config, by Orbax.
+"""Checkpoints: parameters, training state and config, by Orbax.
 
 workdir/config.json              the run's config, for `configs/saved.py`
-workdir/checkpoints/<step>/      params, ema, training, data, config
+workdir/train_subjects.json      whom the model is trained on
+workdir/validation_subjects.json whom it is validated on
+workdir/checkpoints/<step>/      params, ema, training, config, metrics, checksums
+workdir/checkpoints/<step>.damaged*  set aside, when a run carries on from another one
+
+The position in the data is the step. A checkpoint is written while training goes on,
+and is complete when its folder has its name.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,12 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
-from grain.checkpoint import CheckpointRestore, CheckpointSave
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+)
 
-from kst_jax import parallel
-from kst_jax.config import Config, from_dict
+from kst_jax import integrity, parallel
+from kst_jax.config import Config, TrainConfig, from_dict
 from kst_jax.errors import InputError
 from kst_jax.tokens import Batch
 
@@ -28,6 +40,7 @@ _MAY_CHANGE = (
     "train.image_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.keep_best",
     "eval",
 )
 _NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
@@ -36,98 +49,154 @@ _NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
 class Checkpoints:
     """The checkpoints of one run.
 
+    Damaged ones are set aside, under a name that says so.
+
     Raises:
-      InputError: the folder holds a run with another config.
+      InputError: the folder holds a run with another config, or damaged checkpoints
+        alone.
     """
 
     def __init__(self, workdir: str | Path, config: Config):
         self.workdir = Path(workdir).absolute()
+        self._folder = self.workdir / "checkpoints"
         self._config = config
         _require_same_run(self.workdir, config)
         self.workdir.mkdir(parents=True, exist_ok=True)
+        integrity.set_damaged_aside(self._folder)
         _write_config(self.workdir, config)
-        self._manager = _manager(self.workdir, config.train.keep)
+        self._manager = _manager(self.workdir, config.train)
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+          InputError: it could not be written.
+        """
+        with contextlib.closing(self._manager):
+            self._wait()
 
     def latest(self) -> str:
-        """Where the latest checkpoint is, or "none"."""
-        step = self._manager.latest_step()
-        return "none" if step is None else str(self.workdir / "checkpoints" / str(step))
+        """Where the latest checkpoint is, or "none"; waits for it to be written."""
+        self._wait()
+        return self._latest()
 
-    def save(self, step: int, state: Any, batches: Iterator) -> None:
-        """Writes a checkpoint, whole or not at all, and drops the oldest."""
+    def save(self, step: int, state: Any, scores: dict[str, float]) -> None:
+        """Begins to write a checkpoint, whole or not at all; drops what is not kept.
+
+        Args:
+          step: steps that are over.
+          state: parameters, moving average and optimiser; free to be reused after.
+          scores: validation's at this step, where there was one.
+
+        Raises:
+          InputError: this one, or the one before, cannot be written.
+        """
+        # Writing goes on while the next step reuses the memory of this state.
+        state = jax.tree.map(np.array, state)
         items = {
             "params": ocp.args.StandardSave(state.params),
             "training": ocp.args.StandardSave(_training(state)),
-            "data": CheckpointSave(batches),
             "config": ocp.args.JsonSave(dataclasses.asdict(self._config)),
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
-        self._manager.save(step, args=ocp.args.Composite(**items))
-        self._manager.wait_until_finished()
+        self._wait()
+        with self._writing():
+            self._manager.save(
+                step, args=ocp.args.Composite(**items), metrics=scores or None
+            )
 
-    def restore(self, state: Any, batches: Iterator) -> Any:
-        """The latest state, with `batches` moved to its position; else `state`."""
+    def restore(self, state: Any) -> Any:
+        """The latest state, as numpy arrays; `state` itself where there is none.
+
+        Raises:
+          InputError: the latest checkpoint is not of such a state.
+        """
         step = self._manager.latest_step()
         if step is None:
             return state
-        items = {
-            "params": ocp.args.StandardRestore(state.params),
-            "training": ocp.args.StandardRestore(_training(state)),
-            "data": CheckpointRestore(batches),
-        }
+        wanted = jax.tree.map(np.asarray, state)
+        items = {"params": wanted.params, "training": _training(wanted)}
         if state.ema is not None:
-            items["ema"] = ocp.args.StandardRestore(state.ema)
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        print(f"Carrying on from {self.latest()}")
+            items["ema"] = wanted.ema
+        found = _read(
+            self._folder / str(step),
+            {name: ocp.args.StandardRestore(item) for name, item in items.items()},
+        )
+        print(f"Carrying on from {self._latest()}")
         return state.replace(
             params=found["params"], ema=found.get("ema"), **found["training"]
         )
+
+    def _wait(self) -> None:
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def _latest(self) -> str:
+        steps = integrity.steps_in(self._folder)
+        return str(self._folder / str(steps[0])) if steps else "none"
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # full disks and the like, in Orbax's many words
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            raise InputError(
+                f"{self._folder}: a checkpoint cannot be written ({cause}). The last "
+                f"good one is {self._latest()}; see that the disk has space and can be "
+                "written, then the same command carries on from there"
+            ) from error
 
 
 def _training(state: Any) -> dict:
     return {"step": state.step, "optimizer": state.optimizer}
 
 
-def read_parameters(workdir: str | Path) -> tuple[dict, Config, int]:
+def read_parameters(
+    workdir: str | Path, which: str = "latest"
+) -> tuple[dict, Config, int]:
     """Parameters to evaluate (their moving average, where kept), config and step.
 
+    Args:
+      workdir: folder of the run.
+      which: "latest", or "best" in validation.
+
     Raises:
-      InputError: no checkpoint in the folder, or one that cannot be read.
+      InputError: no such checkpoint in the folder, or none that can be read.
     """
-    workdir = Path(workdir).absolute()
-    if not (workdir / "checkpoints").is_dir():
+    folder = Path(workdir).absolute() / "checkpoints"
+    if not folder.is_dir():
         raise InputError(
             f"{workdir}: no checkpoint here; train first (python train.py "
             "--workdir=...), or give the folder of a finished run"
         )
-    with _manager(workdir) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise InputError(f"{workdir}: training has not written a checkpoint yet")
-        try:
-            name = "ema" if _has(manager, step, "ema") else "params"
-            found = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{
-                        name: ocp.args.StandardRestore(
-                            fallback_sharding=_first_device()
-                        )
-                    },
-                    config=ocp.args.JsonRestore(),
-                ),
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{workdir}: checkpoint {step} cannot be read ({error}); delete its "
-                "folder to fall back to the one before"
-            ) from error
-    return found[name], from_dict(found["config"]), step
+    steps, damaged = integrity.survey(folder)
+    if not steps:
+        raise InputError(f"{workdir}: training has not written a checkpoint yet")
+    step = _best(folder, steps) if which == "best" else steps[0]
+    for other, cause in damaged.items():
+        integrity.warn(folder / str(other), cause, folder / str(step))
+    path = folder / str(step)
+    name = "ema" if (path / "ema").is_dir() else "params"
+    found = _read(
+        path, {name: ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
+    )
+    return jax.device_put(found[name]), from_dict(found["config"]), step
+
+
+def _read(path: Path, items: dict) -> ocp.args.Composite:
+    """Reads items of an undamaged checkpoint."""
+    reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    try:
+        with contextlib.closing(reader):
+            return reader.restore(path, args=ocp.args.Composite(**items))
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise InputError(
+            f"{path}: undamaged, but it does not hold what is to be read ({error}). It "
+            "may be of another version of kst_jax, or converted: such parameters can "
+            "be evaluated, not trained further"
+        ) from error
 
 
 def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
@@ -141,13 +210,12 @@ def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
         raise InputError(f"{workdir}: holds checkpoints already; choose a new folder")
     workdir.mkdir(parents=True, exist_ok=True)
     _write_config(workdir, config)
-    with _manager(workdir) as manager:
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            config=ocp.args.JsonSave(dataclasses.asdict(config)),
-        )
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
+        config=ocp.args.JsonSave(dataclasses.asdict(config)),
+    )
+    with _manager(workdir, config.train) as manager:
         manager.save(0, args=items)
-        manager.wait_until_finished()
 
 
 def require_same_model(saved: Config, config: Config, workdir: str | Path) -> None:
@@ -183,15 +251,21 @@ def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> Non
             )
 
 
-def write_subjects(workdir: str | Path, subjects: Sequence[str]) -> None:
-    """Notes whom a model is trained on, so that it is not tested on them."""
-    path = Path(workdir) / "train_subjects.json"
+def write_subjects(workdir: str | Path, part: str, subjects: Sequence[str]) -> None:
+    """Notes whom a model is trained or chosen on, so that it is not tested on them.
+
+    Args:
+      workdir: folder of the run.
+      part: "train" or "validation".
+      subjects: these people.
+    """
+    path = Path(workdir) / f"{part}_subjects.json"
     _write(path, json.dumps(list(subjects), indent=1) + "\n")
 
 
-def read_subjects(workdir: str | Path) -> list[str]:
-    """Whom a model was trained on; empty where that is not known."""
-    path = Path(workdir) / "train_subjects.json"
+def read_subjects(workdir: str | Path, part: str) -> list[str]:
+    """What `write_subjects` noted; empty where nothing was."""
+    path = Path(workdir) / f"{part}_subjects.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
@@ -253,16 +327,44 @@ def _write(path: Path, text: str) -> None:
         os.replace(temporary, path)
 
 
-def _manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False
+def _manager(workdir: Path, config: TrainConfig) -> ocp.CheckpointManager:
+    folder = workdir / "checkpoints"
+
+    def note_checksums() -> None:
+        """Runs when all of a checkpoint is written, before its folder gets its name."""
+        if parallel.is_first():
+            for temporary in folder.glob("*.orbax-checkpoint-tmp*"):
+                integrity.note(temporary)
+
+    best = BestN(
+        get_metric_fn=_psnr,
+        n=config.keep_best,
+        keep_checkpoints_without_metrics=False,
     )
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy([LatestN(config.keep), best]),
+        best_fn=_psnr if config.validate_every else None,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=note_checksums),
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
-def _has(manager: ocp.CheckpointManager, step: int, name: str) -> bool:
-    return (Path(manager.directory) / str(step) / name).is_dir()
+def _psnr(scores: dict) -> float:
+    return scores["validation_psnr"]
 
 
-def _first_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _best(folder: Path, steps: list[int]) -> int:
+    """The step with the best score in validation, the latest of equal ones."""
+    paths = {step: folder / str(step) / "metrics" / "metrics" for step in steps}
+    scores = {
+        step: _psnr(json.loads(path.read_text()))
+        for step, path in paths.items()
+        if path.exists()
+    }
+    if not scores:
+        raise InputError(
+            f"{folder}: no checkpoint was validated; train with train.validate_every "
+            "(and train.keep_best), or take eval.checkpoint=latest"
+        )
+    return max(scores, key=lambda step: (scores[step], step))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # as shells tell of it
 
 
 def run_with_config(
@@ -51,7 +54,7 @@ def run_with_config(
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def absl_main(argv: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # Orbax reports its every step
+        logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
         if argv[1:]:
             raise InputError(f"{argv[1]!r} is no flag; flags are given as --name=value")
         if not workdir.value:

@@ -57,6 +57,10 @@ class DataConfig:
         single-coil .h5, NIfTI, Analyze, the authors' .npy.
       test: scans to evaluate on; if empty, people are set aside from `train`.
       test_fraction: share of people set aside where `test` is empty.
+      validation: scans to watch training on (`train.validate_every`); if empty, people
+        are set apart from the training's.
+      validation_fraction: share of the training's people, at least one, set apart where
+        `validation` is empty and training is validated.
       size: rows and columns of the images that are reconstructed.
       crop: rows and columns of the field of view, cut from the centre of each slice and
         then brought to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
@@ -68,13 +72,15 @@ class DataConfig:
       min_foreground: slices with a smaller share of pixels above a tenth of the
         volume's brightness are left out as empty (NIfTI and Analyze).
       augment: random changes in training.
-      seed: seed of the order, the masks and the augmentation in training, and of the
-        split and the draw of slices.
+      seed: seed of the order, the masks and the augmentation in training, of the
+        splits, the draw of slices, and the masks in validation.
     """
 
     train: str = ""
     test: str = ""
     test_fraction: float = 0.25
+    validation: str = ""
+    validation_fraction: float = 0.1
     size: tuple[int, int] = (128, 128)
     crop: tuple[int, int] = (0, 0)
     pad: bool = False
@@ -94,12 +100,9 @@ class DataConfig:
         planes = ("axial", "coronal", "sagittal")
         _require(self.plane in planes, "data.plane", self.plane, f"one of {planes}")
         _require(0 < self.fraction <= 1, "data.fraction", self.fraction, "in (0, 1]")
-        _require(
-            0 < self.test_fraction < 1,
-            "data.test_fraction",
-            self.test_fraction,
-            "between 0 and 1",
-        )
+        for name in ("test_fraction", "validation_fraction"):
+            value = getattr(self, name)
+            _require(0 < value < 1, f"data.{name}", value, "between 0 and 1")
         _require(
             0 <= self.slices[0] < self.slices[1] <= 1,
             "data.slices",
@@ -190,8 +193,13 @@ class TrainConfig:
       seed: seed of the initial parameters.
       log_every: steps between logged scalars.
       image_every: steps between logged images; 0 logs none.
-      checkpoint_every: steps between checkpoints.
+      checkpoint_every: steps between checkpoints; there is also one after the last
+        step, at each validation, and where a run is stopped by SIGTERM or Ctrl-C.
       keep: how many of the latest checkpoints to keep.
+      validate_every: steps between validations, which log the mean PSNR and SSIM of
+        the normalised validation slices (`data.validation`), by the parameters'
+        moving average where there is one; also after the last step. 0: none.
+      keep_best: how many checkpoints with the highest validation PSNR to keep as well.
     """
 
     steps: int = 100_000
@@ -212,6 +220,8 @@ class TrainConfig:
     image_every: int = 1000
     checkpoint_every: int = 1000
     keep: int = 2
+    validate_every: int = 0
+    keep_best: int = 0
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
@@ -219,9 +229,18 @@ class TrainConfig:
         _require(
             self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0"
         )
-        for name in ("clip_norm", "weight_decay", "image_every"):
+        for name in (
+            *("clip_norm", "weight_decay", "image_every"),
+            *("validate_every", "keep_best"),
+        ):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", value, "0 or more")
+        _require(
+            self.validate_every > 0 or self.keep_best == 0,
+            "train.keep_best",
+            self.keep_best,
+            "0 where train.validate_every=0: the best are those of validation",
+        )
         for name in (
             *("steps", "batch_size", "accumulate"),
             *("log_every", "checkpoint_every", "keep"),
@@ -266,6 +285,8 @@ class EvalConfig:
         apart from the training's, so that runs of several seeds meet the same test.
       out: folder for metrics, reconstructions and figures; if empty, `eval` in the
         run's folder.
+      checkpoint: "latest", or "best": of those kept, the one with the highest PSNR in
+        validation (`train.validate_every`, `train.keep_best`).
     """
 
     batch_size: int = 4
@@ -273,9 +294,17 @@ class EvalConfig:
     figures: int = 3
     seed: int = 0
     out: str = ""
+    checkpoint: str = "latest"
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
+        which = ("latest", "best")
+        _require(
+            self.checkpoint in which,
+            "eval.checkpoint",
+            self.checkpoint,
+            f"one of {which}",
+        )
         for name in ("batch_size", "query_devices"):
             value = getattr(self, name)
             _require(value >= 1, f"eval.{name}", value, "at least 1")

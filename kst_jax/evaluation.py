@@ -47,8 +47,10 @@ def make_forward(model: KSpaceTransformer, mesh: Mesh) -> Callable:
     )
 
 
-def make_reconstructor(model: KSpaceTransformer, mesh: Mesh) -> Callable:
-    """Compiles reconstruction and its scores for a batch.
+def make_reconstructor(
+    model: KSpaceTransformer, mesh: Mesh, stage: str = "RM"
+) -> Callable:
+    """Compiles reconstruction, as far as a training stage goes, and scores of a batch.
 
     Devices along the mesh's second axis share the queries of each slice.
 
@@ -65,7 +67,7 @@ def make_reconstructor(model: KSpaceTransformer, mesh: Mesh) -> Callable:
     model = model.clone(query_axis=parallel.QUERY)
 
     def function(params: dict, batch: Batch, mean: jax.Array, std: jax.Array) -> dict:
-        output = model.apply({"params": params}, batch)
+        output = model.apply({"params": params}, batch, stage=stage)
         images = {
             "zero_filled": ifft2c(batch.kspace),
             "reconstruction": output.image,
@@ -105,7 +107,7 @@ def _scores(images: dict[str, jax.Array]) -> dict:
 
 
 def evaluate(config: Config, workdir: str | Path) -> dict | None:
-    """Evaluates the latest checkpoint of a run on the test scans.
+    """Evaluates a run's latest or best checkpoint on the test scans.
 
     Args:
       config: test scans, undersampling and model; the model must be the checkpoint's.
@@ -117,10 +119,10 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
 
     Raises:
       InputError: no such checkpoint, one that does not fit, scans that cannot be used,
-        someone among them whom the model was trained on, or a folder with results of
-        another evaluation.
+        someone among them whom the model was trained or chosen on, or a folder with
+        results of another evaluation.
     """
-    params, saved, step = checkpoints.read_parameters(workdir)
+    params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
     checkpoints.require_same_model(saved, config, workdir)
     source = pipeline.open_test_source(config)
     _require_unseen(source, workdir)
@@ -134,7 +136,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     reconstructor = make_reconstructor(model, mesh)
     params = parallel.replicate(params, mesh)
-    slices = _slices(source, config, sampler, reconstructor, params, mesh)
+    slices = reconstruct(source, config, sampler, reconstructor, params, mesh)
     if not parallel.is_first():
         for _ in slices:  # takes part, and leaves the report to the first
             pass
@@ -145,16 +147,18 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     return report.finish()
 
 
-def _slices(
+def reconstruct(
     source: Source,
     config: Config,
     sampler: pipeline.Sampler,
     reconstructor: Callable,
     params: dict,
     mesh: Mesh,
+    title: str = "Evaluating",
 ) -> Iterator[tuple[int, dict]]:
     """Each slice's number and what the reconstructor found, in the source's order."""
-    with tqdm(desc="Evaluating", unit="slice", total=len(source)) as bar:
+    # leave=None: below another bar it goes when it is done
+    with tqdm(desc=title, unit="slice", total=len(source), leave=None) as bar:
         batches = pipeline.test_batches(
             source, config, sampler, jax.process_index(), jax.process_count()
         )
@@ -170,10 +174,11 @@ def _slices(
 
 
 def _require_unseen(source: Source, workdir: str | Path) -> None:
-    trained = checkpoints.read_subjects(workdir)
-    if seen := sorted(set(trained) & set(source.subjects)):
-        raise InputError(
-            f"{seen[0]} is among the test scans, but the model in {workdir} was "
-            f"trained on this person ({len(seen)} such people); name other scans with "
-            "--config.data.test"
-        )
+    for part, use in (("train", "trained"), ("validation", "chosen in validation")):
+        known = checkpoints.read_subjects(workdir, part)
+        if seen := sorted(set(known) & set(source.subjects)):
+            raise InputError(
+                f"{seen[0]} is among the test scans, but the model in {workdir} was "
+                f"{use} on this person ({len(seen)} such people); name other scans "
+                "with --config.data.test"
+            )

@@ -24,9 +24,11 @@ from kst_jax.config import Config, TrainConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.interruption import Interruption
 from kst_jax.logs import Logs
 from kst_jax.models.kst import STAGES, KSpaceTransformer, introduced_in
 from kst_jax.tokens import Batch
+from kst_jax.validation import Validator
 
 
 @flax.struct.dataclass
@@ -178,6 +180,8 @@ def _means(
 def train(config: Config, workdir: str | Path) -> State:
     """Trains a model, or carries on with a run that was interrupted.
 
+    SIGTERM and Ctrl-C stop it after a step, saved.
+
     Args:
       config: the run.
       workdir: folder for checkpoints and logs.
@@ -186,26 +190,46 @@ def train(config: Config, workdir: str | Path) -> State:
       The final state.
 
     Raises:
-      InputError: data or config that cannot be used, another run's folder, or a loss
-        that is no longer finite.
+      InputError: data or config that cannot be used, another run's folder, a loss that
+        is no longer finite, or checkpoints that cannot be read or written.
+      SystemExit: with code 0, after SIGTERM.
+      KeyboardInterrupt: after Ctrl-C.
     """
     mesh = parallel.make_mesh(config.train.batch_size // config.train.accumulate)
     source, test = pipeline.open_sources(config)
+    source, validation = pipeline.set_validation_apart(config, source, test)
     print(f"Training on {source}; set apart for testing: {test}")
     sampler = pipeline.open_sampler(config)
-    batches = pipeline.training_batches(
-        source, config, sampler, jax.process_index(), jax.process_count()
-    )
     model = KSpaceTransformer(config.model)
+    validator = None
+    if validation:
+        print(f"Validating on {validation}")
+        validator = Validator(config, validation, sampler, model)
     begun = first_steps(config.train, config.model.stages)
     optimizer = make_optimizer(config.train, begun)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
-        write_subjects(workdir, source.subjects)
+        write_subjects(workdir, "train", source.subjects)
+        write_subjects(workdir, "validation", validation.subjects if validation else ())
         example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
-        state = checkpoints.restore(parallel.replicate(state, mesh), batches)
-        loop = _Loop(config, mesh, model, optimizer, begun, checkpoints)
-        return loop.run(state, batches)
+        state = parallel.replicate(checkpoints.restore(state), mesh)
+        batches = pipeline.training_batches(
+            source,
+            config,
+            sampler,
+            jax.process_index(),
+            jax.process_count(),
+            first_step=int(state.step),
+        )
+        with Interruption() as interruption:
+            loop = _Loop(
+                *(config, mesh, model, optimizer, begun),
+                *(checkpoints, validator, interruption),
+            )
+            state = loop.run(state, batches)
+            saved = checkpoints.latest()
+    interruption.obey(f"Stopped. The same command carries on from {saved}")
+    return state
 
 
 @dataclasses.dataclass
@@ -216,8 +240,11 @@ class _Loop:
     optimizer: optax.GradientTransformation
     begun: dict[str, int]
     checkpoints: Checkpoints
+    validator: Validator | None
+    interruption: Interruption
 
     def run(self, state: State, batches: grain.DatasetIterator) -> State:
+        """Trains until the last step, or until asked to stop."""
         c = self.config.train
         first, step_of = int(state.step), {}
         workdir = self.checkpoints.workdir
@@ -234,16 +261,33 @@ class _Loop:
                 )
                 pending.append((number, scalars))
                 bar.update()
-                saves = number % c.checkpoint_every == 0 or number == c.steps
-                if number % c.log_every == 0 or saves:
+                validates = self.validator and self._due(number, c.validate_every)
+                saves = validates or self._due(number, c.checkpoint_every)
+                logged = saves or number % c.log_every == 0
+                # Stopping leaves no trace in the logs: a run that was stopped reads
+                # like one that was not.
+                stops = self.interruption.requested(number)
+                if logged or stops:
                     self._require_finite(pending)
                     pending = []
-                    self._log(logs, bar, number, scalars, stage)
+                validation = self._validate(number, state, stage) if validates else {}
+                if logged:
+                    self._log(logs, bar, number, scalars | validation, stage)
                 if c.image_every and number % c.image_every == 0:
                     logs.image(number, _panel(batch, images))
-                if saves:
-                    self.checkpoints.save(number, state, batches)
+                if saves or stops:
+                    self.checkpoints.save(number, state, validation)
+                if stops:
+                    break
         return state
+
+    def _due(self, number: int, every: int) -> bool:
+        return number % every == 0 or number == self.config.train.steps
+
+    def _validate(self, number: int, state: State, stage: str) -> dict[str, float]:
+        scores = self.validator(state.params if state.ema is None else state.ema, stage)
+        self._require_finite([(number, scores)])
+        return scores
 
     def _bar(self, first: int) -> tqdm:
         return tqdm(

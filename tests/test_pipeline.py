@@ -170,15 +170,35 @@ def test_each_process_reads_its_share_of_a_test_alone(people, monkeypatch):
         assert reads(process, 2) == rows.ravel().tolist()
 
 
-def test_position_can_be_saved_and_restored(people):
-    stream = batches(SMALL, people)
-    for _ in range(15):
-        next(stream)
-    state = stream.get_state()
-    wanted = [next(stream) for _ in range(3)]
-    other = batches(SMALL, people)
-    other.set_state(state)
-    assert all(equal(next(other), batch) for batch in wanted)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 15])
+def test_the_stream_from_a_step_is_the_rest_of_the_whole(people, steps, processes):
+    for process in range(processes):
+        share = {"process": process, "processes": processes}
+        whole = batches(SMALL, people, **share)
+        for _ in range(steps):
+            next(whole)
+        rest = batches(SMALL, people, **share, first_step=steps)
+        assert all(equal(next(rest), next(whole)) for _ in range(3))
+
+
+def test_a_late_step_is_reached_without_going_through_the_others(people):
+    class Counted:
+        """Counts which slices are read."""
+
+        def __init__(self, source):
+            self.source, self.read = source, 0
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, number):
+            self.read += 1
+            return self.source[number]
+
+    source = Counted(people[0])
+    next(batches(SMALL, [source], first_step=10**6))
+    assert source.read < 100
 
 
 def test_seed_changes_the_stream(people):

@@ -60,6 +60,40 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     return train, test
 
 
+def set_validation_apart(
+    config: Config, train: Source, test: Source
+) -> tuple[Source, Source | None]:
+    """Scans left to train on, and those that training is watched on, if it is.
+
+    Args:
+      config: `train.validate_every` asks for validation, `data.validation` names its
+        scans; where it is empty, people are taken from `train`.
+      train: training scans.
+      test: test scans.
+
+    Raises:
+      InputError: scans that cannot be used, nobody to take, or someone twice.
+    """
+    data = config.data
+    if not config.train.validate_every:
+        return train, None
+    if data.validation:
+        validation = _open(data, data.validation, data.seed)
+        sources.require_disjoint(train, validation, "validation")
+        sources.require_disjoint(test, validation, "validation", "test")
+        return train, validation
+    if len(train.subjects) < 2:
+        raise InputError(
+            f"config.train.validate_every needs people to validate on, but there is "
+            f"only {train.subjects[0]} to train on; name scans of others with "
+            "--config.data.validation, or set --config.train.validate_every=0"
+        )
+    kept, apart = sources.split_subjects(
+        train.subjects, 1 - data.validation_fraction, data.seed
+    )
+    return train.select(kept), train.select(apart)
+
+
 def open_test_source(config: Config) -> Source:
     """Test scans alone; the training scans need not be at hand if `test` is given."""
     if not config.data.test:
@@ -113,8 +147,9 @@ def training_batches(
     sampler: Sampler,
     process: int = 0,
     processes: int = 1,
+    first_step: int = 0,
 ) -> grain.DatasetIterator[Batch]:
-    """An endless stream of batches; its position can be saved and restored.
+    """An endless stream of batches, from any step on at once.
 
     Args:
       source: training slices.
@@ -123,10 +158,12 @@ def training_batches(
       process: number of this process among `processes`, each of which gets its share
         of every global batch.
       processes: their count.
+      first_step: steps that are over; the stream begins with the batch of the next.
     """
     prepare = functools.partial(_training_slice, config=config, sampler=sampler)
     stream = grain.MapDataset.source(source).seed(config.data.seed).shuffle()
-    stream = stream.repeat().random_map(prepare)[process::processes]
+    first = first_step * config.train.batch_size + process
+    stream = stream.repeat().random_map(prepare)[first::processes]
     stream = stream.batch(
         config.train.batch_size // processes, batch_fn=tokens.batch_of
     )

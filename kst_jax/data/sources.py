@@ -209,11 +209,13 @@ def split_subjects(
     return tuple(sorted(order[:size])), tuple(sorted(order[size:]))
 
 
-def require_disjoint(train: Source, test: Source) -> None:
-    """Raise InputError where someone's scans are in both sources."""
-    if shared := sorted(set(train.subjects) & set(test.subjects)):
+def require_disjoint(
+    one: Source, other: Source, name: str = "test", first: str = "training"
+) -> None:
+    """Raise InputError where someone's scans are in both of two named sources."""
+    if shared := sorted(set(one.subjects) & set(other.subjects)):
         raise InputError(
-            f"subject {shared[0]} is in the training and in the test data "
+            f"subject {shared[0]} is in the {first} and in the {name} data "
             f"({len(shared)} shared in all). Split by subject."
         )
 

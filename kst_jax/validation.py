@@ -1,0 +1,58 @@
+"""Validation: what a model in training makes of people that it is not trained on."""
+
+import dataclasses
+
+import numpy as np
+
+from kst_jax import evaluation, parallel
+from kst_jax.config import Config
+from kst_jax.data.sources import Source
+from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.sampling import Sampler
+
+
+class Validator:
+    """Scores parameters on all validation slices, each with the same mask every time.
+
+    Args:
+      config: of the run.
+      source: validation slices.
+      sampler: masks.
+      model: the network.
+    """
+
+    def __init__(
+        self, config: Config, source: Source, sampler: Sampler, model: KSpaceTransformer
+    ):
+        # The test's seed may change when a run carries on; the masks must not.
+        masks = dataclasses.replace(config.eval, seed=config.data.seed)
+        self._config = dataclasses.replace(config, eval=masks)
+        self._source, self._sampler, self._model = source, sampler, model
+        self._mesh = parallel.make_mesh(
+            config.eval.batch_size, config.eval.query_devices
+        )
+        self._reconstructors = {}
+
+    def __call__(self, params: dict, stage: str) -> dict[str, float]:
+        """Mean PSNR and SSIM of normalised slices, as far as a stage reconstructs."""
+        if stage not in self._reconstructors:
+            reconstructor = evaluation.make_reconstructor(
+                self._model, self._mesh, stage
+            )
+            self._reconstructors = {stage: reconstructor}
+        slices = evaluation.reconstruct(
+            self._source,
+            self._config,
+            self._sampler,
+            self._reconstructors[stage],
+            parallel.replicate(params, self._mesh),
+            self._mesh,
+            "Validating",
+        )
+        scores = [
+            found["scores"]["normalised"]["reconstruction"] for _, found in slices
+        ]
+        return {
+            f"validation_{name}": float(np.mean([score[name] for score in scores]))
+            for name in ("psnr", "ssim")
+        }

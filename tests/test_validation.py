@@ -1,0 +1,207 @@
+"""Validation in training: whom on, what it says, what it leaves alone."""
+
+import dataclasses
+import json
+
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from kst_jax import fourier
+from kst_jax.checkpoints import read_parameters, read_subjects
+from kst_jax.config import DataConfig, EvalConfig, TrainConfig, from_dict
+from kst_jax.data import pipeline, transforms
+from kst_jax.errors import InputError
+from kst_jax.evaluation import evaluate
+from kst_jax.fourier import magnitude
+from kst_jax.models.kst import KSpaceTransformer, reconstruct
+from kst_jax.training import train
+from tests.test_training import TINY, rows
+
+PEOPLE = ("sub-1", "sub-2", "sub-3", "sub-4", "sub-5")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Scans of five people, 3 slices each."""
+    path = tmp_path_factory.mktemp("scans")
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.hanning(16), np.hanning(16))[..., None]
+    for name in PEOPLE:
+        volume = 50 * smooth + rng.uniform(0, 10, (16, 16, 3))
+        nib.save(nib.Nifti1Image(volume.astype("f4"), np.eye(4)), path / f"{name}.nii")
+    return path
+
+
+def scans(folder, people):
+    return ",".join(str(folder / f"{name}.nii") for name in people)
+
+
+def config_of(folder, people=PEOPLE[:4], validation="", **changes):
+    data = DataConfig(
+        train=scans(folder, people),
+        test=scans(folder, PEOPLE[4:]),
+        validation=validation,
+        size=(16, 16),
+    )
+    settings = {"steps": 6, "batch_size": 2, "log_every": 1, "image_every": 0}
+    settings |= {"ema": 0.5, "learning_rate": 1e-2, "validate_every": 2, "keep": 9}
+    model = dataclasses.replace(TINY.model, refinement=False)
+    train = TrainConfig(**settings | changes)
+    return dataclasses.replace(TINY, data=data, model=model, train=train)
+
+
+def sources(config):
+    return pipeline.set_validation_apart(config, *pipeline.open_sources(config))
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("validated")
+    config = config_of(folder)
+    return config, workdir, train(config, workdir)
+
+
+def checkpoint_only(workdir, step, tmp_path):
+    """The run's folder as it was after a step."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / str(step)).symlink_to(
+        workdir / "checkpoints" / str(step)
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("step", "image_of"), [(2, lambda x: x.upsampled), (6, lambda x: x.image)]
+)
+def test_scores_are_scikit_images_of_people_set_apart(
+    finished, tmp_path, step, image_of
+):
+    """With the moving average of the parameters, as far as the stage reconstructs."""
+    config, workdir, _ = finished
+    row = rows(workdir)[step - 1]
+    assert row["stage"] == {2: "LR", 6: "K"}[step]
+    params, _, found = read_parameters(checkpoint_only(workdir, step, tmp_path))
+    assert found == step
+    _, source = sources(config)
+    sampler = pipeline.open_sampler(config)
+    model = KSpaceTransformer(config.model)
+    psnr, ssim = [], []
+    for item in (source[n] for n in range(len(source))):
+        target, _ = transforms.normalise(item.image, "")
+        mask = sampler.fixed(item.file, item.index, config.data.seed)
+        kspace = np.asarray(fourier.fft2c(target))
+        output = image_of(reconstruct(model, params, kspace, mask))
+        image, target = np.asarray(magnitude(output[0])), np.hypot(*target.T).T
+        span = {"data_range": np.ptp(target)}
+        psnr.append(peak_signal_noise_ratio(target, image, **span))
+        ssim.append(structural_similarity(target, image, **span))
+    assert len(psnr) == 3
+    assert row["validation_psnr"] == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert row["validation_ssim"] == pytest.approx(np.mean(ssim), abs=1e-4)
+
+
+def test_every_validation_is_logged_and_saved(finished):
+    _, workdir, _ = finished
+    validated = [row["step"] for row in rows(workdir) if "validation_psnr" in row]
+    assert validated == [2, 4, 6]
+    for step in validated:
+        path = workdir / "checkpoints" / str(step) / "metrics" / "metrics"
+        scores = json.loads(path.read_text())
+        row = rows(workdir)[step - 1]
+        assert scores.items() <= row.items()
+        assert len(scores) == 2
+
+
+def test_validation_does_not_change_training(finished, folder, tmp_path):
+    _, workdir, state = finished
+    trained = read_subjects(workdir, "train")
+    alone = config_of(folder, trained, validate_every=0)
+    other = train(alone, tmp_path)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, other)))
+    without = [
+        {name: x for name, x in row.items() if not name.startswith("validation")}
+        for row in rows(workdir)
+    ]
+    assert rows(tmp_path) == without
+    assert read_subjects(tmp_path, "validation") == []
+
+
+def test_the_best_checkpoint_is_evaluated(finished, tmp_path):
+    config, workdir, _ = finished
+    scores = {
+        row["step"]: row["validation_psnr"]
+        for row in rows(workdir)
+        if "validation_psnr" in row
+    }
+    best = max(scores, key=scores.get)
+    out = EvalConfig(checkpoint="best", out=str(tmp_path), figures=0)
+    report = evaluate(dataclasses.replace(config, eval=out), workdir)
+    assert report["step"] == best
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_people_a_model_was_made_on_are_not_tested(finished, folder, part):
+    config, workdir, _ = finished
+    people = read_subjects(workdir, part)
+    assert len(people) == {"train": 3, "validation": 1}[part]
+    data = dataclasses.replace(config.data, test=scans(folder, people[-1:]))
+    use = {"train": "trained on", "validation": "chosen in validation on"}[part]
+    with pytest.raises(InputError, match=f"{people[-1]} is among the test .*{use}"):
+        evaluate(dataclasses.replace(config, data=data), workdir)
+
+
+def test_people_are_set_apart_by_the_seed_alone(folder):
+    config = config_of(folder)
+    kept, apart = sources(config)
+    assert sorted(kept.subjects + apart.subjects) == list(PEOPLE[:4])
+    assert len(apart.subjects) == 1
+    assert sources(config)[1].subjects == apart.subjects
+    seeded = (
+        sources(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, seed=n))
+        )
+        for n in range(8)
+    )
+    assert len({other.subjects for _, other in seeded}) > 1
+
+
+def test_named_validation_scans(folder):
+    config = config_of(folder, PEOPLE[:3], scans(folder, PEOPLE[3:4]))
+    kept, apart = sources(config)
+    assert (kept.subjects, apart.subjects) == (PEOPLE[:3], PEOPLE[3:4])
+
+
+@pytest.mark.parametrize(
+    ("people", "validation", "message"),
+    [
+        (PEOPLE[:3], PEOPLE[1:2], "sub-2 is in the training and in the validation"),
+        (PEOPLE[:3], PEOPLE[4:5], "sub-5 is in the test and in the validation"),
+        (PEOPLE[:1], (), "validate_every needs people.*only sub-1"),
+    ],
+)
+def test_nobody_is_on_two_sides(folder, people, validation, message):
+    config = config_of(folder, people, scans(folder, validation))
+    with pytest.raises(InputError, match=message):
+        sources(config)
+
+
+def test_nobody_is_set_apart_without_validation(folder):
+    kept, apart = sources(config_of(folder, validate_every=0))
+    assert (kept.subjects, apart) == (PEOPLE[:4], None)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("train", {"keep_best": 1}, r"train\.keep_best=1.*validate_every"),
+        ("train", {"validate_every": -1}, r"train\.validate_every=-1"),
+        ("data", {"validation_fraction": 1.0}, r"data\.validation_fraction=1\.0"),
+        ("eval", {"checkpoint": "first"}, r"eval\.checkpoint='first'.*best"),
+    ],
+)
+def test_settings_that_cannot_be(section, values, message):
+    with pytest.raises(InputError, match=message):
+        from_dict({section: values})
