@@ -26,6 +26,7 @@ _MAY_CHANGE = (
     "train.image_every",
     "train.checkpoint_every",
     "train.keep",
+    *("data.workers", "data.threads", "data.prefetch"),
     "eval",
 )
 _NOT_WEIGHTS = ("model.dtype", "model.attention")

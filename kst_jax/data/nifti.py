@@ -56,7 +56,7 @@ class NiftiVolume:
         to right (from posterior to anterior in the sagittal plane).
         """
         plane = np.take(_volume(self.path), index, axis=PLANES[self.plane])
-        return plane[:, ::-1].T.astype(np.complex64)
+        return plane[:, ::-1].T.astype(np.complex64, order="C")
 
 
 def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
