@@ -1,6 +1,7 @@
 """Prepared folders: the same slices as the scans, whole or not at all."""
 
 import concurrent.futures
+import dataclasses
 import errno
 import hashlib
 import json
@@ -19,13 +20,14 @@ import msgpack
 import numpy as np
 import pytest
 
-from kst_jax.checkpoints import Checkpoints
-from kst_jax.config import AugmentConfig, Config, DataConfig, TrainConfig
+from kst_jax.checkpoints import Checkpoints, write_parameters
+from kst_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, TrainConfig
 from kst_jax.data import nifti, pipeline, prepare, prepared
 from kst_jax.data.sources import open_source, split_subjects
 from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSTConfig
+from kst_jax.evaluation import evaluate
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from tests.conftest import ROOT
 from tests.scans import IMAGES, KSPACE, write_h5, write_nifti, write_npy
 from tests.test_cli import TINY
@@ -232,16 +234,6 @@ def test_the_stream_is_the_same(demo):
     assert digest(stream(config_of(str(demo)))) == digest(raw)
     workers = config_of(str(demo), workers=2, threads=1, prefetch=3)
     assert digest(stream(workers)) == digest(raw)
-
-
-def test_workers_report_what_is_wrong_with_a_scan(demo, tmp_path):
-    copy = shutil.copytree(demo, tmp_path / "copy")
-    (shard,) = copy.glob("*.array_record")
-    data = bytearray(shard.read_bytes())
-    data[: len(data) // 2] = bytes(len(data) // 2)
-    shard.write_bytes(data)
-    with pytest.raises(InputError, match=r"00000-of-00001.* is damaged"):
-        stream(config_of(str(copy), workers=1))
 
 
 @pytest.mark.parametrize(
@@ -467,35 +459,52 @@ def test_a_bad_scan_stops_all_workers_with_one_message(scans, tmp_path):
 
 
 def test_evaluation_is_the_same(demo, tmp_path):
-    """Tiny training; then eval.py on the scans and on the prepared folder."""
-    tiny = [
-        *TINY,
-        "--config.train.steps=2",
-        "--config.data.test=",
-        "--config.data.test_fraction=0.5",
-        "--config.eval.figures=0",
-        f"--workdir={tmp_path / 'run'}",
-    ]
-    reports = []
-    for program, options in (
-        ("train.py", [f"--config.data.train={demo}", "--config.data.workers=2"]),
-        ("eval.py", [f"--config.data.train={demo}", "--config.data.workers=1"]),
-        ("eval.py", ["--config.data.train=demo:train,demo:test"]),
-    ):
-        out = tmp_path / f"eval{len(reports)}"
-        done = subprocess.run(
-            [sys.executable, program, *tiny, *options, f"--config.eval.out={out}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
+    config = config_of("demo:train,demo:test")
+    model = KSTConfig(
+        **{"width": 8, "heads": 2, "mlp": 8, "lr_size": (16, 12)},
+        **dict.fromkeys(("encoder_layers", "lr_layers", "hr_layers"), 1),
+        refinement_features=4,
+    )
+    config = dataclasses.replace(config, model=model)
+    example = pipeline.example_batch(config, pipeline.open_sampler(config))
+    params = jax.jit(KSpaceTransformer(model).init)(jax.random.key(0), example)
+    run = tmp_path / "run"
+    write_parameters(run, params["params"], config)
+    reports, files = [], []
+    for number, train in enumerate(("demo:train,demo:test", str(demo))):
+        data = dataclasses.replace(config.data, train=train, workers=number)
+        out = tmp_path / str(number)
+        report = evaluate(
+            dataclasses.replace(
+                config, data=data, eval=EvalConfig(figures=0, out=str(out))
+            ),
+            run,
         )
-        assert done.returncode == 0, done.stderr
-        if program == "eval.py":
-            report = json.loads((out / "metrics.json").read_text())
-            names = sorted(p.name for p in (out / "reconstructions").iterdir())
-            reports.append((names, report["per_volume"], report["per_slice"]))
+        del report["test"]  # tells the path to the data
+        reports.append(report)
+        files.append(sorted(p.name for p in (out / "reconstructions").iterdir()))
     assert reports[0] == reports[1]
-    assert reports[0][0]
+    assert files[0] == files[1] == [f"{name}.h5" for name in report["per_volume"]]
+
+
+def test_workers_of_train_py_report_a_damaged_file(demo, tmp_path):
+    copy = shutil.copytree(demo, tmp_path / "copy")
+    (shard,) = copy.glob("*.array_record")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    done = subprocess.run(
+        [
+            *(sys.executable, "train.py", *TINY, f"--workdir={tmp_path / 'run'}"),
+            *(f"--config.data.train={copy}", "--config.data.test="),
+            "--config.data.workers=2",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"error: {shard}: record" in done.stderr
+    assert "--verify" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_may_change_how_it_reads_ahead(tmp_path):

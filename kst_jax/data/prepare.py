@@ -29,7 +29,7 @@ from kst_jax.errors import InputError
 
 # A shard takes this many bytes of scans: enough work to be worth a file, little enough
 # to do again. Large data get larger shards, since each one is a file held open.
-_SHARD_BYTES = 2**27
+_SHARD_BYTES = 2**24
 _MAX_SHARDS = 512
 # Light compression reads as fast as none and shrinks simulated k-space to a fraction.
 _WRITER = "group_size:1,zstd:1"
