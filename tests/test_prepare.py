@@ -281,7 +281,7 @@ def test_flipped_bits_are_found(copy):
         data[place] ^= 1 << RNG.integers(8)
         shard.write_bytes(data)
         with pytest.raises(InputError, match=rf"{shard.name} differs"):
-            prepare.verify(copy)
+            prepared.verify(copy)
         source = open_source(str(copy))
         try:  # damage to padding, or to what nothing needs, does no harm
             for number in range(4):
@@ -293,7 +293,7 @@ def test_flipped_bits_are_found(copy):
             failures += 1
     assert failures > 30
     shard.write_bytes(intact)
-    prepare.verify(copy)
+    prepared.verify(copy)
 
 
 def test_shards_of_another_folder_are_noticed(copy, tmp_path):
@@ -350,7 +350,7 @@ def test_it_carries_on_after_an_interruption(scans, whole, tmp_path, monkeypatch
     with pytest.raises(InputError, match=r"has not finished.*same command"):
         open_source(str(out))
     with pytest.raises(InputError, match="has not finished"):
-        prepare.verify(out)
+        prepared.verify(out)
     with pytest.raises(InputError, match=r"another preparation: fraction 1\.0 there"):
         prepare.prepare(str(scans), out, Selection(fraction=0.5))
     with pytest.raises(InputError, match=r"another preparation: scans of"):

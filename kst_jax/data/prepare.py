@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -73,29 +72,6 @@ def prepare(
         _write_json(out / MANIFEST, plan | _totals(out, plan))
     _tidy(out, plan)
     return prepared.open_folder(out)
-
-
-def verify(folder: str | Path) -> prepared.Prepared:
-    """Reads every shard and compares its checksum with the manifest's.
-
-    Raises:
-      InputError: not a finished prepared folder, or files that differ; all are named.
-    """
-    folder = Path(folder).expanduser()
-    if not prepared.is_folder(folder):
-        raise InputError(f"{folder}: not a folder that kst_jax.data.prepare made.")
-    found = prepared.open_folder(folder)
-    damaged = [
-        shard["file"]
-        for shard in tqdm(found.manifest["shards"], "Verifying", unit="shard")
-        if _sha256(folder / shard["file"]) != shard["sha256"]
-    ]
-    if damaged:
-        raise InputError(
-            f"{folder}: {', '.join(damaged)} {'differ' if damaged[1:] else 'differs'} "
-            "from what was written. Copy the folder again, or prepare the scans again."
-        )
-    return found
 
 
 def _plan(scans: list[Path]) -> list[dict]:
@@ -203,7 +179,7 @@ def _write_shard(out: Path, selection: Selection, shard: dict) -> int:
             "file": path.name,
             "records": sum(len(volume["kept"]) for volume in volumes),
             "bytes": temporary.stat().st_size,
-            "sha256": _sha256(temporary),
+            "sha256": prepared.sha256_of(temporary),
             "volumes": volumes,
         }
         os.replace(temporary, path)
@@ -303,11 +279,6 @@ def _scans(plan: dict) -> list[str]:
     return [v["path"] for shard in plan["shards"] for v in shard["volumes"]]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
@@ -385,7 +356,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.verify:
         if args.source:
             parser.error("--verify takes one folder")
-        _report("every file is as it was written", verify(args.out))
+        _report("every file is as it was written", prepared.verify(args.out))
         return
     if args.source is None:
         parser.error("give SOURCE and OUT")

@@ -10,12 +10,14 @@ scans, or an error that says what the folder does not hold.
 
 import bisect
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
+from tqdm import tqdm
 
 from kst_jax.data.volumes import Selection, Volume, reading
 from kst_jax.errors import InputError
@@ -47,7 +49,8 @@ def decode(record: bytes) -> dict[str, Any]:
     found = msgpack.unpackb(record)
     channels = np.frombuffer(found["image"], "<f4") * np.float32(found["scale"])
     image = channels.astype(np.float32, copy=False).view(np.complex64)
-    return {**found, "image": image.reshape(found.pop("shape"))}
+    found["image"] = image.reshape(found.pop("shape"))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,3 +236,32 @@ def open_folder(path: Path) -> Prepared:
                     "Copy the folder again, or prepare the scans again."
                 )
     return Prepared(path, manifest)
+
+
+def verify(folder: str | Path) -> Prepared:
+    """Reads every shard and compares its checksum with the manifest's.
+
+    Raises:
+      InputError: not a finished prepared folder, or files that differ; all are named.
+    """
+    folder = Path(folder).expanduser()
+    if not is_folder(folder):
+        raise InputError(f"{folder}: not a folder that kst_jax.data.prepare made.")
+    found = open_folder(folder)
+    damaged = [
+        shard["file"]
+        for shard in tqdm(found.manifest["shards"], "Verifying", unit="shard")
+        if sha256_of(folder / shard["file"]) != shard["sha256"]
+    ]
+    if damaged:
+        raise InputError(
+            f"{folder}: {', '.join(damaged)} {'differ' if damaged[1:] else 'differs'} "
+            "from what was written. Copy the folder again, or prepare the scans again."
+        )
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of what a file holds, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
