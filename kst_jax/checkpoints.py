@@ -41,6 +41,7 @@ _MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep",
     "train.keep_best",
+    *("data.workers", "data.threads", "data.prefetch"),
     "eval",
 )
 _NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")

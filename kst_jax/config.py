@@ -54,7 +54,8 @@ class DataConfig:
     Attributes:
       train: scans to train on: a folder, a file, a pattern, several of these separated
         by commas, or a bundled person ("demo:train", "demo:test"). Kinds: fastMRI's
-        single-coil .h5, NIfTI, Analyze, the authors' .npy.
+        single-coil .h5, NIfTI, Analyze, the authors' .npy, or a folder that
+        `python -m kst_jax.data.prepare` made of them.
       test: scans to evaluate on; if empty, people are set aside from `train`.
       test_fraction: share of people set aside where `test` is empty.
       validation: scans to watch training on (`train.validate_every`); if empty, people
@@ -74,6 +75,10 @@ class DataConfig:
       augment: random changes in training.
       seed: seed of the order, the masks and the augmentation in training, of the
         splits, the draw of slices, and the masks in validation.
+      workers: processes of each host that prepare batches; 0 does it in the training's
+        own. They help where `threads` cannot keep up with the devices.
+      threads: threads that prepare batches, in each worker; a batch is prepared by one.
+      prefetch: batches prepared ahead, in each worker; they are held in memory.
     """
 
     train: str = ""
@@ -91,6 +96,9 @@ class DataConfig:
     min_foreground: float = 0.05
     augment: AugmentConfig = AugmentConfig()
     seed: int = 0
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 32
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
@@ -121,7 +129,12 @@ class DataConfig:
             self.min_foreground,
             "in [0, 1]",
         )
-        _require(self.drop_first >= 0, "data.drop_first", self.drop_first, "0 or more")
+        for name in ("drop_first", "workers"):
+            value = getattr(self, name)
+            _require(value >= 0, f"data.{name}", value, "0 or more")
+        for name in ("threads", "prefetch"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.{name}", value, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,8 +172,11 @@ def _kspace(measured: bool) -> str:
 def _identity(config: Config, workdir: str | Path) -> dict:
     """What decides which slices are evaluated, how undersampled, and by what model."""
     data = dataclasses.asdict(config.data)
-    for training_only in ("augment", "validation", "validation_fraction"):
-        del data[training_only]
+    for name in (
+        *("augment", "validation", "validation_fraction"),
+        *("workers", "threads", "prefetch"),
+    ):
+        del data[name]
     parts = {"data": data, "mask": dataclasses.asdict(config.mask)}
     parts |= {"seed": config.eval.seed, "run": str(Path(workdir).absolute())}
     return {"test": json.loads(json.dumps(parts))}

@@ -55,8 +55,9 @@ class NiftiVolume:
         Superior is the top row (anterior in the axial plane); columns run from left
         to right (from posterior to anterior in the sagittal plane).
         """
-        plane = np.take(_volume(self.path), index, axis=PLANES[self.plane])
-        return plane[:, ::-1].T.astype(np.complex64)
+        # Not `np.take`, which copies the whole volume first.
+        plane = np.moveaxis(_volume(self.path), PLANES[self.plane], 0)[index]
+        return plane[:, ::-1].T.astype(np.complex64, order="C")
 
 
 def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:

@@ -2,14 +2,18 @@
 
 Order, augmentation and mask of a training slice are functions of the seed and of its
 global number in the stream, so the stream does not depend on how many processes share
-it. In evaluation the mask is a function of the seed, the file and the slice.
+it, nor on the threads and worker processes that prepare it. In evaluation the mask is a
+function of the seed, the file and the slice.
 """
 
+import contextlib
 import functools
+import time
 from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config, DataConfig
@@ -19,10 +23,6 @@ from kst_jax.data.sources import Slice, Source
 from kst_jax.errors import InputError
 from kst_jax.sampling import Sampler
 from kst_jax.tokens import Batch
-
-# Slices prepared ahead; a thread or two keep up with the devices, more would take the
-# cores that XLA computes on.
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=32)
 
 
 class EvalBatch(NamedTuple):
@@ -167,7 +167,7 @@ def training_batches(
     stream = stream.batch(
         config.train.batch_size // processes, batch_fn=tokens.batch_of
     )
-    return iter(stream.to_iter_dataset(_READ))
+    return iter(_ahead(stream, config.data))
 
 
 def test_batches(
@@ -194,7 +194,35 @@ def test_batches(
         _test_slice, source=source, config=config, sampler=sampler
     )
     stream = grain.MapDataset.source(numbers.ravel()).map(prepare)
-    return stream.batch(size // processes, batch_fn=_eval_batch).to_iter_dataset(_READ)
+    stream = stream.batch(size // processes, batch_fn=_eval_batch)
+    return _ahead(stream, config.data)
+
+
+def pipeline_rate(config: Config, seconds: float) -> float:
+    """Slices a second that the training's input delivers where nothing takes the cores.
+
+    Args:
+      config: a run; its scans are opened.
+      seconds: how long to measure, after the first batches.
+    """
+    source, _ = open_sources(config)
+    stream = training_batches(source, config, open_sampler(config))
+    with contextlib.closing(stream):
+        for _ in range(2 * max(1, config.data.workers)):  # threads and workers start
+            next(stream)
+        begun, slices = time.perf_counter(), 0
+        while time.perf_counter() < begun + seconds:
+            slices += len(next(stream).image)
+        return slices / (time.perf_counter() - begun)
+
+
+def _ahead(stream: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+    """Prepares batches ahead, in threads of this process or of worker processes."""
+    if config.workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # workers get grain's own flags, also in Colab
+    read = grain.ReadOptions(config.threads, config.prefetch)
+    workers = grain.MultiprocessingOptions(num_workers=config.workers)
+    return stream.to_iter_dataset(read).mp_prefetch(workers)
 
 
 def _training_slice(

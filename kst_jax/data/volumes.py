@@ -1,0 +1,146 @@
+"""One scan: what opens it, what it is called, and which of its slices are taken."""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from kst_jax.data import fastmri, nifti, npy
+from kst_jax.errors import InputError
+
+
+class Volume(Protocol):
+    """What a reader makes of a scan: metadata now, slices on demand.
+
+    Attributes:
+      path: the scan's file; a prepared scan's name in its folder.
+      subject: whose scan it is.
+      measured: whether the k-space is known to be measured.
+      depth: number of slices, empty ones too.
+    """
+
+    path: Path
+    subject: str
+    measured: bool
+    depth: int
+
+    @property
+    def slices(self) -> Sequence[int]:
+        """Numbers below `depth` of the slices that hold something."""
+
+    def read(self, index: int) -> np.ndarray:
+        """Complex64 image (H, W) of one slice."""
+
+
+# What opens each kind of file, given its path, the plane and the least foreground.
+READERS: dict[str, Callable[[Path, str, float], Volume]] = {
+    ".h5": lambda path, *_: fastmri.open_volume(path),
+    ".npy": lambda path, *_: npy.open_volume(path),
+    ".nii": nifti.open_volume,
+    ".nii.gz": nifti.open_volume,
+    ".hdr": nifti.open_volume,  # its .img comes with it
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which slices of a scan are taken.
+
+    Attributes:
+      plane: axial, coronal or sagittal: how NIfTI and Analyze volumes are cut.
+      slices: range (start, stop) of slices to take, as shares of a volume's depth.
+      drop_first: number of slices to drop at the start of each volume; the paper
+        drops 5 of fastMRI's.
+      fraction: share of the remaining slices of each volume to draw at random, at
+        least one; the paper draws 0.25 of fastMRI's. The draw depends on seed and
+        volume alone, not on the other files.
+      seed: of that draw.
+      min_foreground: NIfTI and Analyze slices with a smaller share of pixels above
+        10 % of the volume's maximum are left out as empty.
+    """
+
+    plane: str = "axial"
+    slices: tuple[float, float] = (0.0, 1.0)
+    drop_first: int = 0
+    fraction: float = 1.0
+    seed: int = 0
+    min_foreground: float = 0.05
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        if self.plane not in nifti.PLANES:
+            raise InputError(
+                f"plane {self.plane!r}: choose one of {', '.join(nifti.PLANES)}."
+            )
+        if not 0 <= self.slices[0] < self.slices[1] <= 1:
+            raise InputError(
+                f"slices {self.slices}: give shares with 0 <= start < stop <= 1."
+            )
+        if self.drop_first < 0:
+            raise InputError(f"drop_first {self.drop_first}: give 0 or more.")
+        if not 0 < self.fraction <= 1:
+            raise InputError(
+                f"fraction {self.fraction}: give a share above 0, at most 1."
+            )
+        if not 0 <= self.min_foreground <= 1:
+            raise InputError(
+                f"min_foreground {self.min_foreground}: give a share from 0 to 1."
+            )
+
+    def of(self, volume: Volume) -> list[int]:
+        """Numbers of the slices taken; raise InputError where none is left."""
+        first = max(round(self.slices[0] * volume.depth), self.drop_first)
+        stop = round(self.slices[1] * volume.depth)
+        kept = [index for index in volume.slices if first <= index < stop]
+        if not kept:
+            raise InputError(
+                f"{volume.path}: none of its {volume.depth} slices is left after "
+                f"drop_first {self.drop_first} and slices {self.slices}. Choose a "
+                "wider range, or leave out the file."
+            )
+        count = max(1, round(self.fraction * len(kept)))
+        return sorted(shuffled(kept, f"{self.seed}:{name_of(volume.path)}")[:count])
+
+
+def open_volume(path: Path, selection: Selection) -> Volume:
+    """Look at a scan's file; raise InputError where it cannot be used."""
+    with reading(path):
+        reader = READERS[suffix_of(path)]
+        return reader(path, selection.plane, selection.min_foreground)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the known suffix that the file's name ends with, or an empty one."""
+    name = path.name.lower()
+    return next((s for s in READERS if name.endswith(s)), "")
+
+
+def name_of(path: Path) -> str:
+    """Name of a scan: its file's without the suffix."""
+    return path.name[: -len(suffix_of(path))]
+
+
+def shuffled(items: Collection, salt: str) -> list:
+    """Shuffle by salt and the items' text alone, alike in every library version."""
+    return sorted(
+        items, key=lambda item: hashlib.sha256(f"{salt}:{item}".encode()).digest()
+    )
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever fails inside a library, on reading `path`, into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # damaged files fail in many ways inside the libraries
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"{path}: cannot be read ({cause}). Check that the file is complete and "
+            "readable; copy or download it again."
+        ) from error
