@@ -6,7 +6,8 @@ Every case (a batch size, a precision, an attention) runs in a process of its ow
 that its compile time and its peak memory are its own. Cases are run in turn, `--rounds`
 times, since machines are noisy. Programs are compiled ahead of time; weights and slices
 are random, which changes none of the work. Table on screen, all figures in
-WORKDIR/benchmark.json; with --sweep also a plot over image sizes, WORKDIR/sweep.png.
+WORKDIR/benchmark.json; with --sweep also a plot over image sizes, WORKDIR/sweep.png;
+with --pipeline also the slices a second that the data pipeline prepares.
 """
 
 import concurrent.futures
@@ -325,6 +326,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("calls", 5, "Timed calls in each round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 1, "Turns that each case gets.", lower_bound=1)
     flags.DEFINE_list("sweep", [], "Sizes of square images to try, batch 1, forward.")
+    flags.DEFINE_float(
+        "pipeline", 0, "Seconds to measure the input pipeline alone for (data.train)."
+    )
     flags.DEFINE_string(
         "mesh",
         "",
@@ -338,7 +342,11 @@ def main(config: Config, workdir: str) -> None:
     results = run(_cases(config), flags.FLAGS.rounds)
     print(f"{results[0]['device']}, {os.cpu_count()} CPU cores, jax {jax.__version__}")
     print(f"{results[0]['parameters']:,} parameters\n\n{table(results)}")
-    _write(Path(workdir), results)
+    rate = None
+    if flags.FLAGS.pipeline:
+        rate = pipeline.pipeline_rate(config, flags.FLAGS.pipeline)
+        print(f"\ninput pipeline alone: {rate:.0f} slices/s")
+    _write(Path(workdir), results, rate)
     if flags.FLAGS.sweep:
         path = Path(workdir) / "sweep.png"
         figures.save(figures.scaling_figure(results), path)
@@ -373,7 +381,9 @@ def _whole(text: str, flag: str) -> int:
     return int(text)
 
 
-def _write(workdir: Path, results: list[dict[str, Any]]) -> None:
+def _write(
+    workdir: Path, results: list[dict[str, Any]], pipeline_rate: float | None
+) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     about = {
         "command": sys.argv,
@@ -381,6 +391,7 @@ def _write(workdir: Path, results: list[dict[str, Any]]) -> None:
         "jax": jax.__version__,
         "cpu_cores": os.cpu_count(),
         "results": results,
+        "pipeline_slices_per_s": pipeline_rate,
     }
     path = workdir / "benchmark.json"
     temporary = path.with_suffix(".tmp")

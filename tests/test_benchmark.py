@@ -79,10 +79,13 @@ def test_command_line_sweeps_sizes(tmp_path):
         "--sweep=16,24",
         "--calls=1",
         "--precision=bfloat16",
+        "--pipeline=0.1",
         *(f"--config.model.{change}" for change in model),
     )
     assert found.returncode == 0, found.stderr
-    results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    written = json.loads((tmp_path / "benchmark.json").read_text())
+    assert written["pipeline_slices_per_s"] > 0
+    results = written["results"]
     assert [r["size"] for r in results] == [[16, 16], [24, 24]]
     assert all(r["dtype"] == "bfloat16" and r["peak_bytes"] > 1e7 for r in results)
     assert "| forward | 24x24 | 1 | bfloat16 |" in found.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,8 @@ RUN = [
     "--config.model.lr_decoder=False",
     "--config.train.stages=(0,0,1)",
     "--config.train.steps=3",
-    "--config.train.checkpoint_every=3",
+    "--config.train.checkpoint_every=1",
+    "--config.train.keep=3",
     "--config.train.image_every=3",
     "--config.train.log_every=1",
 ]
@@ -74,6 +76,19 @@ def test_two_processes_train_as_one(runs):
     assert read_parameters(two)[1:] == read_parameters(one)[1:]
     for a, b in zip(
         *(jax.tree.leaves(read_parameters(run)[0]) for run in (two, one)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_one_process_carries_on_from_two(runs, tmp_path):
+    two = runs[0]
+    shutil.copytree(two, tmp_path / "run")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    training.train(read_config(two), tmp_path / "run")
+    for a, b in zip(
+        *(jax.tree.leaves(read_parameters(x)[0]) for x in (tmp_path / "run", two)),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
