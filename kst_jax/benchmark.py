@@ -31,11 +31,12 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from kst_jax import cli, evaluation, figures, parallel, training
+from kst_jax import cli, figures, parallel, training
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.operations import network_flops
 from kst_jax.tokens import Batch, batch_of, tokenise
 
 _WORK = ("forward", "train step")
@@ -67,47 +68,6 @@ class Case:
         mask = np.mean(pipeline.open_sampler(self.config).counts)
         one = network_flops(self.config.model, round(mask), self.config.data.size)
         return self.batch * one * (3 if self.what == "train step" else 1)
-
-
-def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int:
-    """Floating-point operations of reconstructing one slice.
-
-    Two for each multiplication and addition of matrix products and convolutions, which
-    is all that counts. Attention is the paper's O(ml + nl + l^2), with m queries, n
-    sampled tokens and l low-resolution ones, and n^2 of the encoder.
-    """
-    c, width = config, config.width
-    pixels, low = int(np.prod(size)), int(np.prod(c.lr_size))
-    queries = pixels - sampled
-
-    def attention(queries: int, keys: int) -> int:
-        return 4 * width * (queries * keys + width * (queries + keys))
-
-    def mlp(tokens: int) -> int:
-        return 4 * tokens * width * c.mlp
-
-    def values(tokens: int) -> int:
-        """Two numbers to features, or back, through a hidden layer."""
-        return 2 * tokens * width * (width + 2)
-
-    def refinement() -> int:
-        features, taps = c.refinement_features, c.refinement_kernel**2
-        inner = (c.refinement_layers - 1) * taps * features**2
-        return 2 * pixels * (2 * taps * features + inner + 2 * features)
-
-    memory = low if c.lr_decoder else sampled
-    encoder_layer = attention(sampled, sampled) + mlp(sampled)
-    lr_layer = attention(low, sampled) + attention(low, low) + mlp(low) + values(low)
-    hr_layer = attention(queries, memory) + mlp(queries) + values(queries)
-    if c.refinement:
-        hr_layer += refinement() + values(queries)
-    return (
-        values(sampled)
-        + c.encoder_layers * encoder_layer
-        + c.lr_decoder * c.lr_layers * lr_layer
-        + values(queries)
-        + c.hr_layers * hr_layer
-    )
 
 
 def example(config: Config, count: int) -> Batch:
@@ -145,18 +105,40 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
+def make_forward(model: KSpaceTransformer, mesh: jax.sharding.Mesh) -> Callable:
+    """Compiles reconstruction alone: parameters and a Batch to images (B, H, W, 2).
+
+    Devices along the mesh's second axis share the queries of each slice.
+    """
+    model = model.clone(query_axis=parallel.QUERY)
+
+    def function(params: dict, batch: Batch) -> jax.Array:
+        return model.apply({"params": params}, batch).image
+
+    return parallel.map_over_devices(
+        function,
+        mesh,
+        in_specs=(parallel.REPLICATED, parallel.SHARDED),
+        out_specs=parallel.SHARDED,
+    )
+
+
 def _mesh(case: Case) -> jax.sharding.Mesh:
+    parts = case.config.train.accumulate if case.what == "train step" else 1
+    slices, rest = divmod(case.batch, parts)
+    if rest:
+        raise InputError(f"a batch of {case.batch} has no {parts} equal parts")
     if case.devices is None:
-        return parallel.make_mesh(case.batch)
+        return parallel.make_mesh(slices)
     data, query = case.devices
-    if case.batch % data:
-        raise InputError(f"--mesh: {data} devices do not share a batch of {case.batch}")
-    mesh = parallel.make_mesh(data, query if case.what == "forward" else 1)
-    if mesh.devices.shape[0] < data:
+    if slices % data or jax.device_count() % (data * query):
         raise InputError(
-            f"--mesh={data}x{query} does not fit {jax.device_count()} devices"
+            f"--mesh={data}x{query}: {slices} slices at a time and "
+            f"{jax.device_count()} devices cannot be shared so"
         )
-    return mesh
+    if query > 1 and case.what == "train step":
+        raise InputError(f"--mesh={data}x{query}: only with --what=forward")
+    return parallel.make_mesh(data, query)
 
 
 def _program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Callable, Any]:
@@ -165,7 +147,7 @@ def _program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Callable, Any]:
     model = KSpaceTransformer(config.model)
     if case.what == "forward":
         params = jax.jit(model.init)(jax.random.key(0), one)["params"]
-        return evaluation.make_forward(model, mesh), parallel.replicate(params, mesh)
+        return make_forward(model, mesh), parallel.replicate(params, mesh)
     begun = training.first_steps(config.train, config.model.stages)
     optimizer = training.make_optimizer(config.train, begun)
     stage = config.model.stages[-1]
@@ -221,7 +203,7 @@ def run(cases: list[Case], rounds: int = 1) -> list[dict[str, Any]]:
     turns = [number for _ in range(rounds) for number in found]
     for number in tqdm(turns, "Benchmark", unit="case"):
         found[number].append(_in_a_process(cases[number]))
-    return [summary(cases[number], rounds) for number, rounds in found.items()]
+    return [summary(cases[number], turns) for number, turns in found.items()]
 
 
 def _in_a_process(case: Case) -> dict[str, Any]:
@@ -327,25 +309,30 @@ def _define_flags() -> None:
     flags.DEFINE_integer("rounds", 1, "Turns that each case gets.", lower_bound=1)
     flags.DEFINE_list("sweep", [], "Sizes of square images to try, batch 1, forward.")
     flags.DEFINE_float(
-        "pipeline", 0, "Seconds to measure the input pipeline alone for (data.train)."
+        "pipeline",
+        0,
+        "Seconds to measure the input pipeline alone for, too (data.train).",
+        lower_bound=0,
     )
     flags.DEFINE_string(
         "mesh",
         "",
         "Devices as DATAxQUERY: 8x1 shares a batch among eight, 1x4 the queries of "
-        "each slice among four (forward only). By default as many as share the batch.",
+        "each slice among four (with --what=forward). By default as many as share the "
+        "batch.",
     )
 
 
 def main(config: Config, workdir: str) -> None:
     """Command line: measures, prints the table, writes JSON and plot."""
-    results = run(_cases(config), flags.FLAGS.rounds)
-    print(f"{results[0]['device']}, {os.cpu_count()} CPU cores, jax {jax.__version__}")
-    print(f"{results[0]['parameters']:,} parameters\n\n{table(results)}")
-    rate = None
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of the cases' processes
+    cases, rate = _cases(config), None
     if flags.FLAGS.pipeline:
         rate = pipeline.pipeline_rate(config, flags.FLAGS.pipeline)
-        print(f"\ninput pipeline alone: {rate:.0f} slices/s")
+        print(f"input pipeline alone: {rate:.0f} slices/s")
+    results = run(cases, flags.FLAGS.rounds)
+    print(f"{results[0]['device']}, {os.cpu_count()} CPU cores, jax {jax.__version__}")
+    print(f"{results[0]['parameters']:,} parameters\n\n{table(results)}")
     _write(Path(workdir), results, rate)
     if flags.FLAGS.sweep:
         path = Path(workdir) / "sweep.png"
@@ -359,13 +346,15 @@ def _cases(config: Config) -> list[Case]:
     cases = variants(
         config,
         ["forward"] if given.sweep else given.what,
-        [_whole(n, "batch_sizes") for n in given.batch_sizes],
+        [1] if given.sweep else [_whole(n, "batch_sizes") for n in given.batch_sizes],
         dtype=given.precision or [config.model.dtype],
         attention=given.attention or [config.model.attention],
     )
     if given.sweep:
         sizes = [_whole(n, "sweep") for n in given.sweep]
         cases = [at_size(case, size) for case in cases for size in sizes]
+    if not cases:
+        raise InputError("--what and --batch_sizes leave nothing to measure")
     devices = None
     if given.mesh:
         data, _, query = given.mesh.partition("x")
@@ -397,8 +386,9 @@ def _write(
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(about, indent=1) + "\n")
     os.replace(temporary, path)
+    print(f"\nwritten to {path}")
 
 
 if __name__ == "__main__":
     _define_flags()
-    cli.run_with_config(main, default_workdir="runs/benchmark")
+    cli.run_with_config(main, default_workdir="runs/benchmark", may_join=False)

@@ -36,6 +36,7 @@ from kst_jax.tokens import Batch
 # What a run may change when it carries on, and what does not change a model's weights.
 _MAY_CHANGE = (
     "train.accumulate",
+    "model.remat",
     "train.log_every",
     "train.image_every",
     "train.checkpoint_every",

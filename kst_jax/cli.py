@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -34,11 +33,17 @@ def run(main: Callable[[], None]) -> None:
 
 
 def run_with_config(
-    main: Callable[[Config, str], None], default_workdir: str | None = None
+    main: Callable[[Config, str], None],
+    *,
+    default_workdir: str | None = None,
+    may_join: bool = True,
 ) -> None:
     """Runs a program that takes --config, overrides of its keys, and --workdir.
 
-    It may be one of several processes, of which only the first one prints.
+    Args:
+      main: the program, a function of config and workdir.
+      default_workdir: the folder, where none is given; None asks for one.
+      may_join: it may be one of several processes, of which only the first one prints.
     """
     config = config_flags.DEFINE_config_file(
         "config",
@@ -49,8 +54,8 @@ def run_with_config(
     )
     # Handled by `run`; defined so that --help tells of it.
     flags.DEFINE_bool("debug", False, "Show a traceback where something fails.")
-    names = ("config", "workdir", "debug", *_define_processes())
-    for name in names:
+    processes = _define_processes() if may_join else ()
+    for name in ("config", "workdir", "debug", *processes):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def absl_main(argv: list[str]) -> None:
@@ -61,9 +66,10 @@ def run_with_config(
             raise InputError("--workdir is missing; name a folder, such as runs/demo")
         checked = _checked(config.value)
         _keep_programs()
-        _connect()
+        if not may_join or not _connect():
+            return main(checked, workdir.value)
         with _first_speaks():
-            main(checked, workdir.value)
+            return main(checked, workdir.value)
 
     run(lambda: app.run(absl_main, flags_parser=_parse))
 
@@ -75,9 +81,10 @@ def _keep_programs() -> None:
     JAX_ENABLE_COMPILATION_CACHE=false keeps none.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(cache) / "kst_jax" / "programs"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if os.path.isabs(cache):  # not where a container's user has no home
+            folder = os.path.join(cache, "kst_jax", "programs")
+            jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _define_processes() -> tuple[str, ...]:
@@ -108,8 +115,8 @@ def _define_processes() -> tuple[str, ...]:
     return "distributed", "coordinator", "num_processes", "process_id"
 
 
-def _connect() -> None:
-    """Joins the other processes, where flags say that there are any.
+def _connect() -> bool:
+    """Joins the other processes, where flags say that there are any; tells if it did.
 
     Never of its own accord: what Slurm and clouds leave in the environment of a login
     node or an interactive shell looks like many processes where only one was started.
@@ -121,8 +128,10 @@ def _connect() -> None:
             "--coordinator, --num_processes and --process_id belong together; give all "
             "three, or --distributed alone where JAX finds the others"
         )
-    if given.distributed or given.coordinator:
+    joins = bool(given.distributed or given.coordinator)
+    if joins:
         parallel.connect(*by_hand)
+    return joins
 
 
 @contextlib.contextmanager

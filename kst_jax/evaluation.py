@@ -29,24 +29,6 @@ from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.tokens import Batch
 
 
-def make_forward(model: KSpaceTransformer, mesh: Mesh) -> Callable:
-    """Compiles reconstruction alone: parameters and a Batch to images (B, H, W, 2).
-
-    Devices along the mesh's second axis share the queries of each slice.
-    """
-    model = model.clone(query_axis=parallel.QUERY)
-
-    def function(params: dict, batch: Batch) -> jax.Array:
-        return model.apply({"params": params}, batch).image
-
-    return parallel.map_over_devices(
-        function,
-        mesh,
-        in_specs=(parallel.REPLICATED, parallel.SHARDED),
-        out_specs=parallel.SHARDED,
-    )
-
-
 def make_reconstructor(
     model: KSpaceTransformer, mesh: Mesh, stage: str = "RM"
 ) -> Callable:

@@ -7,6 +7,7 @@ and for any batch size, and `exported/reconstruct.py`, which shows how to call i
 """
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from kst_jax import checkpoints, cli, fourier, tokens
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.tokens import Batch
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,13 +42,16 @@ def reconstructor(
       counts: least and largest number of points that a mask may sample.
 
     Returns:
-      The function; its images are (B, H, W, 2), in the scale of the k-space. Of a mask
-      with more points than the largest count only the first are used as tokens.
+      The function; its images are (B, H, W, 2), in the scale of the k-space, and not a
+      number where a mask samples more or fewer points than the counts allow.
     """
 
     def reconstruct(kspace: jax.Array, mask: jax.Array) -> jax.Array:
         batch = jax.vmap(lambda k, m: _tokenise(k, m, counts))(kspace, mask)
-        return model.apply({"params": params}, batch).image
+        image = model.apply({"params": params}, batch).image
+        sampled = mask.sum((1, 2))
+        fits = (counts[0] <= sampled) & (sampled <= counts[1])
+        return jnp.where(fits[:, None, None, None], image, jnp.nan)
 
     return reconstruct
 
@@ -80,7 +84,7 @@ def export(
       platforms: "cpu", "cuda", "rocm", "tpu".
     """
     # The portable form: what "auto" stands for depends on the machine.
-    model = KSTConfig(**{**vars(config.model), "attention": "blocked"})
+    model = dataclasses.replace(config.model, attention="blocked")
     counts = pipeline.open_sampler(config).counts
     function = reconstructor(KSpaceTransformer(model), params, counts)
     (b,) = jax_export.symbolic_shape("b")
@@ -98,8 +102,7 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
       InputError: there is something at `out` already.
     """
     out = Path(out).absolute()
-    if out.exists():
-        raise InputError(f"{out}: exists already; choose a new folder")
+    _require_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
         folder = Path(temporary) / "out"
@@ -109,8 +112,13 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
         os.replace(folder, out)
 
 
+def _require_new(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose a new folder")
+
+
 def main() -> None:
-    """Command line: exports the latest checkpoint of a run."""
+    """Command line: exports a checkpoint of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m kst_jax.export",
         description="Writes a trained network as StableHLO, which needs only JAX.",
@@ -124,8 +132,15 @@ def main() -> None:
         default=PLATFORMS,
         help="what the program is to run on (cpu cuda tpu)",
     )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("latest", "best"),
+        default="latest",
+        help="which of the run's checkpoints (latest); best is by validation",
+    )
     args = parser.parse_args()
-    params, config, step = checkpoints.read_parameters(args.workdir)
+    _require_new(Path(args.out))
+    params, config, step = checkpoints.read_parameters(args.workdir, args.checkpoint)
     write(export(config, params, tuple(args.platforms)), args.out)
     print(f"wrote {args.out}: the network of {args.workdir} at step {step}")
     print(f"  python {args.out}/reconstruct.py INPUT.npz IMAGE.npy")

@@ -79,9 +79,8 @@ def set_damaged_aside(folder: Path) -> None:
     Raises:
       InputError: all are damaged; they keep their names.
     """
-    if not folder.is_dir():
-        return
-    good, damaged = survey(folder)
+    # Without a folder too: others may be slower, and find that Orbax has made it.
+    good, damaged = survey(folder) if folder.is_dir() else ([], {})
     multihost_utils.sync_global_devices("every process knows the damage")
     for step, cause in damaged.items():
         warn(folder / str(step), cause, folder / str(good[0]))

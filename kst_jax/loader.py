@@ -23,7 +23,12 @@ def main(source: str, target: str) -> None:
     with np.load(source) as arrays:
         kspace, mask = arrays["kspace"], arrays["mask"]
     channels = np.stack([kspace.real, kspace.imag], axis=-1).astype(np.float32)
-    image = np.asarray(network(channels, mask))
+    image = np.asarray(network(channels, mask.astype(bool)))
+    if not np.isfinite(image).all():
+        sys.exit(
+            f"error: {source}: a mask samples more or fewer points than those that the "
+            "network was trained for, or the k-space holds what is not a number"
+        )
     np.save(target, image[..., 0] + 1j * image[..., 1])
 
 

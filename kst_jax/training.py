@@ -228,7 +228,8 @@ def train(config: Config, workdir: str | Path) -> State:
             )
             state = loop.run(state, batches)
             saved = checkpoints.latest()
-    interruption.obey(f"Stopped. The same command carries on from {saved}")
+    if int(state.step) < config.train.steps:
+        interruption.obey(f"Stopped. The same command carries on from {saved}")
     return state
 
 

@@ -68,6 +68,16 @@ def test_command_line_and_loader(run):
         assert error < 1e-5
 
 
+def test_masks_of_another_setting_give_no_image(run):
+    _, model, params, sampler = run
+    least, most = sampler.counts
+    function = jax.jit(export.reconstructor(model, params, sampler.counts))
+    kspace = np.ones((1, 16, 16, 2), np.float32)
+    for points, good in ((least - 1, False), (most + 1, False), (most, True)):
+        mask = (np.arange(256) < points).reshape(1, 16, 16)
+        assert np.isfinite(function(kspace, mask)).all() == good
+
+
 def test_an_existing_folder_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="exists already"):
         export.write(None, tmp_path)

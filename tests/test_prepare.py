@@ -20,6 +20,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from kst_jax import integrity
 from kst_jax.checkpoints import Checkpoints, write_parameters
 from kst_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, TrainConfig
 from kst_jax.data import nifti, pipeline, prepare, prepared
@@ -511,6 +512,7 @@ def test_a_run_may_change_how_it_reads_ahead(tmp_path):
     config = config_of("demo:train")
     Checkpoints(tmp_path, config).close()
     (tmp_path / "checkpoints" / "1").mkdir()
+    integrity.note(tmp_path / "checkpoints" / "1")
     Checkpoints(
         tmp_path, config_of("demo:train", workers=2, threads=1, prefetch=3)
     ).close()

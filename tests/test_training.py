@@ -102,7 +102,9 @@ def test_a_finished_run_trains_no_further(finished):
 
 
 def test_what_does_not_change_a_run_may_change(finished):
-    training.train(with_train(log_every=7, keep=9), finished[0])
+    changed = with_train(log_every=7, keep=9)
+    model = dataclasses.replace(changed.model, remat="layers")
+    training.train(dataclasses.replace(changed, model=model), finished[0])
 
 
 def test_another_config_does_not_overwrite_a_run(finished):

@@ -352,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
         help="slices with a smaller share of bright pixels are left out as empty, of "
         f"NIfTI and Analyze volumes ({default.min_foreground})",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.verify:
         if args.source:
             parser.error("--verify takes one folder")

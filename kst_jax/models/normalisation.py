@@ -9,7 +9,7 @@ from jax import lax
 
 
 class LayerNorm(nn.Module):
-    """As `flax.linen.LayerNorm`, over the last axis; statistics are float32."""
+    """As `flax.linen.LayerNorm`, over the last axis, of a float32 residual stream."""
 
     epsilon: float
     dtype: jnp.dtype
