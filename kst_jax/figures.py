@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import patheffects
+from matplotlib import patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -161,25 +161,28 @@ def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(8, 3.2), dpi=_DPI, layout="constrained")
     time, memory = figure.subplots(1, 2)
-    for ax in (time, memory):
-        ax.set(xscale="log", yscale="log", xlabel="pixels of the image")
-    for name, line in itertools.groupby(
+    for name, group in itertools.groupby(
         results, lambda r: f"{r['dtype']}, {r['attention']}"
     ):
-        line = sorted(line, key=lambda r: r["flops"])
+        line = sorted(group, key=lambda r: r["flops"])
         pixels = [r["size"][0] * r["size"][1] for r in line]
-        median = np.array([r["median_s"] for r in line])
-        spread = (
-            median - [r["min_s"] for r in line],
-            [r["max_s"] for r in line] - median,
+        median, least, most, flops, used = (
+            np.array([r[field] for r in line], float)
+            for field in ("median_s", "min_s", "max_s", "flops", "temporary_bytes")
         )
+        spread = median - least, most - median
         time.errorbar(pixels, median, spread, marker="o", label=name)
-        flops = np.array([r["flops"] for r in line])
         time.plot(pixels, flops * median[-1] / flops[-1], "k--", linewidth=0.8)
-        used = [r["temporary_bytes"] / 1e9 for r in line]
-        memory.plot(pixels, used, marker="o", label=name)
+        memory.plot(pixels, used / 1e6, marker="o", label=name)
+        for ax in (time, memory):
+            ax.set(xscale="log", yscale="log", xlabel="image")
+            ax.minorticks_off()
+            ax.set_xticks(pixels, ["x".join(map(str, r["size"])) for r in line])
+            ax.tick_params(labelsize=8)
+            ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
     time.set_ylabel("seconds a slice")
-    memory.set_ylabel("temporary memory (GB)")
+    memory.set_ylabel("temporary memory (MB)")
     time.legend(fontsize=8)
     return figure
 
