@@ -15,6 +15,7 @@ import functools
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from kst_jax.data import prepared, sources
 from kst_jax.data.prepared import FORMAT, MANIFEST, SUFFIX, UNFINISHED
-from kst_jax.data.volumes import Selection, open_volume
+from kst_jax.data.volumes import Selection, open_volume, reading
 from kst_jax.errors import InputError
 
 # A shard takes this many bytes of scans: enough work to be worth a file, little enough
@@ -79,11 +80,11 @@ def _plan(scans: list[Path]) -> list[dict]:
     sizes = [_data(scan).stat().st_size for scan in scans]
     enough = max(_SHARD_BYTES, sum(sizes) // _MAX_SHARDS)
     shards, size = [[]], 0
-    for scan, bytes_ in zip(scans, sizes, strict=True):
+    for scan, more in zip(scans, sizes, strict=True):
         if size >= enough:
             shards, size = [*shards, []], 0
         shards[-1].append({"path": os.path.abspath(scan)})
-        size += bytes_
+        size += more
     return [
         {"file": f"{number:05}-of-{len(shards):05}{SUFFIX}", "volumes": volumes}
         for number, volumes in enumerate(shards)
@@ -94,7 +95,7 @@ def _begin(out: Path, plan: dict) -> dict:
     """The plan of the folder: `plan`, or the one that was begun here."""
     if (out / UNFINISHED).exists():
         return _require_same(out, plan, out / UNFINISHED)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and any(file.suffix != ".partial" for file in out.iterdir()):
         raise InputError(f"{out}: holds something else. Name a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / UNFINISHED, plan)
@@ -103,7 +104,7 @@ def _begin(out: Path, plan: dict) -> dict:
 
 def _require_same(out: Path, plan: dict, path: Path) -> dict:
     """What is written at `path`; InputError where it is not the same preparation."""
-    with prepared.reading(path):
+    with reading(path):
         before = json.loads(path.read_text())
         differences = [
             f"{name} {before['selection'].get(name)} there, {value} here"
@@ -154,13 +155,25 @@ def _map(workers: int) -> Iterator:
         return
     spawn = multiprocessing.get_context("spawn")
     try:
-        with concurrent.futures.ProcessPoolExecutor(workers, spawn) as pool:
+        with concurrent.futures.ProcessPoolExecutor(
+            workers, spawn, initializer=_end_with_parent
+        ) as pool:
             yield pool.map
     except concurrent.futures.process.BrokenProcessPool as error:
         raise InputError(
             "a worker process ended without a word, usually for lack of memory. Run "
             "the same command with fewer --workers: it carries on where it was."
         ) from error
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is killed; it would wait for work for ever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_shard(out: Path, selection: Selection, shard: dict) -> int:
