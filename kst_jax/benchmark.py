@@ -10,11 +10,9 @@ WORKDIR/benchmark.json; with --sweep also a plot over image sizes, WORKDIR/sweep
 with --pipeline also the slices a second that the data pipeline prepares.
 """
 
-import concurrent.futures
 import dataclasses
 import itertools
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -22,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from kst_jax import cli, figures, parallel, training
+from kst_jax import cli, figures, parallel, processes, training
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -207,11 +206,10 @@ def run(cases: list[Case], rounds: int = 1) -> list[dict[str, Any]]:
 
 
 def _in_a_process(case: Case) -> dict[str, Any]:
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with processes.pool(1) as pool:
         try:
             return pool.submit(measure, case).result()
-        except concurrent.futures.process.BrokenProcessPool:
+        except BrokenProcessPool:
             raise InputError(
                 f"the process of {case.what}, batch {case.batch}, "
                 f"{case.config.data.size} died; if memory ran out, take a smaller "

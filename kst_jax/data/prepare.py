@@ -8,20 +8,19 @@ where SOURCE went. A preparation that was interrupted carries on with the same c
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
-import threading
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from kst_jax import processes
 from kst_jax.data import prepared, sources
 from kst_jax.data.prepared import FORMAT, MANIFEST, SUFFIX, UNFINISHED
 from kst_jax.data.volumes import Selection, open_volume, reading
@@ -153,27 +152,14 @@ def _map(workers: int) -> Iterator:
     if workers <= 1:
         yield map
         return
-    spawn = multiprocessing.get_context("spawn")
     try:
-        with concurrent.futures.ProcessPoolExecutor(
-            workers, spawn, initializer=_end_with_parent
-        ) as pool:
+        with processes.pool(workers) as pool:
             yield pool.map
-    except concurrent.futures.process.BrokenProcessPool as error:
+    except BrokenProcessPool as error:
         raise InputError(
             "a worker process ended without a word, usually for lack of memory. Run "
             "the same command with fewer --workers: it carries on where it was."
         ) from error
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is killed; it would wait for work for ever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_shard(out: Path, selection: Selection, shard: dict) -> int:

@@ -1,0 +1,22 @@
+"""Worker processes that start fresh and never outlive the program."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import threading
+
+
+def pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
+    """A pool of fresh processes, which end with this one, even where it is killed."""
+    return concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    )
+
+
+def _end_with_parent() -> None:
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    # Workers wait for work, and would do so for ever.
+    threading.Thread(target=wait, daemon=True).start()
