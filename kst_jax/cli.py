@@ -66,10 +66,9 @@ def run_with_config(
             raise InputError("--workdir is missing; name a folder, such as runs/demo")
         checked = _checked(config.value)
         _keep_programs()
-        if not may_join or not _connect():
-            return main(checked, workdir.value)
-        with _first_speaks():
-            return main(checked, workdir.value)
+        joined = may_join and _connect()
+        with _first_speaks() if joined else contextlib.nullcontext():
+            main(checked, workdir.value)
 
     run(lambda: app.run(absl_main, flags_parser=_parse))
 
