@@ -73,7 +73,10 @@ def test_masks_of_another_setting_give_no_image(run):
     least, most = sampler.counts
     function = jax.jit(export.reconstructor(model, params, sampler.counts))
     kspace = np.ones((1, 16, 16, 2), np.float32)
-    for points, good in ((least - 1, False), (most + 1, False), (most, True)):
+    cases = {least - 1: False, most: True}
+    if most < 256:
+        cases[most + 1] = False
+    for points, good in cases.items():
         mask = (np.arange(256) < points).reshape(1, 16, 16)
         assert np.isfinite(function(kspace, mask)).all() == good
 
