@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from kst_jax import cli, figures, parallel, processes, training
+from kst_jax import cli, figures, files, parallel, processes, training
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -202,7 +202,7 @@ def run(cases: list[Case], rounds: int = 1) -> list[dict[str, Any]]:
     turns = [number for _ in range(rounds) for number in found]
     for number in tqdm(turns, "Benchmark", unit="case"):
         found[number].append(_in_a_process(cases[number]))
-    return [summary(cases[number], turns) for number, turns in found.items()]
+    return [summary(cases[number], each) for number, each in found.items()]
 
 
 def _in_a_process(case: Case) -> dict[str, Any]:
@@ -381,9 +381,8 @@ def _write(
         "pipeline_slices_per_s": pipeline_rate,
     }
     path = workdir / "benchmark.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(about, indent=1) + "\n")
-    os.replace(temporary, path)
+    with files.whole(path) as partial:
+        partial.write_text(json.dumps(about, indent=1) + "\n")
     print(f"\nwritten to {path}")
 
 

@@ -13,7 +13,6 @@ and is complete when its folder has its name.
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from kst_jax import integrity, parallel
+from kst_jax import files, integrity, parallel
 from kst_jax.config import Config, TrainConfig, from_dict
 from kst_jax.errors import InputError
 from kst_jax.tokens import Batch
@@ -324,9 +323,8 @@ def _write_config(workdir: Path, config: Config) -> None:
 def _write(path: Path, text: str) -> None:
     """Writes a file whole or not at all, once for all processes."""
     if parallel.is_first():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with files.whole(path) as partial:
+            partial.write_text(text)
 
 
 def _manager(workdir: Path, config: TrainConfig) -> ocp.CheckpointManager:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from kst_jax import files
 from kst_jax.metrics import psnr, ssim
 
 _DPI = 150
@@ -189,13 +190,8 @@ def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure as PNG: whole, or, where that fails, not at all."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with files.whole(pathlib.Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=_DPI)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _grid(

@@ -4,7 +4,6 @@ Orbax checks its tables but not the arrays' data: without checksums a bit flippe
 disk would be read as a parameter.
 """
 
-import hashlib
 import itertools
 import json
 import sys
@@ -15,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from kst_jax import parallel
 from kst_jax.errors import InputError
+from kst_jax.files import sha256_of
 
 _SUMS = "checksums.json"
 
@@ -25,7 +25,7 @@ def note(path: Path) -> None:
     The files beside those folders, where Orbax notes times, are never read.
     """
     files = sorted(file for file in path.glob("*/**/*") if file.is_file())
-    sums = {str(file.relative_to(path)): _checksum(file) for file in files}
+    sums = {str(file.relative_to(path)): sha256_of(file) for file in files}
     (path / _SUMS).write_text(json.dumps(sums, indent=1) + "\n")
 
 
@@ -40,14 +40,9 @@ def damage(path: Path) -> str | None:
     for name, checksum in sums.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if _checksum(path / name) != checksum:
+        if sha256_of(path / name) != checksum:
             return f"{name} has changed"
     return None
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def steps_in(folder: Path) -> list[int]:

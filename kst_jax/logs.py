@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from kst_jax import parallel
+from kst_jax import files, parallel
 
 
 class Logs:
@@ -51,9 +51,8 @@ class Logs:
             return
         lines = self._path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if _is_row_up_to(line, step)]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self._path)
+        with files.whole(self._path) as partial:
+            partial.write_text("".join(kept))
 
 
 def _is_row_up_to(line: str, step: int) -> bool:

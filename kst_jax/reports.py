@@ -1,17 +1,15 @@
 """What an evaluation writes and prints."""
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 
 import h5py
 import jax
 import numpy as np
 
-from kst_jax import figures, metrics
+from kst_jax import figures, files, metrics
 from kst_jax.config import Config
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
@@ -80,7 +78,7 @@ class Report:
             "per_volume": self._volumes,
             "per_slice": self._slices,
         }
-        with _whole(self._out / "metrics.json") as path:
+        with files.whole(self._out / "metrics.json") as path:
             path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False))
         self._print(report)
         return report
@@ -92,7 +90,7 @@ class Report:
         images = {name: np.stack([x[name] for x in images]) for name in images[0]}
         name = abouts[0].volume
         with (
-            _whole(self._out / "reconstructions" / f"{name}.h5") as path,
+            files.whole(self._out / "reconstructions" / f"{name}.h5") as path,
             h5py.File(path, "w") as file,
         ):
             file["reconstruction"] = images["reconstruction"]
@@ -196,17 +194,6 @@ def require_same_test(out: Path, config: Config, workdir: str | Path) -> None:
             f"{out}: holds the results of other scans, another undersampling or "
             "another run; name another folder with --config.eval.out"
         )
-
-
-@contextlib.contextmanager
-def _whole(path: Path):  # noqa: ANN202 (a context manager of a path)
-    """A temporary path that becomes `path` when all is written."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: object) -> object:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kst_jax import processes
+from kst_jax import files, processes
 from kst_jax.data import prepared, sources
 from kst_jax.data.prepared import FORMAT, MANIFEST, SUFFIX, UNFINISHED
 from kst_jax.data.volumes import Selection, open_volume, reading
@@ -165,25 +165,19 @@ def _map(workers: int) -> Iterator:
 def _write_shard(out: Path, selection: Selection, shard: dict) -> int:
     """Writes one shard and, after it, what the manifest will say; counts its scans."""
     path = out / shard["file"]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with _writing(temporary) as writer:
+    with files.whole(path) as partial:
+        with _writing(partial) as writer:
             volumes = [
                 _write_scan(writer, Path(volume["path"]), selection)
                 for volume in shard["volumes"]
             ]
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
         facts = {
             "file": path.name,
             "records": sum(len(volume["kept"]) for volume in volumes),
-            "bytes": temporary.stat().st_size,
-            "sha256": prepared.sha256_of(temporary),
+            "bytes": partial.stat().st_size,
+            "sha256": files.sha256_of(partial),
             "volumes": volumes,
         }
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     _write_json(_facts(path), facts)
     return len(volumes)
 
@@ -283,12 +277,8 @@ def _as_json(value: Any) -> Any:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with files.whole(path) as partial:
+        partial.write_text(json.dumps(value))
 
 
 def main(argv: list[str] | None = None) -> None:

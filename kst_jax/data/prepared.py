@@ -10,7 +10,6 @@ scans, or an error that says what the folder does not hold.
 
 import bisect
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from kst_jax.data.volumes import Selection, Volume, reading
 from kst_jax.errors import InputError
+from kst_jax.files import sha256_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -259,9 +259,3 @@ def verify(folder: str | Path) -> Prepared:
             "from what was written. Copy the folder again, or prepare the scans again."
         )
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of what a file holds, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
