@@ -34,8 +34,10 @@ from kst_jax import cli, figures, files, parallel, processes, training
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSpaceTransformer
-from kst_jax.operations import network_flops
+from kst_jax.models.contract import Reconstructor
+from kst_jax.models.kst import KSTConfig
+from kst_jax.models.registry import build
+from kst_jax.operations import network_flops, traced_flops
 from kst_jax.tokens import Batch, batch_of, tokenise
 
 _WORK = ("forward", "train step")
@@ -64,8 +66,12 @@ class Case:
     @property
     def flops(self) -> int:
         """Operations of one call; a gradient counts twice its forward pass."""
-        mask = np.mean(pipeline.open_sampler(self.config).counts)
-        one = network_flops(self.config.model, round(mask), self.config.data.size)
+        config = self.config
+        if isinstance(config.model, KSTConfig):
+            sampled = round(np.mean(pipeline.open_sampler(config).counts))
+            one = network_flops(config.model, sampled, config.data.size)
+        else:
+            one = traced_flops(build(config.model), example(config, 1))
         return self.batch * one * (3 if self.what == "train step" else 1)
 
 
@@ -104,7 +110,7 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def make_forward(model: KSpaceTransformer, mesh: jax.sharding.Mesh) -> Callable:
+def make_forward(model: Reconstructor, mesh: jax.sharding.Mesh) -> Callable:
     """Compiles reconstruction alone: parameters and a Batch to images (B, H, W, 2).
 
     Devices along the mesh's second axis share the queries of each slice.
@@ -143,14 +149,12 @@ def _mesh(case: Case) -> jax.sharding.Mesh:
 def _program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Callable, Any]:
     """What is timed, and its first argument."""
     config, one = case.config, example(case.config, 1)
-    model = KSpaceTransformer(config.model)
+    model = build(config.model)
     if case.what == "forward":
         params = jax.jit(model.init)(jax.random.key(0), one)["params"]
         return make_forward(model, mesh), parallel.replicate(params, mesh)
-    begun = training.first_steps(config.train, config.model.stages)
-    optimizer = training.make_optimizer(config.train, begun)
-    stage = config.model.stages[-1]
-    step = training.make_step(model, optimizer, config.train, stage, mesh)
+    optimizer = training.make_optimizer(config.train, model)
+    step = training.make_step(model, optimizer, config.train, model.stages[-1], mesh)
     state = training.init_state(model, optimizer, one, config.train)
     return step, parallel.replicate(state, mesh)
 
@@ -220,9 +224,7 @@ def _in_a_process(case: Case) -> dict[str, Any]:
 def summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of results from the rounds that `measure` gave for a case."""
     model, config = case.config.model, case.config
-    params = jax.eval_shape(
-        KSpaceTransformer(model).init, jax.random.key(0), example(config, 1)
-    )
+    params = jax.eval_shape(build(model).init, jax.random.key(0), example(config, 1))
     seconds = [second for found in rounds for second in found["seconds"]]
     median = statistics.median(seconds)
     product = max(found["matrix_product_flops_per_s"] for found in rounds)
@@ -231,8 +233,8 @@ def summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "size": config.data.size,
         "batch": case.batch,
         "dtype": model.dtype,
-        "attention": model.attention,
-        "remat": model.remat,
+        "attention": getattr(model, "attention", "-"),
+        "remat": getattr(model, "remat", "-"),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "compile_s": min(found["compile_s"] for found in rounds),
         "seconds": seconds,
@@ -269,7 +271,14 @@ def table(results: list[dict[str, Any]]) -> str:
 def variants(
     config: Config, what: list[str], batches: list[int], **choices: list[str]
 ) -> list[Case]:
-    """All combinations of work, batch sizes and choices of `config.model`."""
+    """All combinations of work, batch sizes and choices of `config.model`.
+
+    Raises:
+      InputError: a choice that the network does not have.
+    """
+    for name in choices:
+        if not hasattr(config.model, name):
+            raise InputError(f"--{name}: {config.model.name} has no such choice")
     models = [
         dataclasses.replace(config.model, **dict(zip(choices, values, strict=True)))
         for values in itertools.product(*choices.values())
@@ -287,11 +296,8 @@ def at_size(case: Case, size: int) -> Case:
       InputError: a size that the share does not divide.
     """
     config = case.config
-    share = config.data.size[0] // config.model.lr_size[0]
-    if size % share:
-        raise InputError(f"--sweep: {size} is not a multiple of {share}")
     data = dataclasses.replace(config.data, size=(size, size), crop=(0, 0))
-    model = dataclasses.replace(config.model, lr_size=(size // share,) * 2)
+    model = config.model.resized(config.data.size, data.size)
     changed = dataclasses.replace(config, data=data, model=model)
     return dataclasses.replace(case, config=changed)
 
@@ -346,7 +352,7 @@ def _cases(config: Config) -> list[Case]:
         ["forward"] if given.sweep else given.what,
         [1] if given.sweep else [_whole(n, "batch_sizes") for n in given.batch_sizes],
         dtype=given.precision or [config.model.dtype],
-        attention=given.attention or [config.model.attention],
+        **({"attention": given.attention} if given.attention else {}),
     )
     if given.sweep:
         sizes = [_whole(n, "sweep") for n in given.sweep]

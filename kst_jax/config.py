@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from kst_jax.errors import InputError
+from kst_jax.models import registry
+from kst_jax.models.contract import ModelConfig
 from kst_jax.models.kst import KSTConfig
+
+_CHOICES = {
+    "optimizer": ("adamw", "rmsprop"),
+    "schedule": ("cosine", "constant", "step"),
+    "error": ("squared", "absolute", "relative"),
+    "domain": ("image", "kspace", "both"),
+}
 
 
 def _require(holds: bool, name: str, value: object, valid: str) -> None:
@@ -189,15 +198,21 @@ class TrainConfig:
       batch_size: slices a step, over all devices.
       accumulate: micro-batches that a step goes through one after the other, to save
         memory; they change nothing but rounding.
-      learning_rate: AdamW's peak rate; falls to zero along a cosine over `steps`.
+      optimizer: "adamw", or "rmsprop".
+      learning_rate: the optimiser's peak rate.
+      schedule: what becomes of the rate: "cosine" falls to zero over `steps`,
+        "constant" stays, "step" falls to a tenth after four fifths of the steps.
       warmup_steps: steps of linear growth of the rate before.
-      weight_decay: AdamW's decoupled weight decay.
+      weight_decay: decoupled weight decay.
       clip_norm: largest norm of the gradient; 0 does not clip.
       ema: decay of the moving average of parameters that is evaluated; 0 keeps none.
       stages: shares of the steps for the stages LR, K and RM. A stage that the model
         has no part for is left to the one after it, or before it at the end.
+      error: how an image is compared with the target: the mean "squared" (the paper)
+        or "absolute" difference, or "relative", the norm of the difference over the
+        target's.
       domain: where images are compared: "image" (the paper), "kspace", or "both" (the
-        authors' code).
+        authors' code); the latter two for the squared error.
       layer_weight: weight of each supervised layer's loss.
       last_weight: weight of the last high-resolution layer, and of the last
         low-resolution layer during stage LR.
@@ -218,12 +233,15 @@ class TrainConfig:
     steps: int = 100_000
     batch_size: int = 4
     accumulate: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 5e-4
+    schedule: str = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 0.0
     ema: float = 0.0
     stages: tuple[float, float, float] = (0.25, 0.25, 0.5)
+    error: str = "squared"
     domain: str = "both"
     layer_weight: float = 0.3
     last_weight: float = 1.0
@@ -266,8 +284,15 @@ class TrainConfig:
             self.accumulate,
             f"a divisor of train.batch_size={self.batch_size}",
         )
-        domains = ("image", "kspace", "both")
-        _require(self.domain in domains, "train.domain", self.domain, f"in {domains}")
+        for name, valid in _CHOICES.items():
+            value = getattr(self, name)
+            _require(value in valid, f"train.{name}", value, f"one of {valid}")
+        _require(
+            self.error == "squared" or self.domain == "image",
+            "train.domain",
+            self.domain,
+            f"'image' where train.error={self.error!r}",
+        )
         _require(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
         _require(
             len(self.stages) == 3
@@ -330,19 +355,13 @@ class Config:
 
     data: DataConfig = DataConfig()
     mask: MaskConfig = MaskConfig()
-    model: KSTConfig = KSTConfig()  # noqa: RUF009 (immutable)
+    model: ModelConfig = KSTConfig()  # noqa: RUF009 (immutable)
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self):
         """Raises InputError where two sections do not fit."""
-        size, lr_size = self.data.size, self.model.lr_size
-        _require(
-            not any(s % n for s, n in zip(size, lr_size, strict=True)),
-            "model.lr_size",
-            lr_size,
-            f"whole fractions of data.size={size}",
-        )
+        self.model.require_size(self.data.size)
 
 
 def as_config_dict(config: Config) -> ConfigDict:
@@ -358,6 +377,8 @@ def from_dict(
     Raises:
       InputError: an unknown key (the valid ones are listed) or a value out of range.
     """
+    if kind is ModelConfig:  # each network has a kind of its own
+        kind = registry.entry(values.get("name", KSTConfig.name)).config
     return kind(
         **{
             name: from_dict(value, _field(kind, name, where).type, f"{where}.{name}")
@@ -371,6 +392,8 @@ def from_dict(
 def require_key(path: str) -> None:
     """Raises InputError for a key such as "data.trian"; the valid ones are listed."""
     kind, where = Config, "config"
+    if path.startswith("model."):  # the config file tells which network's they are
+        return
     for name in path.split("."):
         if not dataclasses.is_dataclass(kind):
             raise InputError(f"{where} is a value and has no keys such as {name!r}")

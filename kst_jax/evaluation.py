@@ -25,13 +25,12 @@ from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, magnitude
-from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.models.contract import Reconstructor
+from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
 
 
-def make_reconstructor(
-    model: KSpaceTransformer, mesh: Mesh, stage: str = "RM"
-) -> Callable:
+def make_reconstructor(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable:
     """Compiles reconstruction, as far as a training stage goes, and scores of a batch.
 
     Devices along the mesh's second axis share the queries of each slice.
@@ -56,7 +55,9 @@ def make_reconstructor(
             "target": batch.image,
         }
         stages = {name: layers[-1] for name, layers in output.supervised.items()}
-        stages |= {"upsampled": output.upsampled, "target": batch.image}
+        if output.upsampled is not None:
+            stages["upsampled"] = output.upsampled
+        stages["target"] = batch.image
         shown, stages = (
             {name: transforms.denormalise(x, mean, std) for name, x in group.items()}
             for group in (images, stages)
@@ -109,7 +110,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     source = pipeline.open_test_source(config)
     _require_unseen(source, workdir)
     sampler = pipeline.open_sampler(config)
-    model = KSpaceTransformer(config.model)
+    model = build(config.model)
     checkpoints.require_fit(
         params, model, pipeline.example_batch(config, sampler), workdir
     )

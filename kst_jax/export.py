@@ -24,7 +24,8 @@ from kst_jax import checkpoints, cli, fourier, tokens
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.models.contract import Reconstructor
+from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -32,7 +33,7 @@ _LOADER = Path(__file__).with_name("loader.py")
 
 
 def reconstructor(
-    model: KSpaceTransformer, params: dict, counts: tuple[int, int]
+    model: Reconstructor, params: dict, counts: tuple[int, int]
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A function of arrays alone: k-space (B, H, W, 2) and mask (B, H, W) to images.
 
@@ -86,7 +87,7 @@ def export(
     # The portable form: what "auto" stands for depends on the machine.
     model = dataclasses.replace(config.model, attention="blocked")
     counts = pipeline.open_sampler(config).counts
-    function = reconstructor(KSpaceTransformer(model), params, counts)
+    function = reconstructor(build(model), params, counts)
     (b,) = jax_export.symbolic_shape("b")
     size = config.data.size
     return jax_export.export(jax.jit(function), platforms=platforms)(

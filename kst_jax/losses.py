@@ -4,29 +4,50 @@ import jax
 import jax.numpy as jnp
 
 from kst_jax.config import TrainConfig
-from kst_jax.models.kst import Reconstruction
+from kst_jax.models.contract import Reconstruction
 
 # The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
 # the spectra is that of the images, and asking for both doubles it.
 _DOMAINS = {"image": 1.0, "kspace": 1.0, "both": 2.0}
 
 
+def _squared(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
+    return jnp.mean((images_SxBxHxWx2 - target) ** 2, axis=(2, 3, 4))
+
+
+def _absolute(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.abs(images_SxBxHxWx2 - target), axis=(2, 3, 4))
+
+
+def _relative(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
+    # A normalised slice is never zero, but its reconstruction may equal it, where the
+    # norm has no gradient.
+    squares = jnp.sum((images_SxBxHxWx2 - target) ** 2, axis=(2, 3, 4))
+    return jnp.sqrt(squares + 1e-12) / jnp.linalg.norm(
+        target.reshape(*target.shape[:2], -1), axis=-1
+    )
+
+
+# Each gives (S, B): by layer and slice.
+_ERRORS = {"squared": _squared, "absolute": _absolute, "relative": _relative}
+
+
 def loss(
     output: Reconstruction, target_BxHxWx2: jax.Array, config: TrainConfig, stage: str
 ) -> jax.Array:
-    """Weighted sum of mean squared errors, a scalar.
+    """Weighted sum of the layers' errors, a scalar.
 
     Args:
       output: what the model returned; each of `supervised` is compared with the target
         averaged down to its size.
       target_BxHxWx2: fully sampled image.
-      config: weights and domain of the loss.
+      config: kind of error, weights and domain of the loss.
       stage: training stage, on which the last low-resolution layer's weight depends.
     """
     total = jnp.zeros(())
     for name, images in output.supervised.items():
-        error = images - average_pool(target_BxHxWx2, images.shape[2:4])[None]
-        per_layer_S = jnp.mean(error**2, axis=(1, 2, 3, 4))
+        target = average_pool(target_BxHxWx2, images.shape[2:4])[None]
+        per_layer_S = _ERRORS[config.error](images, target).mean(axis=1)
         keeps = name != "lr" or stage == "LR" or config.keep_lr_weight
         last = config.last_weight if keeps else config.layer_weight
         total += config.layer_weight * per_layer_S[:-1].sum() + last * per_layer_S[-1]

@@ -1,12 +1,15 @@
-"""How many floating-point operations the network takes (paper section 2.3)."""
+"""How many floating-point operations a network takes (paper section 2.3)."""
 
+import jax
 import numpy as np
 
+from kst_jax.models.contract import Reconstructor
 from kst_jax.models.kst import KSTConfig
+from kst_jax.tokens import Batch
 
 
 def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int:
-    """Floating-point operations of reconstructing one slice.
+    """Operations of the K-Space Transformer in reconstructing one slice.
 
     Two for each multiplication and addition of matrix products and convolutions, which
     is all that counts. Attention is the paper's O(ml + nl + l^2), with m queries, n
@@ -44,3 +47,14 @@ def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int
         + values(queries)
         + c.hr_layers * hr_layer
     )
+
+
+def traced_flops(model: Reconstructor, batch: Batch) -> int:
+    """Operations of any network in reconstructing a batch, as XLA counts them.
+
+    The body of a loop is counted once, which is why the K-Space Transformer, a loop
+    over layers, has a count of its own.
+    """
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    apply = jax.jit(lambda params: model.apply({"params": params}, batch).image)
+    return int(apply.lower(params).cost_analysis()["flops"])

@@ -14,6 +14,7 @@ from kst_jax.config import Config
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, magnitude
+from kst_jax.models import registry
 
 METHODS = ("zero_filled", "reconstruction")
 # Columns of Fig. 3, as far as the model has the parts.
@@ -22,6 +23,7 @@ _STAGES = {
     "upsampled": "Upsampled",
     "kspace": "HR before refinement",
     "refined": "HR",
+    "image": "Reconstruction",
     "target": "Target",
 }
 
@@ -33,6 +35,7 @@ class Report:
         self, out: Path, config: Config, workdir: str | Path, step: int, source: Source
     ):
         self._out, self._source, self._step = out, source, step
+        self._title = registry.build(config.model).title
         self._test = _identity(config, workdir)
         for folder in ("reconstructions", "figures"):
             (out / folder).mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,7 @@ class Report:
         figure = figures.reconstruction_figure(
             {
                 "Zero-filled": stacked("zero_filled"),
-                "K-Space Transformer": stacked("reconstruction"),
+                self._title: stacked("reconstruction"),
             },
             stacked("target"),
             np.stack([found["mask"] for found in self._shown]),

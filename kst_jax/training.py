@@ -6,6 +6,7 @@ last checkpoint left off.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, magnitude
 from kst_jax.interruption import Interruption
 from kst_jax.logs import Logs
-from kst_jax.models.kst import STAGES, KSpaceTransformer, introduced_in
+from kst_jax.models.contract import STAGES, Reconstructor
+from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
 from kst_jax.validation import Validator
 
@@ -57,43 +59,57 @@ def stage_at(step: int, begun: dict[str, int]) -> str:
 
 
 def make_optimizer(
-    config: TrainConfig, begun: dict[str, int]
+    config: TrainConfig, model: Reconstructor
 ) -> optax.GradientTransformation:
-    """AdamW with a cosine decay; parameters join when their stage begins.
+    """The optimiser and its schedule; parameters join when their stage begins.
 
     Each group's moment estimates start their bias correction at its first step, as if
     the parameters had not existed before; otherwise the first updates of a stage would
     be up to six times too large.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if config.warmup_steps else config.learning_rate,
-        config.learning_rate,
-        config.warmup_steps,
-        config.steps,
-    )
+    scalings = {
+        "adamw": optax.scale_by_adam,
+        "rmsprop": functools.partial(  # as PyTorch has it
+            optax.scale_by_rms, decay=0.99, eps_in_sqrt=False
+        ),
+    }
 
     def group(first: int) -> optax.GradientTransformation:
-        adamw = optax.chain(
-            optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay)
+        update = optax.chain(
+            scalings[config.optimizer](), optax.add_decayed_weights(config.weight_decay)
         )
-        return optax.transforms.conditionally_mask(adamw, lambda step: step >= first)
+        return optax.transforms.conditionally_mask(update, lambda step: step >= first)
 
     def labels(params: dict) -> dict:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: introduced_in(path), params
+            lambda path, _: model.introduced_in(path), params
         )
 
+    begun = first_steps(config, model.stages)
     groups = {stage: group(begun.get(stage, 0)) for stage in STAGES}
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
     return optax.chain(
         clip or optax.identity(),
         optax.partition(groups, labels),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(_schedule(config)),
     )
 
 
+def _schedule(config: TrainConfig) -> optax.Schedule:
+    rate, steps = config.learning_rate, config.steps - config.warmup_steps
+    schedule = {
+        "cosine": optax.cosine_decay_schedule(rate, steps),
+        "constant": optax.constant_schedule(rate),
+        "step": optax.piecewise_constant_schedule(rate, {round(0.8 * steps): 0.1}),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return schedule
+    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
+    return optax.join_schedules([warmup, schedule], [config.warmup_steps])
+
+
 def init_state(
-    model: KSpaceTransformer,
+    model: Reconstructor,
     optimizer: optax.GradientTransformation,
     batch: Batch,
     config: TrainConfig,
@@ -110,7 +126,7 @@ def init_state(
 
 
 def make_step(
-    model: KSpaceTransformer,
+    model: Reconstructor,
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
     stage: str,
@@ -200,13 +216,12 @@ def train(config: Config, workdir: str | Path) -> State:
     source, validation = pipeline.set_validation_apart(config, source, test)
     print(f"Training on {source}; set apart for testing: {test}")
     sampler = pipeline.open_sampler(config)
-    model = KSpaceTransformer(config.model)
+    model = build(config.model)
     validator = None
     if validation:
         print(f"Validating on {validation}")
         validator = Validator(config, validation, sampler, model)
-    begun = first_steps(config.train, config.model.stages)
-    optimizer = make_optimizer(config.train, begun)
+    optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         write_subjects(workdir, "train", source.subjects)
         write_subjects(workdir, "validation", validation.subjects if validation else ())
@@ -223,7 +238,7 @@ def train(config: Config, workdir: str | Path) -> State:
         )
         with Interruption() as interruption:
             loop = _Loop(
-                *(config, mesh, model, optimizer, begun),
+                *(config, mesh, model, optimizer),
                 *(checkpoints, validator, interruption),
             )
             state = loop.run(state, batches)
@@ -237,9 +252,8 @@ def train(config: Config, workdir: str | Path) -> State:
 class _Loop:
     config: Config
     mesh: Mesh
-    model: KSpaceTransformer
+    model: Reconstructor
     optimizer: optax.GradientTransformation
-    begun: dict[str, int]
     checkpoints: Checkpoints
     validator: Validator | None
     interruption: Interruption
@@ -248,11 +262,12 @@ class _Loop:
         """Trains until the last step, or until asked to stop."""
         c = self.config.train
         first, step_of = int(state.step), {}
+        begun = first_steps(c, self.model.stages)
         workdir = self.checkpoints.workdir
         with contextlib.closing(Logs(workdir, first)) as logs, self._bar(first) as bar:
             pending = []
             for number in range(first + 1, c.steps + 1):
-                stage = stage_at(number - 1, self.begun)
+                stage = stage_at(number - 1, begun)
                 if stage not in step_of:
                     bar.set_postfix_str(f"compiling stage {stage}")
                     step_of = {stage: self._step(stage)}

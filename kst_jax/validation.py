@@ -7,7 +7,7 @@ import numpy as np
 from kst_jax import evaluation, parallel
 from kst_jax.config import Config
 from kst_jax.data.sources import Source
-from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.models.contract import Reconstructor
 from kst_jax.sampling import Sampler
 
 
@@ -22,7 +22,7 @@ class Validator:
     """
 
     def __init__(
-        self, config: Config, source: Source, sampler: Sampler, model: KSpaceTransformer
+        self, config: Config, source: Source, sampler: Sampler, model: Reconstructor
     ):
         # The test's seed may change when a run carries on; the masks must not.
         masks = dataclasses.replace(config.eval, seed=config.data.seed)

@@ -18,7 +18,6 @@ from kst_jax.models.kst import (
     KSpaceTransformer,
     KSTConfig,
     attention_maps,
-    introduced_in,
     reconstruct,
 )
 from tests.references import make_kst_tiny
@@ -180,7 +179,7 @@ def test_ablations(lr_decoder, refinement):
     output = apply(model, params, batch)
     assert ("lr" in output.supervised) == lr_decoder
     assert ("refined" in output.supervised) == refinement
-    assert model.config.stages == tuple(
+    assert model.stages == tuple(
         s for s, has in (("LR", lr_decoder), ("K", True), ("RM", refinement)) if has
     )
     if not lr_decoder:
@@ -200,7 +199,7 @@ def test_every_parameter_belongs_to_the_first_stage_that_uses_it():
             if np.any(np.asarray(g) != 0):
                 used.setdefault(jax.tree_util.keystr(path), stage)
     for path, _ in jax.tree.leaves_with_path(params):
-        assert used[jax.tree_util.keystr(path)] == introduced_in(path)
+        assert used[jax.tree_util.keystr(path)] == model.introduced_in(path)
 
 
 def test_any_grid_can_be_reconstructed():

@@ -38,11 +38,11 @@ def exchanged(compiled):
 def three_steps(devices, accumulate):
     """The compiled step, and after three of them state, scalars and last gradient."""
     config, mesh = with_train(accumulate=accumulate), parallel.make_mesh(devices)
+    model = KSpaceTransformer(config.model)
     optimizer = optax.chain(
         optax.trace(decay=0.0),  # holds the gradient
-        training.make_optimizer(config.train, {"LR": 0, "K": 0, "RM": 0}),
+        training.make_optimizer(config.train, model),
     )
-    model = KSpaceTransformer(config.model)
     source, _ = pipeline.open_sources(config)
     stream = pipeline.training_batches(source, config, pipeline.open_sampler(config))
     batches = [parallel.shard(next(stream), mesh) for _ in range(3)]

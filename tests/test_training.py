@@ -13,7 +13,7 @@ from kst_jax import training
 from kst_jax.checkpoints import Checkpoints, read_parameters
 from kst_jax.config import Config, DataConfig, MaskConfig, TrainConfig
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 
 TINY = Config(
     data=DataConfig(
@@ -173,8 +173,11 @@ def test_stage_schedule(stages, has, wanted):
 def test_late_parameters_start_as_if_new():
     """A stage's first update equals that of a fresh AdamW at the same rate."""
     params = {"encoder": jnp.ones(3), "hr_decoder": jnp.ones(3)}
-    config = TrainConfig(steps=10**6, weight_decay=0.1)
-    optimizer = training.make_optimizer(config, {"LR": 0, "K": 5, "RM": 9})
+    stages = (5e-6, 4e-6, 1 - 9e-6)
+    config = TrainConfig(steps=10**6, weight_decay=0.1, stages=stages)
+    model = KSpaceTransformer(KSTConfig())
+    assert training.first_steps(config, model.stages) == {"LR": 0, "K": 5, "RM": 9}
+    optimizer = training.make_optimizer(config, model)
     state = optimizer.init(params)
     for n in range(6):
         grads = {"encoder": jnp.array([1.0, -2.0, 3.0]), "hr_decoder": jnp.zeros(3)}
@@ -192,7 +195,7 @@ def test_late_parameters_start_as_if_new():
 
 def test_rate_warms_up_and_falls_along_a_cosine():
     config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0)
-    optimizer = training.make_optimizer(config, {"LR": 0, "K": 0, "RM": 0})
+    optimizer = training.make_optimizer(config, KSpaceTransformer(KSTConfig()))
     params = {"encoder": jnp.zeros(1)}
     state, rates = optimizer.init(params), []
     update = jax.jit(optimizer.update)

@@ -15,17 +15,14 @@ from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
 from kst_jax.models.attention import IMPLEMENTATIONS, attention_weights
+from kst_jax.models.contract import STAGES, ModelConfig, Reconstruction, Reconstructor
 from kst_jax.models.rematerialisation import POLICIES
 from kst_jax.models.upsampling import bicubic
 from kst_jax.tokens import Batch
 
-# Training adds one part of the network after the other: the low-resolution decoder,
-# the high-resolution decoder in k-space, its refinement in the image domain.
-STAGES = ("LR", "K", "RM")
-
 
 @dataclasses.dataclass(frozen=True)
-class KSTConfig:
+class KSTConfig(ModelConfig):
     """Sizes and choices of the K-Space Transformer; the defaults are the paper's.
 
     Attributes:
@@ -42,13 +39,12 @@ class KSTConfig:
       refinement_features: channels of the refinement's convolutions.
       refinement_layers: convolutions with an activation in a refinement.
       refinement_kernel: their kernel size.
-      dtype: precision of products, "float32" or "bfloat16"; parameters, softmax,
-        Fourier transforms and data consistency are float32 in either.
       attention: how attention is computed; see `kst_jax.models.attention`.
       remat: what training keeps for the gradient, and so its memory; see
         `kst_jax.models.rematerialisation`.
     """
 
+    name: str = "kst"
     width: int = 256
     heads: int = 4
     mlp: int = 1024
@@ -61,12 +57,12 @@ class KSTConfig:
     refinement_features: int = 64
     refinement_layers: int = 4
     refinement_kernel: int = 3
-    dtype: str = "float32"
     attention: str = "auto"
     remat: str = "blocks"
 
     def __post_init__(self):
         """Raises InputError where the sizes cannot make a network."""
+        super().__post_init__()
         object.__setattr__(self, "lr_size", tuple(self.lr_size))
         sizes = [f.name for f in dataclasses.fields(self) if f.type is int]
         for name in (*sizes, "lr_size"):
@@ -92,33 +88,23 @@ class KSTConfig:
                 f"model.remat={self.remat!r} is unknown; use one of "
                 f"{', '.join(POLICIES)}"
             )
-        if self.dtype not in ("float32", "bfloat16"):
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raises InputError where the low-resolution grid does not divide the image."""
+        if any(s % n for s, n in zip(size, self.lr_size, strict=True)):
             raise InputError(
-                f"model.dtype={self.dtype!r} must be 'float32' or 'bfloat16'"
+                f"config.model.lr_size={self.lr_size!r} is out of range: it must be "
+                f"whole fractions of data.size={size}"
             )
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The training stages that this network has parts for."""
-        has = {"LR": self.lr_decoder, "K": True, "RM": self.refinement}
-        return tuple(stage for stage in STAGES if has[stage])
-
-
-@flax.struct.dataclass
-class Reconstruction:
-    """What a model returns.
-
-    Attributes:
-      image: the reconstruction (B, H, W, 2); for stage LR the enlarged image.
-      supervised: name to images (S, B, h, w, 2), one a layer, all of which the loss
-        compares with the target at their size: "lr", "kspace", "refined".
-      upsampled: the enlarged low-resolution image (B, H, W, 2) that the
-        high-resolution decoder starts from.
-    """
-
-    image: jax.Array
-    supervised: dict[str, jax.Array]
-    upsampled: jax.Array
+    def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "KSTConfig":
+        """Keeps the low-resolution grid's share of the image."""
+        self.require_size(size)
+        shares = [s // n for s, n in zip(size, self.lr_size, strict=True)]
+        lr_size = tuple(n // share for n, share in zip(new, shares, strict=True))
+        resized = dataclasses.replace(self, lr_size=lr_size)
+        resized.require_size(new)
+        return resized
 
 
 class EncoderLayer(nn.Module):
@@ -207,7 +193,7 @@ class HRDecoderLayer(nn.Module):
         return x_BxMxD, images
 
 
-class KSpaceTransformer(nn.Module):
+class KSpaceTransformer(Reconstructor):
     """Reconstructs slices from their sampled tokens (paper Fig. 1 c).
 
     Attributes:
@@ -218,7 +204,22 @@ class KSpaceTransformer(nn.Module):
     """
 
     config: KSTConfig
-    query_axis: str | None = None
+
+    title = "K-Space Transformer"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Without the parts that are left out (paper Table 3)."""
+        c = self.config
+        has = {"LR": c.lr_decoder, "K": True, "RM": c.refinement}
+        return tuple(stage for stage in STAGES if has[stage])
+
+    def introduced_in(self, path: tuple) -> str:
+        """The stage that first uses a parameter, given its path in the tree."""
+        names = [getattr(key, "key", key) for key in path]
+        if "refinement" in names:
+            return "RM"
+        return "K" if names[0] in ("hr_decoder", "embed_query") else "LR"
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
@@ -392,11 +393,3 @@ def attention_maps(
         ]
         maps[name] = jnp.stack(weights)[..., 0, :]
     return maps
-
-
-def introduced_in(path: tuple) -> str:
-    """The training stage that first uses a parameter, given its path in the tree."""
-    names = [getattr(key, "key", key) for key in path]
-    if "refinement" in names:
-        return "RM"
-    return "K" if names[0] in ("hr_decoder", "embed_query") else "LR"

@@ -1,0 +1,104 @@
+"""What every reconstruction network takes, returns and tells of its training.
+
+One training loop, one evaluator, one benchmark and one figure maker serve all networks
+that keep to it.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+from flax import linen as nn
+
+from kst_jax.errors import InputError
+
+# Training may add one part of a network after the other. The K-Space Transformer's:
+# the low-resolution decoder, the high-resolution decoder in k-space, its refinement in
+# the image domain. A network that is trained as a whole has the last one alone.
+STAGES = ("LR", "K", "RM")
+
+
+@flax.struct.dataclass
+class Reconstruction:
+    """What a network returns.
+
+    Attributes:
+      image: the reconstruction (B, H, W, 2), so far as the stage goes.
+      supervised: name to images (S, B, h, w, 2), one a layer, all of which the loss
+        compares with the target at their size: "lr", "kspace" and "refined" of the
+        K-Space Transformer, "image" of the others.
+      upsampled: the enlarged low-resolution image (B, H, W, 2) that a high-resolution
+        decoder starts from; None where there is none.
+    """
+
+    image: jax.Array
+    supervised: dict[str, jax.Array]
+    upsampled: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of a network; each network has its own kind.
+
+    Attributes:
+      name: which network, a key of `kst_jax.models.registry.MODELS`.
+      dtype: precision of products, "float32" or "bfloat16"; parameters, Fourier
+        transforms and data consistency are float32 in either.
+    """
+
+    name: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(
+                f"model.dtype={self.dtype!r} must be 'float32' or 'bfloat16'"
+            )
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raises InputError for images (rows, columns) that the network cannot do."""
+
+    def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "ModelConfig":
+        """The same network for images of `new` instead of `size`.
+
+        Raises:
+          InputError: there is none.
+        """
+        del size, new
+        return self
+
+
+class Reconstructor(nn.Module):
+    """A network that reconstructs slices.
+
+    Its `__call__(batch: Batch, stage: str = "RM") -> Reconstruction` goes as far as a
+    training stage does.
+
+    Attributes:
+      config: its sizes and choices.
+      query_axis: axis of devices that share the work on each slice, for networks that
+        can; the others do all of it on each. None outside of
+        `parallel.map_over_devices`.
+    """
+
+    config: Any
+    query_axis: str | None = None
+
+    title: ClassVar[str]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The training stages that this network has parts for, in their order."""
+        return STAGES[-1:]
+
+    def introduced_in(self, path: tuple) -> str:
+        """The stage that first uses a parameter, given its path in the tree."""
+        del path
+        return STAGES[-1]
+
+
+def finished(image: jax.Array) -> Reconstruction:
+    """What a network without intermediate images returns: (B, H, W, 2), supervised."""
+    return Reconstruction(image, {"image": image[None]})
