@@ -61,7 +61,7 @@ class Checkpoints:
         self.workdir = Path(workdir).absolute()
         self._folder = self.workdir / "checkpoints"
         self._config = config
-        _require_same_run(self.workdir, config)
+        _require_own_run(self.workdir, config)
         self.workdir.mkdir(parents=True, exist_ok=True)
         integrity.set_damaged_aside(self._folder)
         _write_config(self.workdir, config)
@@ -270,17 +270,21 @@ def read_subjects(workdir: str | Path, part: str) -> list[str]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def _require_same_run(workdir: Path, config: Config) -> None:
+def _require_own_run(workdir: Path, config: Config) -> None:
     if not (workdir / "config.json").exists():
         return
     if not any((workdir / "checkpoints").glob("[0-9]*")):
         return  # nothing would be lost
-    saved = dataclasses.asdict(read_config(workdir))
+    require_same_run(read_config(workdir), config, workdir)
+
+
+def require_same_run(saved: Config, config: Config, where: str | Path) -> None:
+    """Raises InputError that names the first difference that makes it another run."""
     if difference := _first_difference(
-        saved, dataclasses.asdict(config), "config", _MAY_CHANGE
+        dataclasses.asdict(saved), dataclasses.asdict(config), "config", _MAY_CHANGE
     ):
         raise InputError(
-            f"{workdir}: holds a run with another config: {difference}; choose a new "
+            f"{where}: holds a run with another config: {difference}; choose a new "
             "--workdir, or give the run's own config to carry on with it"
         )
 

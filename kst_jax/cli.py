@@ -1,17 +1,19 @@
 """Command lines: a user's mistake is one clear message and exit code 1."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from kst_jax import parallel
-from kst_jax.config import Config, from_dict, require_key
+from kst_jax.config import from_dict, require_key
 from kst_jax.errors import InputError
 
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}: "
@@ -33,8 +35,10 @@ def run(main: Callable[[], None]) -> None:
 
 
 def run_with_config(
-    main: Callable[[Config, str], None],
+    main: Callable[[Any, str], None],
     *,
+    read: Callable[[Any], Any] = from_dict,
+    require_key: Callable[[str], None] = require_key,
     default_workdir: str | None = None,
     may_join: bool = True,
 ) -> None:
@@ -42,6 +46,8 @@ def run_with_config(
 
     Args:
       main: the program, a function of config and workdir.
+      read: makes the config of what the file gave, or raises InputError.
+      require_key: raises InputError for an override's key that no config has.
       default_workdir: the folder, where none is given; None asks for one.
       may_join: it may be one of several processes, of which only the first one prints.
     """
@@ -64,13 +70,14 @@ def run_with_config(
             raise InputError(f"{argv[1]!r} is no flag; flags are given as --name=value")
         if not workdir.value:
             raise InputError("--workdir is missing; name a folder, such as runs/demo")
-        checked = _checked(config.value)
+        checked = _checked(config.value, read)
         _keep_programs()
         joined = may_join and _connect()
         with _first_speaks() if joined else contextlib.nullcontext():
             main(checked, workdir.value)
 
-    run(lambda: app.run(absl_main, flags_parser=_parse))
+    parse = functools.partial(_parse, require_key=require_key)
+    run(lambda: app.run(absl_main, flags_parser=parse))
 
 
 def _keep_programs() -> None:
@@ -147,7 +154,7 @@ def _first_speaks() -> Iterator[None]:
         yield
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], require_key: Callable[[str], None]) -> list[str]:
     for argument in argv:
         if argument.startswith("--config."):
             require_key(argument.removeprefix("--config.").partition("=")[0])
@@ -161,7 +168,7 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(f"--config cannot be loaded: {error}") from error
 
 
-def _checked(values: object) -> Config:
+def _checked(values: object, read: Callable[[Any], Any]) -> Any:
     if values is None:
         raise InputError(
             "--config is missing; name a file, such as --config=configs/demo.py"
@@ -171,4 +178,4 @@ def _checked(values: object) -> Config:
             values.to_dict()
         except Exception as error:  # a file that failed to load tells why when used
             raise InputError(f"--config cannot be loaded: {error}") from error
-    return from_dict(values)
+    return read(values)

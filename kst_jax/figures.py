@@ -188,6 +188,25 @@ def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def learning_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Training PSNR over the images seen, a line a method.
+
+    Args:
+      curves: name to `images` (how many) and `psnr` (dB, of the batch at hand), which
+        is shown as a running mean over a twentieth of the training.
+    """
+    figure = Figure(figsize=(5, 3.2), dpi=_DPI, layout="constrained")
+    ax = figure.subplots()
+    for name, curve in curves.items():
+        width = max(1, len(curve["psnr"]) // 20)
+        mean = np.convolve(curve["psnr"], np.full(width, 1 / width), mode="valid")
+        ax.plot(curve["images"][width - 1 :], mean, label=name)
+    ax.set(xlabel="training images seen", ylabel="PSNR in training (dB)")
+    ax.tick_params(labelsize=8)
+    ax.legend(fontsize=8)
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure as PNG: whole, or, where that fails, not at all."""
     with files.whole(pathlib.Path(path)) as partial:

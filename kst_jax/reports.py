@@ -109,13 +109,19 @@ class Report:
         def stacked(name: str) -> np.ndarray:
             return np.stack([found["images"][name] for found in self._shown])
 
+        slices = {name: stacked(name) for name in (*METHODS, "target")}
+        slices["mask"] = np.stack([found["mask"] for found in self._shown])
+        # For figures across methods.
+        path = self._out / "figures" / "slices.npz"
+        with files.whole(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **slices)
         figure = figures.reconstruction_figure(
             {
-                "Zero-filled": stacked("zero_filled"),
-                self._title: stacked("reconstruction"),
+                "Zero-filled": slices["zero_filled"],
+                self._title: slices["reconstruction"],
             },
-            stacked("target"),
-            np.stack([found["mask"] for found in self._shown]),
+            slices["target"],
+            slices["mask"],
         )
         figures.save(figure, self._out / "figures" / "reconstructions.png")
         stages = self._shown[len(self._shown) // 2]["stages"]

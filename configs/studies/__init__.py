@@ -1,0 +1,1 @@
+"""Studies: methods compared under one protocol, by `python -m kst_jax.study`."""

@@ -1,0 +1,80 @@
+"""What all studies share: the paper's settings, methods and tables."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+_PATTERNS = (
+    ("uniform_1d", "5", 5.0),
+    ("gaussian_2d", "5", 5.0),
+    ("uniform_1d", "2_5", 2.5),
+    ("gaussian_2d", "10", 10.0),
+    ("gaussian_2d", "2_5", 2.5),
+)
+
+
+def settings(calibration: int) -> dict[str, dict[str, Any]]:
+    """The paper's five settings.
+
+    Args:
+      calibration: fully sampled centre columns of the uniform 1D ones, within their
+        budget. The paper does not tell; 5 of 128 is what code that it cites has.
+    """
+    return {
+        f"{kind.replace('_', '')}_{name}x": {
+            "kind": kind,
+            "acceleration": acceleration,
+            "calibration": calibration if kind == "uniform_1d" else 0,
+        }
+        for kind, name, acceleration in _PATTERNS
+    }
+
+
+def method(config: ConfigDict, **options: Any) -> dict[str, Any]:
+    """A method from a run's config: its network and how that is trained."""
+    return {
+        "model": config.model.to_dict(),
+        "train": config.train.to_dict(),
+        **options,
+    }
+
+
+def ablated(kst: dict[str, Any], name: str, **parts: bool) -> dict[str, Any]:
+    """The K-Space Transformer without some parts (paper Table 3)."""
+    return {**kst, "model": kst["model"] | parts, "title": name}
+
+
+def study(
+    settings: dict[str, dict], methods: dict[str, dict], **values: Any
+) -> ConfigDict:
+    """A study of the paper's comparison: Tables 1 and 2.
+
+    Args:
+      settings: masks, by name.
+      methods: rows, by name, with "kst" among them.
+      **values: what else a study has; see `kst_jax.study.Study`.
+    """
+    config = default.get_config()
+    tables = {
+        title: {"settings": columns, "methods": list(methods)}
+        for title, kind in (
+            ("Table 1: uniform 1D sampling", "uniform1d"),
+            ("Table 2: Gaussian 2D sampling", "gaussian2d"),
+        )
+        if (columns := [name for name in settings if name.startswith(kind)])
+    }
+    return ConfigDict(
+        {
+            "data": config.data.to_dict(),
+            "eval": config.eval.to_dict(),
+            "images": 0,
+            "seeds": [0],
+            "reference": "kst",
+            "settings": settings,
+            "methods": methods,
+            "tables": tables,
+            **values,
+        }
+    )

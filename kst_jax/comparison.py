@@ -1,0 +1,271 @@
+"""What a study found: the paper's tables and figures, with intervals.
+
+A cell's score is the mean over the test slices of each slice's PSNR and SSIM, by the
+authors' convention (normalised magnitudes, range of each target slice). Methods are
+compared slice by slice: the interval of a difference comes from a paired bootstrap
+that draws slices anew within each person. Neighbouring slices of a person resemble
+each other, so it tells how sure the difference is on these people, not on others.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kst_jax import figures, files
+from kst_jax.models import registry
+
+if TYPE_CHECKING:
+    from kst_jax.study import Cell, Study
+
+METRICS = ("psnr", "ssim")
+_DIGITS = {"psnr": 2, "ssim": 3}
+_SCALES = ("normalised", "input")
+_DRAWS = 10_000
+_ZERO_FILLED = "zero_filled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Settings as columns, methods as rows.
+
+    Attributes:
+      settings: names, in order.
+      methods: names, in order.
+    """
+
+    settings: tuple[str, ...]
+    methods: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of a method at a setting, means over its seeds.
+
+    Attributes:
+      per_slice: (slices,) by scale and metric.
+      subject: (slices,) whose slice each is.
+    """
+
+    per_slice: Mapping[tuple[str, str], np.ndarray]
+    subject: np.ndarray
+
+
+def paired_interval(
+    difference: np.ndarray, subject: np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean of paired differences.
+
+    Args:
+      difference: (slices,) of one method's score and another's.
+      subject: (slices,) whose slice each is; slices are drawn anew within a person.
+      level: share of the draws that the interval holds.
+    """
+    rng = np.random.default_rng(0)
+    total = np.zeros(_DRAWS)
+    for person in np.unique(subject):
+        values = difference[subject == person]
+        drawn = rng.integers(len(values), size=(_DRAWS, len(values)))
+        total += values[drawn].sum(axis=1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(total / len(difference), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def gather(results: Mapping["Cell", dict], setting: str, method: str) -> Scores | None:
+    """A method's scores at a setting; None where no cell of it is finished.
+
+    Zero-filled images, which every cell scores, count as a method of this name.
+    """
+    found = [
+        result["per_slice"]
+        for cell, result in results.items()
+        if cell.setting == setting and method in (cell.method, _ZERO_FILLED)
+    ]
+    if not found:
+        return None
+    which = _ZERO_FILLED if method == _ZERO_FILLED else "reconstruction"
+    per_slice = {
+        (scale, metric): np.mean(
+            [[row[scale][which][metric] for row in rows] for rows in found], axis=0
+        )
+        for scale in _SCALES
+        for metric in METRICS
+    }
+    return Scores(per_slice, np.array([row["subject"] for row in found[0]]))
+
+
+def summary(
+    study: "Study", results: Mapping["Cell", dict], setting: str, method: str
+) -> dict[str, Any] | None:
+    """Means, spreads and the difference from the reference, as tables.json has them."""
+    scores = gather(results, setting, method)
+    if scores is None:
+        return None
+    cells = {
+        cell: result
+        for cell, result in results.items()
+        if (cell.setting, cell.method) == (setting, method)
+    }
+    found = {
+        "seeds": [cell.seed for cell in cells],
+        "slices": len(scores.subject),
+        "people": len(np.unique(scores.subject)),
+        "parameters": max([r["parameters"] for r in cells.values()], default=0),
+        "images": max([r["images"] for r in cells.values()], default=0),
+        "train_s": float(np.mean([r["train_s"] for r in cells.values()] or [0.0])),
+    }
+    for (scale, metric), values in scores.per_slice.items():
+        of_scale = found.setdefault(scale, {})
+        of_scale[metric] = {"mean": float(values.mean()), "std": float(values.std())}
+    reference = gather(results, setting, study.reference)
+    if reference is not None and method != study.reference:
+        found["reference_minus_this"] = {
+            scale: {
+                metric: _difference(reference, scores, (scale, metric))
+                for metric in METRICS
+            }
+            for scale in _SCALES
+        }
+    return found
+
+
+def _difference(reference: Scores, other: Scores, key: tuple[str, str]) -> dict:
+    difference = reference.per_slice[key] - other.per_slice[key]
+    low, high = paired_interval(difference, other.subject)
+    return {"mean": float(difference.mean()), "interval_95": [low, high]}
+
+
+def tabulate(study: "Study", results: Mapping["Cell", dict]) -> dict[str, dict]:
+    """All tables: by title, method and setting what `summary` tells, or None."""
+    return {
+        title: {
+            method: {
+                setting: summary(study, results, setting, method)
+                for setting in table.settings
+            }
+            for method in (_ZERO_FILLED, *table.methods)
+        }
+        for title, table in study.tables.items()
+    }
+
+
+def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
+    """The tables as the paper has them, and below each the differences."""
+    reference = title_of(study, study.reference)
+    parts = []
+    for title, rows in tables.items():
+        settings = study.tables[title].settings
+        head = ["method", "parameters", "images", "minutes"]
+        scores = [_cells(rows, settings, method, _score, study) for method in rows]
+        differences = [
+            _cells(rows, settings, method, _gain, study)[:1]
+            + _cells(rows, settings, method, _gain, study)[4:]
+            for method in rows
+            if method != study.reference
+        ]
+        columns = [
+            f"{name} {metric}" for name in settings for metric in ("PSNR", "SSIM")
+        ]
+        parts += [
+            f"## {title}",
+            "PSNR in dB and SSIM of normalised magnitudes: mean +- standard deviation "
+            "over slices.",
+            _table([*head, *columns], scores),
+            f"{reference} less each method: mean difference, and its 95 % interval by "
+            "a paired bootstrap over slices within people.",
+            _table(["method", *columns], differences),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(
+    rows: Mapping[str, dict],
+    settings: Sequence[str],
+    method: str,
+    text: Any,
+    study: "Study",
+) -> list[str]:
+    found = [rows[method][setting] for setting in settings]
+    about = next((each for each in found if each and each["images"]), None)
+    return [
+        title_of(study, method),
+        f"{about['parameters']:,}" if about else "",
+        f"{about['images']:,}" if about else "",
+        f"{about['train_s'] / 60:.0f}" if about else "",
+        *(text(each, metric) for each in found for metric in METRICS),
+    ]
+
+
+def _score(found: dict | None, metric: str) -> str:
+    if found is None:
+        return "-"
+    value, digits = found["normalised"][metric], _DIGITS[metric]
+    return f"{value['mean']:.{digits}f} +- {value['std']:.{digits}f}"
+
+
+def _gain(found: dict | None, metric: str) -> str:
+    if found is None or "reference_minus_this" not in found:
+        return "-"
+    gain, digits = found["reference_minus_this"]["normalised"][metric], _DIGITS[metric]
+    low, high = gain["interval_95"]
+    return f"{gain['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def title_of(study: "Study", method: str) -> str:
+    """A method's name in tables and figures."""
+    if method == _ZERO_FILLED:
+        return "Zero-filled"
+    given = study.methods[method]
+    name = given.model.get("name", "kst")
+    return given.title or registry.entry(name).network.title
+
+
+def write(study: "Study", results: Mapping["Cell", dict], workdir: Path) -> None:
+    """Writes tables.md, tables.json and figures of what is finished; prints tables."""
+    tables = tabulate(study, results)
+    text = markdown(study, tables)
+    with files.whole(workdir / "tables.json") as path:
+        path.write_text(json.dumps(tables, indent=1) + "\n")
+    with files.whole(workdir / "tables.md") as path:
+        path.write_text(text)
+    (workdir / "figures").mkdir(exist_ok=True)
+    for setting in study.settings:
+        _write_figures(study, results, setting, workdir)
+    print(f"\n{text}\nwritten to {workdir}")
+
+
+def _write_figures(
+    study: "Study", results: Mapping["Cell", dict], setting: str, workdir: Path
+) -> None:
+    curves, images = {}, {}
+    for cell, result in results.items():
+        name = title_of(study, cell.method)
+        if cell.setting == setting and name not in curves:  # the first seed
+            curves[name] = result["curve"]
+            path = workdir / "results" / f"{cell.name}.npz"
+            if path.exists():
+                images[name] = dict(np.load(path, allow_pickle=False))
+    if not curves:
+        return
+    figure = figures.learning_figure(curves)
+    figures.save(figure, workdir / "figures" / f"{setting}_curves.png")
+    if images:
+        first = next(iter(images.values()))
+        figure = figures.reconstruction_figure(
+            {
+                "Zero-filled": first["zero_filled"],
+                **{name: each["reconstruction"] for name, each in images.items()},
+            },
+            first["target"],
+            first["mask"],
+        )
+        figures.save(figure, workdir / "figures" / f"{setting}_methods.png")

@@ -1,0 +1,321 @@
+"""Methods compared under one protocol: a study of methods x settings x seeds.
+
+    python -m kst_jax.study --config=configs/studies/small.py --workdir=runs/small \
+        --config.data.train=SCANS --config.data.test=OTHER_SCANS
+
+A cell of the study is one method, trained and evaluated at one undersampling setting
+with one seed. The same command carries on where it was stopped: a finished cell is not
+done again, one that was interrupted goes on from its last checkpoint.
+
+    WORKDIR/results/SETTING/METHOD/SEED.json   what a cell found, slice by slice
+    WORKDIR/results/SETTING/METHOD/SEED.npz    its images of the slices in the figures
+    WORKDIR/runs/SETTING/METHOD/SEED/          checkpoints, logs and full evaluation
+    WORKDIR/tables.md, tables.json, figures/   of the cells that are finished
+
+The results alone make the tables and figures and tell which cells are finished; `runs`
+may be deleted or kept elsewhere. --cells picks some of the cells, so that several
+machines can share a study in one folder.
+"""
+
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from kst_jax import checkpoints, cli, comparison, evaluation, files, training
+from kst_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    MaskConfig,
+    TrainConfig,
+    from_dict,
+    require_key,
+)
+from kst_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of a table.
+
+    Attributes:
+      model: section `model` of its runs.
+      train: section `train` of its runs, but steps and seed.
+      images: training images (steps x batch size); 0 for the study's.
+      title: its name in tables and figures; by default the network's.
+    """
+
+    model: Mapping
+    train: Mapping
+    images: int = 0
+    title: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+      data: scans, the same for every cell, and in the same order.
+      eval: how the cells are evaluated.
+      images: training images that each learned method sees.
+      seeds: of the initial parameters.
+      reference: the method that all others are compared with.
+      settings: sections `mask` of the runs, by name.
+      methods: by name.
+      tables: titles, and the names of the settings and methods that each shows.
+    """
+
+    data: DataConfig
+    eval: EvalConfig
+    images: int
+    seeds: tuple[int, ...]
+    reference: str
+    settings: Mapping[str, MaskConfig]
+    methods: Mapping[str, Method]
+    tables: Mapping[str, comparison.Table]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method at one setting with one seed."""
+
+    setting: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """SETTING/METHOD/SEED, as its files are called."""
+        return f"{self.setting}/{self.method}/{self.seed}"
+
+
+def read(values: Mapping) -> Study:
+    """The study that a config file describes.
+
+    Raises:
+      InputError: a missing or unknown key, a value out of range, or a table of
+        something that is not in the study.
+    """
+    if isinstance(values, ConfigDict):
+        values = values.to_dict()
+    fields = {field.name for field in dataclasses.fields(Study)}
+    for name in (*(fields - set(values)), *(set(values) - fields)):
+        raise InputError(
+            f"config.{name} is {'unknown' if name in values else 'missing'}; a study "
+            f"has {', '.join(sorted(fields))}"
+        )
+    kinds = {"settings": MaskConfig, "methods": Method, "tables": comparison.Table}
+    groups = {
+        group: {
+            name: _one(kind, value, f"config.{group}.{name}")
+            for name, value in values[group].items()
+        }
+        for group, kind in kinds.items()
+    }
+    study = Study(
+        **{
+            **values,
+            **groups,
+            "data": from_dict(values["data"], DataConfig, "config.data"),
+            "eval": from_dict(values["eval"], EvalConfig, "config.eval"),
+            "seeds": tuple(values["seeds"]),
+        }
+    )
+    _require_whole(study)
+    for cell in cells(study):
+        config_of(study, cell)
+    return study
+
+
+def _one(kind: type, value: Mapping, where: str) -> object:
+    if kind is MaskConfig:
+        return from_dict(value, kind, where)
+    try:
+        return kind(**value)
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _require_whole(study: Study) -> None:
+    if study.reference not in study.methods:
+        raise InputError(f"config.reference={study.reference!r} is not among methods")
+    for title, table in study.tables.items():
+        for group in ("settings", "methods"):
+            unknown = set(getattr(table, group)) - set(getattr(study, group))
+            if unknown:
+                raise InputError(
+                    f"config.tables.{title}: {unknown.pop()!r} is not in {group}"
+                )
+
+
+def cells(study: Study) -> list[Cell]:
+    """All cells, in the order in which they are done."""
+    return [
+        Cell(setting, method, seed)
+        for setting in study.settings
+        for seed in study.seeds
+        for method in study.methods
+    ]
+
+
+def config_of(study: Study, cell: Cell) -> Config:
+    """The run of a cell.
+
+    Raises:
+      InputError: a key or value of the method that cannot be.
+    """
+    method = study.methods[cell.method]
+    batch = method.train.get("batch_size", TrainConfig.batch_size)
+    steps = (method.images or study.images) // batch
+    values = {
+        "data": dataclasses.asdict(study.data),
+        "mask": dataclasses.asdict(study.settings[cell.setting]),
+        "model": method.model,
+        "train": {**method.train, "steps": steps, "seed": cell.seed},
+        "eval": dataclasses.asdict(study.eval),
+    }
+    return from_dict(values, where=f"config.methods.{cell.method}")
+
+
+def run_cell(study: Study, cell: Cell, workdir: Path) -> None:
+    """Trains and evaluates a cell, and writes its result last.
+
+    Raises:
+      InputError: data that cannot be used, training that fails.
+      SystemExit: after SIGTERM, with the run saved.
+    """
+    config, run = config_of(study, cell), workdir / "runs" / cell.name
+    with _timed(run):
+        state = training.train(config, run)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    found = evaluation.evaluate(config, run)
+    result = {
+        "config": dataclasses.asdict(config),
+        "parameters": count,
+        "images": config.train.steps * config.train.batch_size,
+        "train_s": _seconds(run),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "curve": _curve(run),
+        "per_slice": _with_subjects(found),
+    }
+    path = _result_path(workdir, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole(path.with_suffix(".npz")) as partial:
+        shutil.copyfile(run / "eval" / "figures" / "slices.npz", partial)
+    with files.whole(path) as partial:
+        partial.write_text(json.dumps(result) + "\n")
+
+
+def _result_path(workdir: Path, cell: Cell) -> Path:
+    return workdir / "results" / f"{cell.name}.json"
+
+
+def _with_subjects(report: dict) -> list[dict]:
+    volumes = report["per_volume"]
+    return [
+        row | {"subject": volumes[row["volume"]]["subject"]}
+        for row in report["per_slice"]
+    ]
+
+
+def _curve(run: Path) -> dict[str, list[float]]:
+    """Training PSNR of the normalised images by the number of images seen."""
+    batch = checkpoints.read_config(run).train.batch_size
+    rows = [json.loads(line) for line in (run / "train.jsonl").open()]
+    return {
+        "images": [row["step"] * batch for row in rows],
+        "psnr": [row["psnr"] for row in rows],
+    }
+
+
+@contextlib.contextmanager
+def _timed(run: Path) -> Iterator[None]:
+    """Notes how long a sitting took, also where it is stopped."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / "sittings.txt").open("a") as file:
+            file.write(f"{time.monotonic() - started:.1f}\n")
+
+
+def _seconds(run: Path) -> float:
+    return sum(float(line) for line in (run / "sittings.txt").read_text().split())
+
+
+def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
+    """Results of the cells that are finished.
+
+    Raises:
+      InputError: a result that cannot be read, or that is of another config.
+    """
+    results = {}
+    for cell in cells(study):
+        path = _result_path(workdir, cell)
+        if not path.exists():
+            continue
+        try:
+            results[cell] = json.loads(path.read_text())
+            there = from_dict(results[cell]["config"])
+            # Wherever the scans lie now, they are the same ones.
+            scans = {name: getattr(study.data, name) for name in ("train", "test")}
+            data = dataclasses.replace(there.data, **scans)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); delete it to do the cell again"
+            ) from error
+        there = dataclasses.replace(there, data=data)
+        checkpoints.require_same_run(there, config_of(study, cell), path)
+    return results
+
+
+def _require_key(path: str) -> None:
+    """Raises InputError for a misspelt key of the sections that runs have too."""
+    section = path.partition(".")[0]
+    if section in ("data", "eval"):
+        require_key(path)
+    elif section not in {field.name for field in dataclasses.fields(Study)}:
+        raise InputError(f"config has no key {section!r}; see kst_jax/study.py")
+
+
+def main(study: Study, workdir: str) -> None:
+    """Command line: does the cells that are not finished, then tables and figures."""
+    folder = Path(workdir).absolute()
+    chosen = [cell for cell in cells(study) if _is_chosen(cell)]
+    if not chosen:
+        raise InputError(
+            f"--cells={','.join(flags.FLAGS.cells)}: no such cell; there are "
+            f"{', '.join(cell.name for cell in cells(study))}"
+        )
+    done = finished(study, folder)
+    for number, cell in enumerate(chosen, 1):
+        print(f"\n[{number}/{len(chosen)}] {cell.name}", end="")
+        if cell in done:
+            print(": finished")
+            continue
+        print()
+        run_cell(study, cell, folder)
+        jax.clear_caches()  # no other cell uses these programs
+    comparison.write(study, finished(study, folder), folder)
+
+
+def _is_chosen(cell: Cell) -> bool:
+    return any(fnmatch.fnmatch(cell.name, pattern) for pattern in flags.FLAGS.cells)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list(
+        "cells", ["*"], "Cells to do, as patterns: uniform1d_5x/*,*/kst/0."
+    )
+    cli.run_with_config(main, read=read, require_key=_require_key, may_join=False)
