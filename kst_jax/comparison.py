@@ -238,7 +238,7 @@ def write(study: "Study", results: Mapping["Cell", dict], workdir: Path) -> None
     with files.whole(workdir / "tables.md") as path:
         path.write_text(text)
     (workdir / "figures").mkdir(exist_ok=True)
-    for setting in study.settings:
+    for setting in study.order:
         _write_figures(study, results, setting, workdir)
     print(f"\n{text}\nwritten to {workdir}")
 

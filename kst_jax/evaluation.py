@@ -2,7 +2,8 @@
 
     OUT/metrics.json                 means, volumes and every slice
     OUT/reconstructions/<name>.h5    magnitudes in the input's units, as in fastMRI
-    OUT/figures/*.png                the paper's Figs. 2 and 3
+    OUT/figures/*.png                the paper's Figs. 2 to 4 (3 and 4 as far as the
+                                     network has the parts)
 
 Slices are scored on two scales, which differ since normalisation subtracts a mean:
 "normalised" is of magnitudes of the images that the network sees, which is what the
@@ -26,6 +27,7 @@ from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, magnitude
 from kst_jax.models.contract import Reconstructor
+from kst_jax.models.kst import KSpaceTransformer, attention_on_grid
 from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
 
@@ -118,8 +120,8 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     reports.require_same_test(out, config, workdir)
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     reconstructor = make_reconstructor(model, mesh)
-    params = parallel.replicate(params, mesh)
-    slices = reconstruct(source, config, sampler, reconstructor, params, mesh)
+    everywhere = parallel.replicate(params, mesh)
+    slices = reconstruct(source, config, sampler, reconstructor, everywhere, mesh)
     if not parallel.is_first():
         for _ in slices:  # takes part, and leaves the report to the first
             pass
@@ -127,6 +129,10 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     report = reports.Report(out, config, workdir, step, source)
     for number, found in slices:
         report.add(number, found)
+    if isinstance(model, KSpaceTransformer) and report.chosen:
+        middle = report.chosen[len(report.chosen) // 2]
+        batch = pipeline.test_slice(source, config, sampler, middle)
+        report.add_attention(attention_on_grid(model, params, batch))
     return report.finish()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
+from kst_jax.models.kst import Attention
 
 METHODS = ("zero_filled", "reconstruction")
 # Columns of Fig. 3, as far as the model has the parts.
@@ -29,7 +31,11 @@ _STAGES = {
 
 
 class Report:
-    """Collects an evaluation; holds images of one volume at a time."""
+    """Collects an evaluation; holds images of one volume at a time.
+
+    Attributes:
+      chosen: numbers of the slices that the figures show.
+    """
 
     def __init__(
         self, out: Path, config: Config, workdir: str | Path, step: int, source: Source
@@ -40,7 +46,7 @@ class Report:
         for folder in ("reconstructions", "figures"):
             (out / folder).mkdir(parents=True, exist_ok=True)
         middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
-        self._chosen = np.unique((len(source) * middles).astype(int)).tolist()
+        self.chosen = np.unique((len(source) * middles).astype(int)).tolist()
         self._shown, self._open = [], []
         self._slices, self._volumes = [], {}
 
@@ -52,7 +58,7 @@ class Report:
         self._open.append((about, found["images"]))
         scores = jax.tree.map(float, found["scores"])
         self._slices.append({"volume": about.volume, "slice": about.index, **scores})
-        if number in self._chosen:
+        if number in self.chosen:
             self._shown.append(found)
 
     def finish(self) -> dict:
@@ -131,6 +137,19 @@ class Report:
             {name: np.asarray(magnitude(fft2c(x))) for name, x in images.items()},
         )
         figures.save(figure, self._out / "figures" / "stages.png")
+
+    def add_attention(self, attention: Mapping[str, Attention]) -> None:
+        """Writes Fig. 4 of the last layers of encoder and high-resolution decoder."""
+        rows = [
+            figures.AttentionMaps(label, found.weights[-1], found.token, colour)
+            for (label, colour), found in zip(
+                (("Encoder", "red"), ("HR decoder", "blue")),
+                (attention["encoder"], attention["hr_decoder"]),
+                strict=True,
+            )
+        ]
+        figure = figures.attention_figure(rows)
+        figures.save(figure, self._out / "figures" / "attention.png")
 
     def _print(self, report: dict) -> None:
         slices = report["slices"]

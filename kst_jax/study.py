@@ -23,7 +23,7 @@ import fnmatch
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -70,6 +70,7 @@ class Study:
       images: training images that each learned method sees.
       seeds: of the initial parameters.
       reference: the method that all others are compared with.
+      order: names of the settings, in the order in which they are done.
       settings: sections `mask` of the runs, by name.
       methods: by name.
       tables: titles, and the names of the settings and methods that each shows.
@@ -80,6 +81,7 @@ class Study:
     images: int
     seeds: tuple[int, ...]
     reference: str
+    order: tuple[str, ...]
     settings: Mapping[str, MaskConfig]
     methods: Mapping[str, Method]
     tables: Mapping[str, comparison.Table]
@@ -129,6 +131,7 @@ def read(values: Mapping) -> Study:
             "data": from_dict(values["data"], DataConfig, "config.data"),
             "eval": from_dict(values["eval"], EvalConfig, "config.eval"),
             "seeds": tuple(values["seeds"]),
+            "order": tuple(values["order"]),
         }
     )
     _require_whole(study)
@@ -149,6 +152,11 @@ def _one(kind: type, value: Mapping, where: str) -> object:
 def _require_whole(study: Study) -> None:
     if study.reference not in study.methods:
         raise InputError(f"config.reference={study.reference!r} is not among methods")
+    if sorted(study.order) != sorted(study.settings):
+        raise InputError(
+            f"config.order={study.order} must name each of config.settings once: "
+            f"{', '.join(study.settings)}"
+        )
     for title, table in study.tables.items():
         for group in ("settings", "methods"):
             unknown = set(getattr(table, group)) - set(getattr(study, group))
@@ -159,12 +167,14 @@ def _require_whole(study: Study) -> None:
 
 
 def cells(study: Study) -> list[Cell]:
-    """All cells, in the order in which they are done."""
+    """All cells, in the order in which they are done: methods as in the tables."""
+    rows = [name for table in study.tables.values() for name in table.methods]
+    methods = dict.fromkeys([*rows, *study.methods])  # a ConfigDict sorts its keys
     return [
         Cell(setting, method, seed)
-        for setting in study.settings
+        for setting in study.order
         for seed in study.seeds
-        for method in study.methods
+        for method in methods
     ]
 
 
@@ -231,7 +241,8 @@ def _with_subjects(report: dict) -> list[dict]:
 def _curve(run: Path) -> dict[str, list[float]]:
     """Training PSNR of the normalised images by the number of images seen."""
     batch = checkpoints.read_config(run).train.batch_size
-    rows = [json.loads(line) for line in (run / "train.jsonl").open()]
+    text = (run / "train.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
     return {
         "images": [row["step"] * batch for row in rows],
         "psnr": [row["psnr"] for row in rows],
@@ -289,29 +300,43 @@ def _require_key(path: str) -> None:
         raise InputError(f"config has no key {section!r}; see kst_jax/study.py")
 
 
-def main(study: Study, workdir: str) -> None:
-    """Command line: does the cells that are not finished, then tables and figures."""
+def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> None:
+    """Does the cells that are not finished, then writes tables and figures of all.
+
+    Args:
+      study: what is compared.
+      workdir: folder of the study.
+      patterns: the cells to do have names that match one of these.
+
+    Raises:
+      InputError: no such cell, data that cannot be used, training that fails, or the
+        results of another study in the folder.
+      SystemExit: after SIGTERM, with the cell at hand saved.
+    """
     folder = Path(workdir).absolute()
-    chosen = [cell for cell in cells(study) if _is_chosen(cell)]
+    chosen = [
+        cell
+        for cell in cells(study)
+        if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)
+    ]
     if not chosen:
         raise InputError(
-            f"--cells={','.join(flags.FLAGS.cells)}: no such cell; there are "
+            f"--cells={','.join(patterns)}: no such cell; there are "
             f"{', '.join(cell.name for cell in cells(study))}"
         )
     done = finished(study, folder)
     for number, cell in enumerate(chosen, 1):
-        print(f"\n[{number}/{len(chosen)}] {cell.name}", end="")
-        if cell in done:
-            print(": finished")
-            continue
-        print()
-        run_cell(study, cell, folder)
-        jax.clear_caches()  # no other cell uses these programs
+        is_done = cell in done
+        print(f"\n[{number}/{len(chosen)}] {cell.name}{': finished' * is_done}")
+        if not is_done:
+            run_cell(study, cell, folder)
+            jax.clear_caches()  # no other cell uses these programs
     comparison.write(study, finished(study, folder), folder)
 
 
-def _is_chosen(cell: Cell) -> bool:
-    return any(fnmatch.fnmatch(cell.name, pattern) for pattern in flags.FLAGS.cells)
+def main(study: Study, workdir: str) -> None:
+    """Command line."""
+    run(study, workdir, flags.FLAGS.cells)
 
 
 if __name__ == "__main__":

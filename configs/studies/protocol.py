@@ -72,6 +72,7 @@ def study(
             "images": 0,
             "seeds": [0],
             "reference": "kst",
+            "order": list(settings),
             "settings": settings,
             "methods": methods,
             "tables": tables,

@@ -198,6 +198,19 @@ def test_batches(
     return _ahead(stream, config.data)
 
 
+def test_slice(
+    source: Source,
+    config: Config,
+    sampler: Sampler,
+    number: int,
+) -> Batch:
+    """One slice of those that `test_batches` gives, by its number."""
+    slice_tokens, *_ = _test_slice(
+        number, source=source, config=config, sampler=sampler
+    )
+    return tokens.batch_of([slice_tokens])
+
+
 def pipeline_rate(config: Config, seconds: float) -> float:
     """Slices a second that the training's input delivers where nothing takes the cores.
 

@@ -1,0 +1,207 @@
+"""Studies: cells, resumption, tables and intervals."""
+
+import copy
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from configs.studies import small
+from kst_jax import comparison, study
+from kst_jax.errors import InputError
+from kst_jax.metrics import psnr
+from tests.conftest import ROOT
+from tests.test_training import TINY
+
+
+def values():
+    kst = {
+        "model": dataclasses.asdict(TINY.model),
+        "train": {"batch_size": 4, "log_every": 1},
+    }
+    bare = copy.deepcopy(kst)
+    bare["model"]["refinement"] = False
+    mask = {"kind": "gaussian_2d", "acceleration": 4.0}
+    return {
+        "data": dataclasses.asdict(TINY.data),
+        "eval": {"batch_size": 8, "figures": 2},
+        "images": 16,
+        "seeds": [0, 1],
+        "reference": "kst",
+        "order": ["a", "b"],
+        "settings": {"a": mask, "b": {**mask, "acceleration": 2.0}},
+        "methods": {"kst": kst, "bare": {**bare, "title": "No RM", "images": 8}},
+        "tables": {"One": {"settings": ["a", "b"], "methods": ["kst", "bare"]}},
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    study.run(study.read(values()), folder, ["a/*/0", "a/bare/1"])
+    return folder
+
+
+def result(folder, name):
+    return json.loads((folder / "results" / f"{name}.json").read_text())
+
+
+def test_a_cell_is_a_run_and_its_result(done):
+    found = result(done, "a/bare/1")
+    assert (found["images"], found["config"]["train"]["steps"]) == (8, 2)
+    assert found["config"]["train"]["seed"] == 1
+    assert found["config"]["mask"]["acceleration"] == 4
+    assert found["curve"]["images"] == [4, 8]
+    assert found["train_s"] > 0
+    report = json.loads((done / "runs/a/bare/1/eval/metrics.json").read_text())
+    scores = [row["normalised"]["reconstruction"]["psnr"] for row in found["per_slice"]]
+    mean = report["slices"]["normalised"]["reconstruction"]["psnr"]["mean"]
+    np.testing.assert_allclose(np.mean(scores), mean)
+    assert {row["subject"] for row in found["per_slice"]} == {"sub-0042"}
+
+
+def test_images_of_the_figures_are_those_that_were_scored(done):
+    with np.load(done / "results/a/kst/0.npz") as slices:
+        scores = psnr(slices["zero_filled"], slices["target"])
+        assert len(scores) == 2
+    found = [
+        row["input"]["zero_filled"]["psnr"]
+        for row in result(done, "a/kst/0")["per_slice"]
+    ]
+    for score in np.asarray(scores):
+        assert np.isclose(found, score, rtol=1e-4).any()
+
+
+def test_tables_tell_means_differences_and_gaps(done):
+    rows = json.loads((done / "tables.json").read_text())["One"]
+    assert list(rows) == ["zero_filled", "kst", "bare"]
+    cells = {
+        name: np.array(
+            [
+                row["normalised"]["reconstruction"]["psnr"]
+                for row in result(done, name)["per_slice"]
+            ]
+        )
+        for name in ("a/kst/0", "a/bare/0", "a/bare/1")
+    }
+    bare = (cells["a/bare/0"] + cells["a/bare/1"]) / 2  # over seeds, slice by slice
+    found = rows["bare"]["a"]
+    np.testing.assert_allclose(found["normalised"]["psnr"]["mean"], bare.mean())
+    np.testing.assert_allclose(found["normalised"]["psnr"]["std"], bare.std())
+    gain = found["reference_minus_this"]["normalised"]["psnr"]
+    np.testing.assert_allclose(gain["mean"], (cells["a/kst/0"] - bare).mean())
+    assert rows["kst"]["b"] is None
+    assert found["seeds"] == [0, 1]
+    text = (done / "tables.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| No RM"))
+    mean, std = bare.mean(), bare.std()
+    assert "| 8 | " in row
+    assert f"{mean:.2f} +- {std:.2f}" in row
+    assert row.count("| - ") == 2
+
+
+def test_figures_show_all_methods(done):
+    names = {path.name for path in (done / "figures").iterdir()}
+    assert names == {"a_curves.png", "a_methods.png"}
+
+
+def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
+    # The results alone tell, wherever the scans and the runs are now.
+    shutil.copytree(done / "results", tmp_path / "results")
+    changed = values()
+    changed["data"]["test"] = str(tmp_path / "elsewhere")
+    study.run(study.read(changed), tmp_path, ["a/kst/0"])
+    assert "a/kst/0: finished" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    before, after = ((x / "tables.json").read_text() for x in (done, tmp_path))
+    assert before == after
+
+
+def test_results_of_another_study_are_refused(done):
+    changed = values()
+    changed["methods"]["kst"]["train"]["learning_rate"] = 0.1
+    with pytest.raises(InputError, match=r"a/kst/0.json.*learning_rate"):
+        study.run(study.read(changed), done)
+
+
+def test_a_damaged_result_is_told(done, tmp_path):
+    shutil.copytree(done / "results", tmp_path / "results")
+    (tmp_path / "results/a/kst/0.json").write_text('{"config": ')
+    with pytest.raises(InputError, match="delete it to do the cell again"):
+        study.run(study.read(values()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        ("images", None, "missing"),
+        ("reference", "unet", "'unet' is not among methods"),
+        ("tables.One.methods", ["kst", "oucr"], "'oucr' is not in methods"),
+        ("methods.kst.model.widht", 4, "widht"),
+        ("methods.kst.modle", {}, "modle"),
+        ("settings.a.kind", 3, "kind"),
+        ("images", 3, "steps"),
+        ("order", ["a"], "each of config.settings once"),
+    ],
+)
+def test_what_is_no_study_is_refused(path, value, match):
+    changed = values()
+    *parents, name = path.split(".")
+    section = changed
+    for parent in parents:
+        section = section[parent]
+    if value is None:
+        del section[name]
+    else:
+        section[name] = value
+    with pytest.raises(InputError, match=match):
+        study.read(changed)
+
+
+def test_the_interval_is_the_bootstraps():
+    difference = np.random.default_rng(1).normal(0.3, 1.0, size=60) ** 3
+    low, high = comparison.paired_interval(difference, np.zeros(60))
+    wanted = scipy.stats.bootstrap(
+        (difference,), np.mean, method="percentile", n_resamples=20_000
+    ).confidence_interval
+    width = wanted.high - wanted.low
+    np.testing.assert_allclose([low, high], wanted, atol=0.04 * width)
+
+
+def test_people_do_not_lend_each_other_slices():
+    # Two people who differ by much, but each of whom is always the same.
+    difference = np.repeat([0.0, 10.0], 50)
+    subject = np.repeat(["a", "b"], 50)
+    assert comparison.paired_interval(difference, subject) == (5.0, 5.0)
+
+
+def test_the_small_study_is_whole():
+    whole = study.read(small.get_config())
+    assert whole.order[:2] == ("uniform1d_5x", "gaussian2d_5x")
+    for cell in study.cells(whole):
+        config = study.config_of(whole, cell)
+        assert config.train.steps * config.train.batch_size >= 2_000
+
+
+def test_command_line(tmp_path):
+    def run(*args):
+        program = [sys.executable, "-m", "kst_jax.study", f"--workdir={tmp_path}"]
+        return subprocess.run(
+            [*program, "--config=configs/studies/small.py", *args],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    wrong = run("--cells=nothing/*")
+    assert wrong.returncode == 1
+    assert "no such cell; there are uniform1d_5x/kst/0" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    misspelt = run("--config.data.trian=x")
+    assert misspelt.returncode == 1
+    assert "'trian'; valid keys" in misspelt.stderr
