@@ -167,14 +167,15 @@ def _require_whole(study: Study) -> None:
 
 
 def cells(study: Study) -> list[Cell]:
-    """All cells, in the order in which they are done: methods as in the tables."""
-    rows = [name for table in study.tables.values() for name in table.methods]
-    methods = dict.fromkeys([*rows, *study.methods])  # a ConfigDict sorts its keys
+    """The cells that the tables show, in the order in which they are done."""
+    tables = study.tables.values()
+    rows = dict.fromkeys(name for table in tables for name in table.methods)
     return [
         Cell(setting, method, seed)
         for setting in study.order
         for seed in study.seeds
-        for method in methods
+        for method in rows
+        if any(setting in t.settings and method in t.methods for t in tables)
     ]
 
 

@@ -275,6 +275,8 @@ class _Loop:
                 state, scalars, images = step_of[stage](
                     state, parallel.shard(batch, self.mesh)
                 )
+                if pending:  # no more than two steps under way: a stop is soon
+                    jax.block_until_ready(pending[-1][1])
                 pending.append((number, scalars))
                 bar.update()
                 validates = self.validator and self._due(number, c.validate_every)

@@ -49,14 +49,20 @@ def ablated(kst: dict[str, Any], name: str, **parts: bool) -> dict[str, Any]:
 def study(
     settings: dict[str, dict], methods: dict[str, dict], **values: Any
 ) -> ConfigDict:
-    """A study of the paper's comparison: Tables 1 and 2.
+    """A study of the paper's Tables 1 to 3.
 
     Args:
       settings: masks, by name.
-      methods: rows, by name, with "kst" among them.
+      methods: rows of Tables 1 and 2, by name, with "kst" among them.
       **values: what else a study has; see `kst_jax.study.Study`.
     """
     config = default.get_config()
+    without = {
+        "kst_no_rm": ablated(methods["kst"], "No RM", refinement=False),
+        "kst_no_lrd_rm": ablated(
+            methods["kst"], "No LRD, no RM", refinement=False, lr_decoder=False
+        ),
+    }
     tables = {
         title: {"settings": columns, "methods": list(methods)}
         for title, kind in (
@@ -64,6 +70,10 @@ def study(
             ("Table 2: Gaussian 2D sampling", "gaussian2d"),
         )
         if (columns := [name for name in settings if name.startswith(kind)])
+    }
+    tables["Table 3: ablation"] = {
+        "settings": ["gaussian2d_5x", "uniform1d_5x"],
+        "methods": ["kst", *without],
     }
     return ConfigDict(
         {
@@ -74,7 +84,7 @@ def study(
             "reference": "kst",
             "order": list(settings),
             "settings": settings,
-            "methods": methods,
+            "methods": methods | without,
             "tables": tables,
             **values,
         }

@@ -1,0 +1,30 @@
+r"""The paper's comparison on fastMRI knees (Tables 1 and 2), for whoever holds them.
+
+    python -m kst_jax.study --config=configs/studies/paper_fastmri.py \
+        --workdir=runs/paper_fastmri --config.data.train=/data/singlecoil_train \
+        --config.data.test=/data/singlecoil_val
+
+128x128, the paper's four settings, 200 epochs of 7,300 slices (1,460,000 images a
+cell), every method with its own published optimiser. The paper's ablation is of OASIS
+alone. --cells='uniform1d_5x/*' does a part of it, so that several machines can share
+one folder. Not run yet: the time is unknown.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+from configs.studies import protocol
+
+
+def get_config() -> ConfigDict:
+    """The study."""
+    run = paper.get_config("fastmri_gaussian2d_5x")
+    settings = protocol.settings(calibration=0)
+    del settings["gaussian2d_10x"]
+    study = protocol.study(
+        settings,
+        protocol.published(),
+        images=run.train.steps * run.train.batch_size,
+    )
+    study.data.update(run.data)
+    return study

@@ -1,0 +1,27 @@
+r"""The paper's comparison on OASIS (Tables 1 to 3), for whoever holds it and a GPU.
+
+    python -m kst_jax.data.prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared
+    python -m kst_jax.study --config=configs/studies/paper_oasis.py \
+        --workdir=runs/paper_oasis --config.data.train=/data/oasis_prepared
+
+128x128, five settings, 200 epochs of 44,600 slices (8,920,000 images a cell), every
+method with its own published optimiser. --cells='uniform1d_5x/*' does a part of it, so
+that several machines can share one folder. Not run yet: the time is unknown.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+from configs.studies import protocol
+
+
+def get_config() -> ConfigDict:
+    """The study."""
+    run = paper.get_config("oasis_gaussian2d_5x")
+    study = protocol.study(
+        protocol.settings(calibration=0),
+        protocol.published(),
+        images=run.train.steps * run.train.batch_size,
+    )
+    study.data.update(run.data)
+    return study
