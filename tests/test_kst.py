@@ -1,5 +1,6 @@
 """The network: the authors' numbers, its options, its properties."""
 
+import dataclasses
 import functools
 import json
 
@@ -12,8 +13,9 @@ import pytest
 from kst_jax import convert, tokens
 from kst_jax.config import TrainConfig
 from kst_jax.errors import InputError
-from kst_jax.fourier import fft2c
+from kst_jax.fourier import data_consistency, fft2c
 from kst_jax.losses import average_pool, loss
+from kst_jax.models import blocks
 from kst_jax.models.kst import (
     KSpaceTransformer,
     KSTConfig,
@@ -184,6 +186,42 @@ def test_ablations(lr_decoder, refinement):
     )
     if not lr_decoder:
         np.testing.assert_allclose(fft2c(output.upsampled), batch.kspace, atol=1e-5)
+
+
+def test_a_residual_head_that_says_nothing_keeps_the_spectrum():
+    """A layer then passes on what refinement before it, or upsampling, gave."""
+    model, params, batch = tiny(residual_spectrum=0.1)
+    head = params["hr_decoder"]["head"]["mlp"]["output"]
+    params["hr_decoder"]["head"]["mlp"]["output"] = jax.tree.map(jnp.zeros_like, head)
+    output = apply(model, params, batch)
+    before = [output.upsampled, *output.supervised["refined"][:-1]]
+    for image, kspace in zip(before, output.supervised["kspace"], strict=True):
+        kept = data_consistency(fft2c(image), batch.kspace, batch.mask)
+        np.testing.assert_allclose(fft2c(kspace), kept, atol=1e-5)
+
+
+def test_a_residual_is_in_units_of_its_option():
+    model, params, batch = tiny(residual_spectrum=0.1, refinement=False, hr_layers=1)
+    by = {}
+    for unit in (0.1, 0.2):
+        changed = dataclasses.replace(model.config, residual_spectrum=unit)
+        output = apply(KSpaceTransformer(changed), params, batch)
+        by[unit] = fft2c(output.image - output.upsampled)
+    unsampled = ~np.asarray(batch.mask)
+    assert np.abs(by[0.1][unsampled]).max() > 1e-3
+    np.testing.assert_allclose(by[0.2][unsampled], 2 * by[0.1][unsampled], atol=1e-5)
+
+
+def test_log_magnitude_keeps_phases_and_has_gradients_everywhere():
+    value = np.random.default_rng(0).normal(size=(50, 2)).astype("f4")
+    value *= 10.0 ** np.arange(-4, 4).repeat(7)[:50, None]
+    value[0] = 0
+    wanted = value[:, 0] + 1j * value[:, 1]
+    wanted = np.log1p(np.abs(wanted)) * np.exp(1j * np.angle(wanted))
+    got = blocks.log_magnitude(jnp.asarray(value))
+    np.testing.assert_allclose(got[:, 0] + 1j * got[:, 1], wanted, rtol=1e-3, atol=1e-6)
+    slope = jax.grad(lambda v: blocks.log_magnitude(v).sum())(jnp.asarray(value))
+    assert np.isfinite(slope).all()
 
 
 def test_every_parameter_belongs_to_the_first_stage_that_uses_it():

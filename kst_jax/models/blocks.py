@@ -31,6 +31,13 @@ def positional_encoding(position: jax.Array, width: int) -> jax.Array:
     return waves.reshape(*position.shape[:-1], width)
 
 
+def log_magnitude(value: jax.Array) -> jax.Array:
+    """Complex values (..., 2) with log(1 + magnitude) for magnitude, phases kept."""
+    # The small number keeps the gradient at zero finite.
+    magnitude = jnp.sqrt(jnp.sum(value**2, -1, keepdims=True) + 1e-12)
+    return value * jnp.log1p(magnitude) / magnitude
+
+
 def uniform_bias(fan_in: int) -> Callable:
     """Initialiser: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5

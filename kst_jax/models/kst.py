@@ -39,6 +39,11 @@ class KSTConfig(ModelConfig):
       refinement_features: channels of the refinement's convolutions.
       refinement_layers: convolutions with an activation in a refinement.
       refinement_kernel: their kernel size.
+      residual_spectrum: not in the paper: where above 0, a high-resolution layer's head
+        predicts the change of the spectrum at the queries, in units of this, instead of
+        its value.
+      log_magnitude: not in the paper: values are embedded with the logarithm of
+        1 + magnitude for magnitude; a spectrum's span several orders.
       attention: how attention is computed; see `kst_jax.models.attention`.
       remat: what training keeps for the gradient, and so its memory; see
         `kst_jax.models.rematerialisation`.
@@ -57,6 +62,8 @@ class KSTConfig(ModelConfig):
     refinement_features: int = 64
     refinement_layers: int = 4
     refinement_kernel: int = 3
+    residual_spectrum: float = 0.0
+    log_magnitude: bool = False
     attention: str = "auto"
     remat: str = "blocks"
 
@@ -73,6 +80,10 @@ class KSTConfig(ModelConfig):
             raise InputError(
                 f"model.width={self.width} must be a multiple of 4 (sine and cosine of "
                 f"two axes) and of model.heads={self.heads}"
+            )
+        if self.residual_spectrum < 0:
+            raise InputError(
+                f"model.residual_spectrum={self.residual_spectrum} must be 0 or more"
             )
         if self.refinement_kernel % 2 == 0:
             raise InputError(
@@ -162,19 +173,26 @@ class HRDecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BxMxD: jax.Array,
+        carry: tuple[jax.Array, jax.Array],
         memory_BxLxD: jax.Array,
         valid_BxL: jax.Array | None,
         grid: Grid,
         embedding: dict,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Queries (B, M, D) of the next layer and this layer's images (B, H, W, 2)."""
+    ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+        """Queries (B, M, D) with their spectrum (B, M, 2), before and after the layer.
+
+        Also returns this layer's images (B, H, W, 2).
+        """
         c = self.config
+        x_BxMxD, value_BxMx2 = carry
         x_BxMxD = _attend(c, "cross_attention")(x_BxMxD, memory_BxLxD, valid_BxL)
         x_BxMxD = _mlp(c)(x_BxMxD)
-        value_BxMx2 = blocks.SpectrumHead(_dtype(c), name="head")(x_BxMxD)
-        value_BxMx2 = parallel.join(value_BxMx2, self.query_axis)
-        spectrum = tokens.fill(value_BxMx2, grid.order, grid.kspace, grid.mask)
+        predicted = blocks.SpectrumHead(_dtype(c), name="head")(x_BxMxD)
+        if c.residual_spectrum:
+            predicted = value_BxMx2 + c.residual_spectrum * predicted
+        value_BxMx2 = predicted
+        joined = parallel.join(value_BxMx2, self.query_axis)
+        spectrum = tokens.fill(joined, grid.order, grid.kspace, grid.mask)
         images = {"kspace": ifft2c(spectrum)}
         if self.refine:
             refinement = blocks.Refinement(
@@ -189,8 +207,9 @@ class HRDecoderLayer(nn.Module):
             )
             value_BxMx2 = tokens.at_queries(spectrum, grid.query)
             embed = _embed(c, parent=None)
-            x_BxMxD = x_BxMxD + embed.apply({"params": embedding}, value_BxMx2)
-        return x_BxMxD, images
+            features = embed.apply({"params": embedding}, _shown(c, value_BxMx2))
+            x_BxMxD = x_BxMxD + features
+        return (x_BxMxD, value_BxMx2), images
 
 
 class KSpaceTransformer(Reconstructor):
@@ -258,7 +277,7 @@ class KSpaceTransformer(Reconstructor):
     def encode(self, batch: Batch) -> jax.Array:
         """Memory (B, N, D) of the sampled tokens (paper section 2.2)."""
         c = self.config
-        x_BxNxD = _embed(c, name="embed_token")(batch.value)
+        x_BxNxD = _embed(c, name="embed_token")(_shown(c, batch.value))
         x_BxNxD += blocks.positional_encoding(batch.position, c.width)
         return _layers(EncoderLayer, c.encoder_layers, c.remat)(c, name="encoder")(
             x_BxNxD, batch.valid
@@ -294,13 +313,15 @@ class KSpaceTransformer(Reconstructor):
         position = jnp.asarray(tokens.coordinates(batch.mask.shape[1:]))
         query_BxM = parallel.share(batch.query, self.query_axis, len(position) - 1)
         embed = _embed(c, name="embed_query")
-        x_BxMxD = embed(tokens.at_queries(spectrum, query_BxM))
+        value_BxMx2 = tokens.at_queries(spectrum, query_BxM)
+        x_BxMxD = embed(_shown(c, value_BxMx2))
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
         order = tokens.query_order(batch.mask)
         grid = Grid(query_BxM, order, batch.kspace, batch.mask)
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
-            x_BxMxD, memory_BxLxD, valid_BxL, grid, embed.variables["params"]
+            (x_BxMxD, value_BxMx2),
+            *(memory_BxLxD, valid_BxL, grid, embed.variables["params"]),
         )[1]
 
 
@@ -317,6 +338,11 @@ def _layers(layer: type[nn.Module], length: int, remat: str) -> type[nn.Module]:
 
 def _dtype(c: KSTConfig) -> jnp.dtype:
     return jnp.dtype(c.dtype)
+
+
+def _shown(c: KSTConfig, value: jax.Array) -> jax.Array:
+    """Values of a spectrum (..., 2) as the network gets to see them."""
+    return blocks.log_magnitude(value) if c.log_magnitude else value
 
 
 def _attend(c: KSTConfig, name: str) -> blocks.AttentionBlock:
