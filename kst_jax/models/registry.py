@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 from kst_jax.errors import InputError
 from kst_jax.models.contract import ModelConfig, Reconstructor
+from kst_jax.models.d5c5 import D5C5, D5C5Config
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.unet import KUNet, KUNetConfig, UNet, UNetConfig
 
 
 class Entry(NamedTuple):
@@ -16,6 +18,9 @@ class Entry(NamedTuple):
 
 MODELS = {
     "kst": Entry(KSpaceTransformer, KSTConfig),
+    "d5c5": Entry(D5C5, D5C5Config),
+    "unet": Entry(UNet, UNetConfig),
+    "kunet": Entry(KUNet, KUNetConfig),
 }
 
 
