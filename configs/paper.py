@@ -26,10 +26,13 @@ steps. The paper reports (PSNR / SSIM)
 None of these has been reproduced with this library yet.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from configs import default
 from kst_jax.errors import InputError
+from kst_jax.models.contract import ModelConfig
 
 _DATASETS = {
     "oasis": {"fraction": 0.10, "test": "", "test_fraction": 0.25},
@@ -60,4 +63,11 @@ def get_config(name: str = "") -> ConfigDict:
     config.data.update(_DATASETS[dataset])
     config.mask.update(kind=_MASKS[kind], acceleration=float(acceleration))
     config.train.steps = _STEPS[dataset]
+    return config
+
+
+def compared(setting: str, model: ModelConfig) -> ConfigDict:
+    """Another network on one of the paper's settings, or on the default one if ""."""
+    config = get_config(setting) if setting else default.get_config()
+    config.model = ConfigDict(dataclasses.asdict(model))
     return config

@@ -17,7 +17,7 @@ from kst_jax.models.kst import KSTConfig
 
 _CHOICES = {
     "optimizer": ("adamw", "rmsprop"),
-    "schedule": ("cosine", "constant", "step"),
+    "schedule": ("cosine", "constant", "step", "halving"),
     "error": ("squared", "absolute", "relative"),
     "domain": ("image", "kspace", "both"),
 }
@@ -201,7 +201,8 @@ class TrainConfig:
       optimizer: "adamw", or "rmsprop".
       learning_rate: the optimiser's peak rate.
       schedule: what becomes of the rate: "cosine" falls to zero over `steps`,
-        "constant" stays, "step" falls to a tenth after four fifths of the steps.
+        "constant" stays, "step" falls to a tenth after four fifths of the steps,
+        "halving" halves after every twentieth of them.
       warmup_steps: steps of linear growth of the rate before.
       weight_decay: decoupled weight decay.
       clip_norm: largest norm of the gradient; 0 does not clip.

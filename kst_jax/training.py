@@ -101,6 +101,7 @@ def _schedule(config: TrainConfig) -> optax.Schedule:
         "cosine": optax.cosine_decay_schedule(rate, steps),
         "constant": optax.constant_schedule(rate),
         "step": optax.piecewise_constant_schedule(rate, {round(0.8 * steps): 0.1}),
+        "halving": optax.exponential_decay(rate, steps / 20, 0.5, staircase=True),
     }[config.schedule]
     if not config.warmup_steps:
         return schedule

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import admm, d5c5, default, kunet, oucr, tv, unet
 
 _PATTERNS = (
     ("uniform_1d", "5", 5.0),
@@ -29,6 +29,30 @@ def settings(calibration: int) -> dict[str, dict[str, Any]]:
             "calibration": calibration if kind == "uniform_1d" else 0,
         }
         for kind, name, acceleration in _PATTERNS
+    }
+
+
+def published(**kst: Any) -> dict[str, dict[str, Any]]:
+    """The paper's methods, and total variation, each trained as published.
+
+    Args:
+      **kst: changes of the K-Space Transformer's section `model`.
+    """
+    transformer = default.get_config()
+    transformer.model.update(kst)
+    learned = {
+        "kunet": kunet.get_config(),
+        "unet": unet.get_config(),
+        "admm": admm.get_config(),
+        "d5c5": d5c5.get_config(),
+        "oucr": oucr.get_config(),
+        "kst": transformer,
+    }
+    weight = tv.get_config()
+    images = weight.train.steps * weight.train.batch_size
+    return {
+        "tv": method(weight, images=images),
+        **{name: method(config) for name, config in learned.items()},
     }
 
 

@@ -19,18 +19,16 @@ its own published optimiser and loss. docs/study.md tells what came out.
 
 from ml_collections import ConfigDict
 
-from configs import default
 from configs.studies import protocol
 
 
 def get_config() -> ConfigDict:
     """The study."""
-    kst = default.get_config()
-    kst.model.update(
+    methods = protocol.published(
         width=48, heads=4, mlp=192, lr_size=(24, 24), refinement_features=32
     )
-    kst.train.update(checkpoint_every=250, image_every=0)
-    methods = {"kst": protocol.method(kst)}
+    for method in methods.values():
+        method["train"] |= {"checkpoint_every": 250, "image_every": 0}
     study = protocol.study(protocol.settings(calibration=2), methods, images=20_000)
     study.data.update(train="", test="", size=(48, 48), crop=(192, 192), pad=True)
     study.data.augment.update(

@@ -166,13 +166,12 @@ class Refinement(nn.Module):
         """Refined image and its spectrum, both (B, H, W, 2)."""
 
         def conv(features: int, kernel: int, fan_in: int, dtype: jnp.dtype) -> nn.Conv:
-            return nn.Conv(
+            return convolution.conv(
                 features,
-                (kernel, kernel),
-                dtype=dtype,
+                kernel,
+                dtype,
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=uniform_bias(fan_in * kernel**2),
-                conv_general_dilated=convolution.for_flax,
             )
 
         x = image_BxHxWx2

@@ -70,6 +70,21 @@ class ModelConfig:
         return self
 
 
+def require_positive(config: ModelConfig) -> None:
+    """Raises InputError where a whole number of a config is below 1."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and value < 1:
+            raise InputError(f"model.{field.name}={value} must be at least 1")
+
+
+def require_odd(config: ModelConfig, name: str) -> None:
+    """Raises InputError where the size of a kernel is even."""
+    value = getattr(config, name)
+    if value % 2 == 0:
+        raise InputError(f"model.{name}={value} must be odd")
+
+
 class Reconstructor(nn.Module):
     """A network that reconstructs slices.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 _IMAGES = ("NHWC", "HWIO", "NHWC")
@@ -92,6 +93,26 @@ _convolve = jax.custom_vjp(_convolved)
 _convolve.defvjp(_forward, _backward)
 
 
-def for_flax(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+def _for_flax(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """`convolve` in the place of `lax.conv_general_dilated` in `nn.Conv`."""
     return convolve(x, kernel)
+
+
+def conv(
+    features: int, size: int, dtype: jax.typing.DTypeLike, **options: Any
+) -> nn.Conv:
+    """A layer that is `convolve` with a bias; `options` are further ones of `nn.Conv`.
+
+    Args:
+      features: channels of the result.
+      size: rows and columns of the kernel, odd.
+      dtype: precision of products.
+      **options: initialisers, `use_bias`, `name`.
+    """
+    return nn.Conv(
+        features,
+        (size, size),
+        dtype=dtype,
+        conv_general_dilated=_for_flax,
+        **options,
+    )

@@ -15,7 +15,14 @@ from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
 from kst_jax.models.attention import IMPLEMENTATIONS, attention_weights
-from kst_jax.models.contract import STAGES, ModelConfig, Reconstruction, Reconstructor
+from kst_jax.models.contract import (
+    STAGES,
+    ModelConfig,
+    Reconstruction,
+    Reconstructor,
+    require_odd,
+    require_positive,
+)
 from kst_jax.models.rematerialisation import POLICIES
 from kst_jax.models.upsampling import bicubic
 from kst_jax.tokens import Batch
@@ -71,11 +78,9 @@ class KSTConfig(ModelConfig):
         """Raises InputError where the sizes cannot make a network."""
         super().__post_init__()
         object.__setattr__(self, "lr_size", tuple(self.lr_size))
-        sizes = [f.name for f in dataclasses.fields(self) if f.type is int]
-        for name in (*sizes, "lr_size"):
-            value = getattr(self, name)
-            if np.min(value) < 1:
-                raise InputError(f"model.{name}={value} must be at least 1")
+        require_positive(self)
+        if min(self.lr_size) < 1:
+            raise InputError(f"model.lr_size={self.lr_size} must be at least 1")
         if self.width % 4 or self.width % self.heads:
             raise InputError(
                 f"model.width={self.width} must be a multiple of 4 (sine and cosine of "
@@ -85,10 +90,7 @@ class KSTConfig(ModelConfig):
             raise InputError(
                 f"model.residual_spectrum={self.residual_spectrum} must be 0 or more"
             )
-        if self.refinement_kernel % 2 == 0:
-            raise InputError(
-                f"model.refinement_kernel={self.refinement_kernel} must be odd"
-            )
+        require_odd(self, "refinement_kernel")
         if self.attention not in ("auto", *IMPLEMENTATIONS):
             raise InputError(
                 f"model.attention={self.attention!r} is unknown; use one of "

@@ -3,8 +3,13 @@
 from typing import NamedTuple
 
 from kst_jax.errors import InputError
+from kst_jax.models.admm import ADMM, ADMMConfig
 from kst_jax.models.contract import ModelConfig, Reconstructor
+from kst_jax.models.d5c5 import D5C5, D5C5Config
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.oucr import OUCR, OUCRConfig
+from kst_jax.models.tv import TV, TVConfig
+from kst_jax.models.unet import KUNet, KUNetConfig, UNet, UNetConfig
 
 
 class Entry(NamedTuple):
@@ -16,6 +21,12 @@ class Entry(NamedTuple):
 
 MODELS = {
     "kst": Entry(KSpaceTransformer, KSTConfig),
+    "d5c5": Entry(D5C5, D5C5Config),
+    "unet": Entry(UNet, UNetConfig),
+    "kunet": Entry(KUNet, KUNetConfig),
+    "oucr": Entry(OUCR, OUCRConfig),
+    "admm": Entry(ADMM, ADMMConfig),
+    "tv": Entry(TV, TVConfig),
 }
 
 

@@ -1,0 +1,33 @@
+r"""A U-Net on the spectrum: the paper's K-UNet; see `kst_jax/models/unet.py`.
+
+    python train.py --config=configs/kunet.py:fastmri_gaussian2d_5x \
+        --workdir=runs/kunet \
+        --config.data.train=/data/singlecoil_train \
+        --config.data.test=/data/singlecoil_val
+
+Without `:fastmri_gaussian2d_5x` data and mask are the defaults. The network of
+`configs/unet.py` with the zero-filled spectrum for its input and the whole one for its
+output. The K-Space Transformer's paper says no more of its K-UNet than that it
+reconstructs in k-space, and that its networks have a squared error in the image domain,
+which is the same one in k-space; optimiser and rate are fastMRI's. It reports (PSNR /
+SSIM)
+
+                 gaussian2d                                  uniform1d
+                 10x           5x            2.5x            5x            2.5x
+    OASIS        25.34 .766    28.76 .8427   33.96 .9288     24.53 .7808   26.50 .8483
+    fastMRI      -             27.15 .6696   28.90 .7710     24.68 .6058   26.99 .7223
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+from kst_jax.models.unet import KUNetConfig
+
+
+def get_config(setting: str = "") -> ConfigDict:
+    """All settings, with data and mask of one of the paper's where it is named."""
+    config = paper.compared(setting, KUNetConfig())
+    config.train.update(
+        optimizer="rmsprop", learning_rate=1e-3, schedule="step", domain="image"
+    )
+    return config

@@ -1,0 +1,82 @@
+"""D5C5: a cascade of small convolutional networks, each followed by data consistency.
+
+J. Schlemper, J. Caballero, J. V. Hajnal, A. Price and D. Rueckert, "A deep cascade of
+convolutional neural networks for dynamic MR image reconstruction" (IEEE TMI 2018, arXiv
+1704.02422): five cascades of five convolutions.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.models.contract import (
+    ModelConfig,
+    Reconstruction,
+    Reconstructor,
+    finished,
+    require_odd,
+    require_positive,
+)
+from kst_jax.models.convolution import conv
+from kst_jax.tokens import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class D5C5Config(ModelConfig):
+    """Sizes of D5C5.
+
+    Attributes:
+      cascades: networks with weights of their own, one after the other.
+      layers: convolutions of each, ReLU between them.
+      features: their channels. The original's 64 by default (565,770 parameters); the
+        K-Space Transformer's paper does not say how many it compares with.
+      kernel: size of each convolution.
+    """
+
+    name: str = "d5c5"
+    cascades: int = 5
+    layers: int = 5
+    features: int = 64
+    kernel: int = 3
+
+    def __post_init__(self):
+        """Raises InputError where the sizes cannot make a network."""
+        super().__post_init__()
+        require_positive(self)
+        require_odd(self, "kernel")
+
+
+class Cascade(nn.Module):
+    """Convolutions that find what to add to an image."""
+
+    config: D5C5Config
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """(B, H, W, 2) to (B, H, W, 2), float32."""
+        c, x = self.config, image
+        he = {"kernel_init": nn.initializers.he_normal()}
+        for _ in range(c.layers - 1):
+            x = nn.relu(conv(c.features, c.kernel, jnp.dtype(c.dtype), **he)(x))
+        return image + conv(2, c.kernel, jnp.float32, **he)(x)
+
+
+class D5C5(Reconstructor):
+    """Reconstructs slices; measured values stay what they are."""
+
+    config: D5C5Config
+
+    title = "D5C5"
+
+    @nn.compact
+    def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
+        """Reconstructs a batch; there is a single stage."""
+        del stage
+        image = ifft2c(batch.kspace)
+        for _ in range(self.config.cascades):
+            spectrum = fft2c(Cascade(self.config)(image))
+            image = ifft2c(data_consistency(spectrum, batch.kspace, batch.mask))
+        return finished(image)

@@ -1,0 +1,147 @@
+"""OUCR: an over-complete and an under-complete recurrent branch, fused at the end.
+
+P. Guo, J. M. J. Valanarasu, P. Wang, J. Zhou, S. Jiang and V. M. Patel, "Over-and-under
+complete convolutional RNN for MRI reconstruction" (MICCAI 2021, arXiv 2106.08886).
+
+Re-derived from the paper's description, not from its code: which widths the layers have
+and where they resample is ours, chosen so that there are about as many parameters as
+published (1.2 million).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kst_jax.errors import InputError
+from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.models.contract import (
+    ModelConfig,
+    Reconstruction,
+    Reconstructor,
+    finished,
+    require_positive,
+)
+from kst_jax.models.convolution import conv
+from kst_jax.tokens import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class OUCRConfig(ModelConfig):
+    """Sizes of OUCR.
+
+    Attributes:
+      iterations: how often each branch goes over its image, with the same weights.
+      features: channels at full resolution.
+      over_levels: how often the over-complete branch doubles the resolution, at equal
+        channels: kernels see less and less of the image.
+      under_levels: how often the under-complete branch halves it, doubling channels.
+      refinement_layers: convolutions of the module that fuses both branches, apart
+        from its last one.
+    """
+
+    name: str = "oucr"
+    iterations: int = 5
+    features: int = 56
+    over_levels: int = 1
+    under_levels: int = 2
+    refinement_layers: int = 4
+
+    def __post_init__(self):
+        """Raises InputError where the sizes cannot make a network."""
+        super().__post_init__()
+        require_positive(self)
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raises InputError for images that cannot be halved so often."""
+        unit = 2**self.under_levels
+        if any(n % unit for n in size):
+            raise InputError(
+                f"data.size={size} does not fit model.under_levels="
+                f"{self.under_levels}: rows and columns must be multiples of {unit}"
+            )
+
+
+class Branch(nn.Module):
+    """One iteration of a recurrent encoder and decoder.
+
+    Attributes:
+      widths: channels at each level, of which the first is the image's resolution.
+      over: levels double the resolution; otherwise they halve it.
+      dtype: precision of products.
+    """
+
+    widths: tuple[int, ...]
+    over: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, image: jax.Array, hidden: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The new image (B, H, W, 2) and hidden state; None is the state at first."""
+        there, back = (enlarge, halve) if self.over else (halve, enlarge)
+        x = image
+        for width in self.widths[:-1]:
+            x = there(nn.relu(_conv(width, self.dtype)(x)))
+        deepest = self.widths[-1]
+        x = _conv(deepest, self.dtype)(x)
+        # The first state is zero, but the layer must exist from the start.
+        recurrent = _conv(deepest, self.dtype, name="recurrent")
+        hidden = nn.relu(x + recurrent(jnp.zeros_like(x) if hidden is None else hidden))
+        x = hidden
+        for width in self.widths[-2::-1]:
+            x = nn.relu(_conv(width, self.dtype)(back(x)))
+        return image + _conv(2, jnp.float32)(x), hidden
+
+
+def _conv(features: int, dtype: jnp.dtype, **options: str) -> nn.Conv:
+    he = nn.initializers.he_normal()
+    return conv(features, 3, dtype, kernel_init=he, **options)
+
+
+def enlarge(x: jax.Array) -> jax.Array:
+    """Doubles rows and columns of (B, H, W, C), bilinearly."""
+    B, H, W, C = x.shape
+    return jax.image.resize(x, (B, 2 * H, 2 * W, C), "bilinear")
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """The largest of each 2x2 pixels of (B, H, W, C)."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).max((2, 4))
+
+
+class OUCR(Reconstructor):
+    """Reconstructs slices; measured values stay what they are."""
+
+    config: OUCRConfig
+
+    title = "OUCR"
+
+    @nn.compact
+    def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
+        """Reconstructs a batch; there is a single stage."""
+        del stage
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        over = (c.features,) * (c.over_levels + 1)
+        under = tuple(c.features << level for level in range(c.under_levels + 1))
+
+        def consistent(image: jax.Array) -> jax.Array:
+            spectrum = data_consistency(fft2c(image), batch.kspace, batch.mask)
+            return ifft2c(spectrum)
+
+        images = []
+        for name, widths in (("over", over), ("under", under)):
+            branch = Branch(widths, name == "over", dtype, name=name)
+            image, hidden = ifft2c(batch.kspace), None
+            for _ in range(c.iterations):
+                image, hidden = branch(image, hidden)
+                image = consistent(image)
+            images.append(image)
+        x = jnp.concatenate(images, -1)
+        for _ in range(c.refinement_layers):
+            x = nn.relu(_conv(c.features, dtype)(x))
+        mean = (images[0] + images[1]) / 2
+        return finished(consistent(mean + _conv(2, jnp.float32)(x)))

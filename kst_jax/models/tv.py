@@ -1,0 +1,123 @@
+"""Compressed sensing with total variation, its weight chosen by training.
+
+M. Lustig, D. Donoho and J. M. Pauly, "Sparse MRI" (MRM 2007), solved by the primal-dual
+iteration of A. Chambolle and T. Pock (JMIV 2011, algorithm 1).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from kst_jax.errors import InputError
+from kst_jax.fourier import fft2c, ifft2c
+from kst_jax.models.contract import (
+    ModelConfig,
+    Reconstruction,
+    Reconstructor,
+    finished,
+    require_positive,
+)
+from kst_jax.tokens import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class TVConfig(ModelConfig):
+    """Choices of compressed sensing.
+
+    Attributes:
+      iterations: of the primal-dual algorithm.
+      weight: of the total variation, to start from. Training differentiates through the
+        iterations and moves its logarithm, the only parameter.
+    """
+
+    name: str = "tv"
+    iterations: int = 150
+    weight: float = 0.01
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        super().__post_init__()
+        require_positive(self)
+        if self.weight <= 0:
+            raise InputError(f"model.weight={self.weight} must be above 0")
+
+
+def differences(image: jax.Array) -> jax.Array:
+    """To the next row and the next column; (B, H, W, 2) to (B, H, W, 2, 2).
+
+    The last axis holds the two directions; at the end of each there is no difference.
+    """
+    below, right = (jnp.diff(image, axis=n, append=_last(image, n)) for n in (1, 2))
+    return jnp.stack([below, right], -1)
+
+
+def _last(x: jax.Array, axis: int) -> jax.Array:
+    return lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+
+
+def divergence(field: jax.Array) -> jax.Array:
+    """Minus the adjoint of `differences`; (B, H, W, 2, 2) to (B, H, W, 2)."""
+    total = 0.0
+    for n in (1, 2):
+        inner = lax.slice_in_dim(field[..., n - 1], 0, field.shape[n] - 1, axis=n)
+        pad = [(0, 0)] * 4
+        pad[n] = (1, 1)
+        total += jnp.diff(jnp.pad(inner, pad), axis=n)
+    return total
+
+
+def minimise(
+    kspace: jax.Array, mask: jax.Array, weight: jax.Array, iterations: int
+) -> jax.Array:
+    """The image x that minimises |M F x - y|^2 / 2 + weight TV(x).
+
+    TV is isotropic, and joint over real and imaginary part: the sum over pixels of the
+    norm of `differences`.
+
+    Args:
+      kspace: y, (B, H, W, 2), zero where not sampled.
+      mask: M, (B, H, W).
+      weight: a scalar above 0.
+      iterations: how many; the error falls as their inverse.
+
+    Returns:
+      Images (B, H, W, 2).
+    """
+    # Steps: 1 of the dual variable in units of the weight, and so of the primal one
+    # what the operator's norm, at most 8, leaves: 1 / 8 in units of 1 / weight. Only
+    # the share of the measured values then depends on the weight.
+    share = mask[..., None] / (1 + 8 * weight)
+
+    @jax.checkpoint
+    def iterate(carry: tuple, _: None) -> tuple[tuple, None]:
+        image, ahead, dual = carry
+        dual = dual + differences(ahead)
+        dual = dual / jnp.sqrt(jnp.maximum((dual**2).sum((-2, -1), keepdims=True), 1.0))
+        spectrum = fft2c(image + divergence(dual) / 8)
+        new = ifft2c(spectrum + share * (kspace - spectrum))
+        return (new, 2 * new - image, dual), None
+
+    image = ifft2c(kspace)
+    dual = jnp.zeros_like(differences(image))
+    return lax.scan(iterate, (image, image, dual), length=iterations)[0][0]
+
+
+class TV(Reconstructor):
+    """Reconstructs slices."""
+
+    config: TVConfig
+
+    title = "Total variation"
+
+    @nn.compact
+    def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
+        """Reconstructs a batch; there is a single stage."""
+        del stage
+        c = self.config
+        start = nn.initializers.constant(np.log(c.weight))
+        weight = jnp.exp(self.param("log_weight", start, ()))
+        return finished(minimise(batch.kspace, batch.mask, weight, c.iterations))

@@ -1,0 +1,170 @@
+"""U-Nets that turn zero-filled images, or zero-filled spectra, into whole ones.
+
+O. Ronneberger, P. Fischer and T. Brox, "U-Net" (MICCAI 2015, arXiv 1505.04597), in the
+form of J. Zbontar et al., "fastMRI" (arXiv 1811.08839): instance normalisation without
+parameters, average pooling, transposed convolutions.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kst_jax.errors import InputError
+from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.models.blocks import uniform_bias
+from kst_jax.models.contract import (
+    ModelConfig,
+    Reconstruction,
+    Reconstructor,
+    finished,
+    require_positive,
+)
+from kst_jax.models.convolution import conv
+from kst_jax.tokens import Batch
+
+# PyTorch's default, with which fastMRI trains: uniform in +-1/sqrt(fan in).
+_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(ModelConfig):
+    """Sizes of a U-Net; the defaults are those of fastMRI's small one.
+
+    Attributes:
+      features: channels at full resolution, doubled by each pooling.
+      poolings: how often the resolution is halved.
+      consistent: put the measured values back into the result's spectrum. Off by
+        default, as in fastMRI's baseline; nothing tells that the K-Space Transformer's
+        paper did it.
+    """
+
+    name: str = "unet"
+    features: int = 32
+    poolings: int = 4
+    consistent: bool = False
+
+    def __post_init__(self):
+        """Raises InputError where the sizes cannot make a network."""
+        super().__post_init__()
+        require_positive(self)
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Raises InputError for images that cannot be halved so often."""
+        least = 2 ** (self.poolings + 1)
+        if min(size) < least:
+            raise InputError(
+                f"data.size={size} is too small for model.poolings={self.poolings}: "
+                f"rows and columns must be at least {least}; take fewer poolings"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class KUNetConfig(UNetConfig):
+    """Sizes of a U-Net on the spectrum; see `UNetConfig`."""
+
+    name: str = "kunet"
+
+
+class ConvBlock(nn.Module):
+    """Two convolutions, each with instance normalisation and LeakyReLU."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, any) to (B, H, W, features)."""
+        for _ in range(2):
+            layer = conv(
+                self.features, 3, self.dtype, use_bias=False, kernel_init=_uniform
+            )
+            x = activate(layer(x))
+        return x
+
+
+class Enlarge(nn.Module):
+    """A transposed convolution, 2x2 with stride 2: each pixel becomes four."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, h, w, any) to (B, 2h, 2w, features)."""
+        B, h, w, _ = x.shape
+        # PyTorch counts the results, not the inputs, of a transposed convolution.
+        bound = uniform_bias(4 * self.features)
+        pixels = nn.Dense(
+            4 * self.features, use_bias=False, dtype=self.dtype, kernel_init=bound
+        )(x)
+        pixels = pixels.reshape(B, h, w, 2, 2, self.features).swapaxes(2, 3)
+        return activate(pixels.reshape(B, 2 * h, 2 * w, self.features))
+
+
+def activate(x: jax.Array) -> jax.Array:
+    """Instance normalisation, each channel of each slice, in float32; LeakyReLU."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean((1, 2), keepdims=True)
+    y = y * jax.lax.rsqrt((y * y).mean((1, 2), keepdims=True) + 1e-5)
+    return nn.leaky_relu(y, 0.2).astype(x.dtype)
+
+
+def halve(x: jax.Array) -> jax.Array:
+    """Averages over 2x2 pixels; (B, H, W, C) to (B, H // 2, W // 2, C)."""
+    B, H, W, C = x.shape
+    x = x[:, : H // 2 * 2, : W // 2 * 2]
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
+
+
+class UNet(Reconstructor):
+    """Reconstructs slices from their zero-filled images."""
+
+    config: UNetConfig
+
+    title = "U-Net"
+    in_kspace: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
+        """Reconstructs a batch; there is a single stage."""
+        del stage
+        if self.in_kspace:
+            image = ifft2c(self._network(batch.kspace))
+        else:
+            image = self._network(ifft2c(batch.kspace))
+        if self.config.consistent:
+            spectrum = data_consistency(fft2c(image), batch.kspace, batch.mask)
+            image = ifft2c(spectrum)
+        return finished(image)
+
+    @nn.nowrap
+    def _network(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, 2) to (B, H, W, 2), float32."""
+        c, dtype, skipped = self.config, jnp.dtype(self.config.dtype), []
+        for level in range(c.poolings):
+            skipped.append(ConvBlock(c.features << level, dtype)(x))
+            x = halve(skipped[-1])
+        x = ConvBlock(c.features << c.poolings, dtype)(x)
+        for level in reversed(range(c.poolings)):
+            x = Enlarge(c.features << level, dtype)(x)
+            skip = skipped.pop()
+            # Where a size was odd, pooling has left a row or column out.
+            missing = [(0, m - n) for m, n in zip(skip.shape, x.shape, strict=True)]
+            x = jnp.pad(x, [*missing[:3], (0, 0)], mode="reflect")
+            x = ConvBlock(c.features << level, dtype)(jnp.concatenate([x, skip], -1))
+        last = conv(
+            2, 1, jnp.float32, kernel_init=_uniform, bias_init=uniform_bias(c.features)
+        )
+        return last(x)
+
+
+class KUNet(UNet):
+    """Reconstructs slices by a U-Net on their zero-filled spectra."""
+
+    config: KUNetConfig
+
+    title = "K-UNet"
+    in_kspace = True
