@@ -27,4 +27,5 @@ def get_config() -> ConfigDict:
         images=run.train.steps * run.train.batch_size,
     )
     study.data.update(run.data)
+    del study.tables[protocol.ABLATION]
     return study

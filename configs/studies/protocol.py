@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from configs import admm, d5c5, default, kunet, oucr, tv, unet
 
+ABLATION = "Table 3: ablation"
 _PATTERNS = (
     ("uniform_1d", "5", 5.0),
     ("gaussian_2d", "5", 5.0),
@@ -95,7 +96,7 @@ def study(
         )
         if (columns := [name for name in settings if name.startswith(kind)])
     }
-    tables["Table 3: ablation"] = {
+    tables[ABLATION] = {
         "settings": ["gaussian2d_5x", "uniform1d_5x"],
         "methods": ["kst", *without],
     }
