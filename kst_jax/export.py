@@ -25,6 +25,7 @@ from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstructor
+from kst_jax.models.kst import KSTConfig
 from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
 
@@ -84,8 +85,10 @@ def export(
       params: its parameters.
       platforms: "cpu", "cuda", "rocm", "tpu".
     """
-    # The portable form: what "auto" stands for depends on the machine.
-    model = dataclasses.replace(config.model, attention="blocked")
+    model = config.model
+    if isinstance(model, KSTConfig):
+        # The portable form: what "auto" stands for depends on the machine.
+        model = dataclasses.replace(model, attention="blocked")
     counts = pipeline.open_sampler(config).counts
     function = reconstructor(build(model), params, counts)
     (b,) = jax_export.symbolic_shape("b")
