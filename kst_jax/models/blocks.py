@@ -48,6 +48,10 @@ def uniform_bias(fan_in: int) -> Callable:
     return init
 
 
+# Kernels in +-1/sqrt(fan in): with `uniform_bias`, how PyTorch starts a layer.
+uniform_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
 class Perceptron(nn.Module):
     """Dense, ReLU, Dense. The output layer may have a precision of its own."""
 

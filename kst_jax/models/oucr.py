@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from kst_jax.errors import InputError
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.contract import (
     ModelConfig,
     Reconstruction,
@@ -84,21 +85,30 @@ class Branch(nn.Module):
         there, back = (enlarge, halve) if self.over else (halve, enlarge)
         x = image
         for width in self.widths[:-1]:
-            x = there(nn.relu(_conv(width, self.dtype)(x)))
-        deepest = self.widths[-1]
-        x = _conv(deepest, self.dtype)(x)
-        # The first state is zero, but the layer must exist from the start.
-        recurrent = _conv(deepest, self.dtype, name="recurrent")
-        hidden = nn.relu(x + recurrent(jnp.zeros_like(x) if hidden is None else hidden))
+            x = there(nn.relu(_conv(x, width, self.dtype)))
+        x = _conv(x, self.widths[-1], self.dtype)
+        # The first state is zero, but its layer must exist from the start.
+        hidden = jnp.zeros_like(x) if hidden is None else hidden
+        hidden = nn.relu(x + _conv(hidden, self.widths[-1], self.dtype))
         x = hidden
         for width in self.widths[-2::-1]:
-            x = nn.relu(_conv(width, self.dtype)(back(x)))
-        return image + _conv(2, jnp.float32)(x), hidden
+            x = nn.relu(_conv(back(x), width, self.dtype))
+        return image + _conv(x, 2, jnp.float32), hidden
 
 
-def _conv(features: int, dtype: jnp.dtype, **options: str) -> nn.Conv:
-    he = nn.initializers.he_normal()
-    return conv(features, 3, dtype, kernel_init=he, **options)
+def _conv(x: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
+    """A 3x3 convolution that starts as in PyTorch.
+
+    He initialisation, as in D5C5, would multiply the image in every iteration.
+    """
+    layer = conv(
+        features,
+        3,
+        dtype,
+        kernel_init=uniform_kernel,
+        bias_init=uniform_bias(9 * x.shape[-1]),
+    )
+    return layer(x)
 
 
 def enlarge(x: jax.Array) -> jax.Array:
@@ -142,6 +152,6 @@ class OUCR(Reconstructor):
             images.append(image)
         x = jnp.concatenate(images, -1)
         for _ in range(c.refinement_layers):
-            x = nn.relu(_conv(c.features, dtype)(x))
+            x = nn.relu(_conv(x, c.features, dtype))
         mean = (images[0] + images[1]) / 2
-        return finished(consistent(mean + _conv(2, jnp.float32)(x)))
+        return finished(consistent(mean + _conv(x, 2, jnp.float32)))

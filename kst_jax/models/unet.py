@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from kst_jax.errors import InputError
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
-from kst_jax.models.blocks import uniform_bias
+from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.contract import (
     ModelConfig,
     Reconstruction,
@@ -24,9 +24,6 @@ from kst_jax.models.contract import (
 )
 from kst_jax.models.convolution import conv
 from kst_jax.tokens import Batch
-
-# PyTorch's default, with which fastMRI trains: uniform in +-1/sqrt(fan in).
-_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +76,7 @@ class ConvBlock(nn.Module):
         """(B, H, W, any) to (B, H, W, features)."""
         for _ in range(2):
             layer = conv(
-                self.features, 3, self.dtype, use_bias=False, kernel_init=_uniform
+                self.features, 3, self.dtype, use_bias=False, kernel_init=uniform_kernel
             )
             x = activate(layer(x))
         return x
@@ -155,10 +152,8 @@ class UNet(Reconstructor):
             missing = [(0, m - n) for m, n in zip(skip.shape, x.shape, strict=True)]
             x = jnp.pad(x, [*missing[:3], (0, 0)], mode="reflect")
             x = ConvBlock(c.features << level, dtype)(jnp.concatenate([x, skip], -1))
-        last = conv(
-            2, 1, jnp.float32, kernel_init=_uniform, bias_init=uniform_bias(c.features)
-        )
-        return last(x)
+        start = {"kernel_init": uniform_kernel, "bias_init": uniform_bias(c.features)}
+        return conv(2, 1, jnp.float32, **start)(x)
 
 
 class KUNet(UNet):
