@@ -8,7 +8,6 @@ function of the seed, the file and the slice.
 
 import contextlib
 import functools
-import sys
 import time
 from typing import NamedTuple
 
@@ -164,9 +163,7 @@ def training_batches(
     prepare = functools.partial(_training_slice, config=config, sampler=sampler)
     stream = grain.MapDataset.source(source).seed(config.data.seed).shuffle()
     first = first_step * config.train.batch_size + process
-    # Half of grain's infinity, which its batches of 1 would round up beyond itself.
-    endless = slice(first, sys.maxsize // 2, processes)
-    stream = stream.repeat().random_map(prepare)[endless]
+    stream = stream.repeat().random_map(prepare)[first::processes]
     stream = stream.batch(
         config.train.batch_size // processes, batch_fn=tokens.batch_of
     )
