@@ -39,7 +39,7 @@ class FastMRIVolume:
 
     def read(self, index: int) -> np.ndarray:
         """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
-        with _open(self.path) as file:
+        with open_file(self.path) as file:
             return to_image(file["kspace"][index], f"{self.path}: slice {index}")
 
 
@@ -50,8 +50,9 @@ def open_volume(path: Path) -> FastMRIVolume:
             f"{path}: not an HDF5 file, though its name says so. Look at its first "
             "bytes: a web page saved by a failed download is the usual case."
         )
-    with _open(path) as file:
-        kspace = _checked_kspace(file, path)
+    with open_file(path) as file:
+        kspace = kspace_of(file, path)
+        _require_single_coil(kspace, path)
         if "mask" in file:
             raise InputError(
                 f"{path}: holds a 'mask': its k-space is undersampled already, and "
@@ -75,12 +76,14 @@ def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
     return ifft2c(kspace_HxW)
 
 
-def _open(path: Path) -> h5py.File:
+def open_file(path: Path) -> h5py.File:
+    """Open an HDF5 file to read."""
     # Nobody writes here, and network file systems often refuse locks.
     return h5py.File(path, "r", locking=False)
 
 
-def _checked_kspace(file: h5py.File, path: Path) -> h5py.Dataset:
+def kspace_of(file: h5py.File, path: Path) -> h5py.Dataset:
+    """The dataset `kspace`, of any shape and type; InputError where there is none."""
     link = file.get("kspace", getlink=True)
     if link is None:
         raise InputError(
@@ -99,6 +102,10 @@ def _checked_kspace(file: h5py.File, path: Path) -> h5py.Dataset:
         raise InputError(
             f"{path}: 'kspace' keeps its values in other files. Store them in this one."
         )
+    return kspace
+
+
+def _require_single_coil(kspace: h5py.Dataset, path: Path) -> None:
     shape, dtype = kspace.shape, kspace.dtype
     if shape is not None and len(shape) == 4 and dtype.kind == "c":
         raise InputError(
@@ -124,7 +131,6 @@ def _checked_kspace(file: h5py.File, path: Path) -> h5py.Dataset:
             f"{path}: 'kspace' claims the shape {shape}, more than {MAX_POINTS} points "
             f"a slice or chunk, or {MAX_SLICES} slices. The file is probably damaged."
         )
-    return kspace
 
 
 def _subject(file: h5py.File, path: Path) -> str:

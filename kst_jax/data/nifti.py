@@ -111,11 +111,16 @@ def _volume(path: Path) -> np.ndarray:
         return _decode(path)
 
 
+def load(path: Path) -> nib.spatialimages.SpatialImage:
+    """What nibabel makes of a file's header; nothing is decoded."""
+    return nib.load(path)
+
+
 # A compressed file cannot be read slice by slice, so the last two stay decoded.
 @functools.lru_cache(maxsize=2)
 def _decode(path: Path) -> np.ndarray:
     """Float32 (x, y, z) with x to the right, y anterior, z superior."""
-    image = nib.load(path)
+    image = load(path)
     shape = _checked_shape(image, path)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
         volume = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)

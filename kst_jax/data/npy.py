@@ -37,7 +37,7 @@ class NpyVolume:
 
     def read(self, index: int) -> np.ndarray:
         """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
-        kspace = _memory_map(self.path)[index]
+        kspace = memory_map(self.path)[index]
         if kspace.dtype.kind == "f":
             with np.errstate(over="ignore", invalid="ignore"):  # `to_image` reports it
                 channels = np.ascontiguousarray(kspace, np.float32)
@@ -47,7 +47,7 @@ class NpyVolume:
 
 def open_volume(path: Path) -> NpyVolume:
     """Look at a file's header; raise InputError where it is not k-space."""
-    array = _memory_map(path)
+    array = memory_map(path)
     shape, kind = array.shape, array.dtype.kind
     if not (
         (kind == "f" and len(shape) == 4 and shape[-1] == 2)
@@ -73,7 +73,7 @@ def read_mask_bank(path: str | Path) -> np.ndarray:
       InputError: the file is unreadable, has another rank, values besides 0 and 1, or
         a mask without a sampled point.
     """
-    bank = _memory_map(Path(path))
+    bank = memory_map(Path(path))
     if bank.ndim != 3:
         raise InputError(
             f"{path}: has shape {bank.shape}. A bank of masks is (M, H, W)."
@@ -91,7 +91,7 @@ def read_mask_bank(path: str | Path) -> np.ndarray:
     return masks
 
 
-def _memory_map(path: Path) -> np.ndarray:
+def memory_map(path: Path) -> np.ndarray:
     """Map the file's array, so that only what is touched is read; never unpickle."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
