@@ -211,7 +211,7 @@ def test_memory_to_decode_is_what_decoding_takes(tmp_path, name):
 def test_a_large_folder_takes_no_more_memory_than_a_file(tmp_path):
     paths = [tmp_path / f"{number:02}.npy" for number in range(12)]
     for path in paths:
-        write_npy(path, np.tile(KSPACE, (8, 2, 2)))
+        write_npy(path, np.tile(KSPACE, (1, 10, 10)))
 
     def peak(folder):
         tracemalloc.start()
@@ -222,7 +222,7 @@ def test_a_large_folder_takes_no_more_memory_than_a_file(tmp_path):
         return found
 
     peak(paths[0])  # what is imported and cached on the way
-    assert peak(tmp_path) < 1.2 * peak(paths[0]) + 2**16
+    assert peak(tmp_path) < 1.2 * peak(paths[0])
 
 
 # --- it and the loaders agree ---
