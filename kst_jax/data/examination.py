@@ -269,8 +269,8 @@ def _look_npy(path: Path, found: Examination) -> None:
 
 
 def _decoding(points: int, itemsize: int) -> int:
-    """Bytes of a slice as stored, and of three copies while it is transformed."""
-    return points * (itemsize + 3 * np.dtype(np.complex64).itemsize)
+    """Bytes of a slice as stored, twice, and of two images while it is transformed."""
+    return points * 2 * (itemsize + np.dtype(np.complex64).itemsize)
 
 
 _LOOK: dict[str, Callable[[Path, Examination], None]] = {

@@ -7,8 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from kst_jax.data.fastmri import MAX_POINTS, to_image
+from kst_jax import files
+from kst_jax.data.fastmri import MAX_POINTS, MAX_SLICES, to_image
 from kst_jax.errors import InputError
+
+_MAX_BANK = 2**28  # points of all masks: 16,384 masks of 128x128
+_MAX_HEADER = 2**16  # bytes, what version 1 of the format can say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +62,10 @@ def open_volume(path: Path) -> NpyVolume:
             "(N, H, W, 2) or complex (N, H, W). Name the k-space file itself, not the "
             "folder, where masks or other arrays lie beside it."
         )
-    if math.prod(shape[1:]) > 2 * MAX_POINTS:
+    if math.prod(shape[1:]) > 2 * MAX_POINTS or len(array) > MAX_SLICES:
         raise InputError(
-            f"{path}: shape {shape} means more than {MAX_POINTS} points a slice. Check "
-            "the order of its axes."
+            f"{path}: shape {shape} means more than {MAX_POINTS} points a slice or "
+            f"{MAX_SLICES} slices. Check the order of its axes, or divide the file."
         )
     return NpyVolume(path, path.stem, len(array))
 
@@ -78,6 +82,11 @@ def read_mask_bank(path: str | Path) -> np.ndarray:
         raise InputError(
             f"{path}: has shape {bank.shape}. A bank of masks is (M, H, W)."
         )
+    if bank.size > _MAX_BANK:
+        raise InputError(
+            f"{path}: shape {bank.shape} means more than {_MAX_BANK} points. Keep "
+            "fewer masks."
+        )
     if bank.dtype.kind not in "biuf" or not np.isin(bank, (0, 1)).all():
         raise InputError(
             f"{path}: holds values besides 0 and 1. Store masks as booleans."
@@ -93,7 +102,9 @@ def read_mask_bank(path: str | Path) -> np.ndarray:
 
 def memory_map(path: Path) -> np.ndarray:
     """Map the file's array, so that only what is touched is read; never unpickle."""
+    files.require_ordinary(path)
     try:
+        _require_short_header(path)
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # damaged headers fail in many ways inside numpy
         raise InputError(
@@ -105,3 +116,12 @@ def memory_map(path: Path) -> np.ndarray:
             f"{path}: empty array of shape {array.shape}. Leave out the file."
         )
     return array
+
+
+def _require_short_header(path: Path) -> None:
+    """Versions 2 and 3 may claim 4 GiB of header, which numpy would read at once."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    size = int.from_bytes(start[8:12], "little")
+    if start[6:7] > b"\1" and size > _MAX_HEADER:
+        raise ValueError(f"a header of {size} bytes")

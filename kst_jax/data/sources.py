@@ -254,13 +254,24 @@ def everything(part: str) -> list[Path]:
         return [f for f in path.rglob("*") if not _hidden(f.relative_to(path))]
     if path.exists():
         return [path]
-    files = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    files = _matches(path)
     if not files:
         raise InputError(
             f"{part}: no such file or folder. Check the spelling; the bundled scans "
             f"are {' and '.join(DEMO)}."
         )
     return files
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Paths that match; `**` does not follow links to folders, which may be loops."""
+    parts = pattern.parts
+    first = next((n for n, p in enumerate(parts) if glob.has_magic(p)), len(parts))
+    if first == len(parts):
+        return []
+    folder, rest = Path(*parts[:first]), str(Path(*parts[first:]))
+    found = folder.glob(f"{rest}/*" if parts[-1] == "**" else rest)
+    return [path for path in found if not _hidden(path.relative_to(folder))]
 
 
 def _hidden(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kst_jax import files
 from kst_jax.data import fastmri, nifti, npy
 from kst_jax.errors import InputError
 
@@ -156,6 +157,7 @@ def selection_of(args: argparse.Namespace) -> Selection:
 def open_volume(path: Path, selection: Selection) -> Volume:
     """Look at a scan's file; raise InputError where it cannot be used."""
     with reading(path):
+        files.require_ordinary(path)
         reader = READERS[suffix_of(path)]
         return reader(path, selection.plane, selection.min_foreground)
 
