@@ -211,7 +211,10 @@ def _unreadable(path: Path) -> Iterator[None]:
 def _require_plausible(item: Path) -> None:
     """Refuses arrays that Orbax would make up: it stores zeros in no space at all."""
     with _unreadable(item), ocp.StandardCheckpointer() as reader:
-        arrays = jax.tree.leaves(reader.metadata(item).item_metadata.tree)
+        metadata = reader.metadata(item).item_metadata
+        if metadata is None:
+            raise ValueError("nothing says what arrays it holds")
+        arrays = jax.tree.leaves(metadata.tree)
         claimed = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays)
     stored = sum(file.stat().st_size for file in item.rglob("*"))
     if claimed > _MAX_UNSTORED + 100 * stored:
@@ -348,6 +351,8 @@ def read_config(workdir: str | Path) -> Config:
         raise InputError(f"{path}: not found; give the folder of a run") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _write_config(workdir: Path, config: Config) -> None:
