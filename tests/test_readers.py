@@ -80,6 +80,17 @@ def write_dataset(path, name="kspace", data=None, **options):
             dataset[0, 0, 0] = data
 
 
+def write_filtered(path):
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    created.set_chunk(KSPACE.shape)
+    created.set_filter(307, h5py.h5z.FLAG_OPTIONAL, ())  # bzip2, by a plugin
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple(KSPACE.shape)
+        kind = h5py.h5t.py_create(KSPACE.dtype)
+        dataset = h5py.h5d.create(file.id, b"kspace", kind, space, created)
+        dataset.write_direct_chunk((0, 0, 0), KSPACE.tobytes(), 1)
+
+
 def write_masked(path):
     write_h5(path)
     with h5py.File(path, "a") as file:
@@ -107,6 +118,10 @@ BAD_H5 = {
     "67108864 points": lambda p: write_dataset(
         p, data=1, shape=(1, 2**20, 2**20), dtype="c8", chunks=(1, 9, 9)
     ),
+    "4 chunks, but only 1 are stored": lambda p: write_dataset(
+        p, data=1, shape=(4, 6, 5), dtype="c8", chunks=(1, 6, 5)
+    ),
+    "filters that are not read": write_filtered,
     "slice 2 holds values that are not finite": lambda p: write_h5(
         p, with_nan(KSPACE, 2)
     ),
