@@ -7,6 +7,7 @@ import zlib
 import h5py
 import nibabel as nib
 import numpy as np
+import scipy.io
 
 from tests.scans import KSPACE, VOLUME
 
@@ -214,7 +215,15 @@ def scans():
     pair = analyze()
     yield "analyze alone", {"scan.hdr": pair["scan.hdr"]}
     yield "analyze short", pair | {"scan.img": pair["scan.img"][:50]}
-    yield "analyze with SPM's affine a bomb", pair | {"scan.mat": zeros()}
+    yield "analyze with SPM's affine a bomb", pair | {"scan.mat": affine()}
+
+
+def affine():
+    """SPM's affine, and beside it in the file a bomb."""
+    stream = io.BytesIO()
+    values = {"M": np.eye(4), "junk": np.zeros(BOMB // 8)}
+    scipy.io.savemat(stream, values, do_compression=True)
+    return stream.getvalue()
 
 
 def analyze():

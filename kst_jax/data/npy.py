@@ -87,7 +87,7 @@ def read_mask_bank(path: str | Path) -> np.ndarray:
             f"{path}: shape {bank.shape} means more than {_MAX_BANK} points. Keep "
             "fewer masks."
         )
-    if bank.dtype.kind not in "biuf" or not np.isin(bank, (0, 1)).all():
+    if bank.dtype.kind not in "biuf" or not ((bank == 0) | (bank == 1)).all():
         raise InputError(
             f"{path}: holds values besides 0 and 1. Store masks as booleans."
         )
