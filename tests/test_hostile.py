@@ -19,7 +19,7 @@ MIB = 2**20
 BOUND = 128 * MIB
 # Harmless: values that nothing needs, and attributes and headers that say little.
 MAY_BE_READ = re.compile(
-    r"\w+/(.* )?(damaged|changed|bits) \d+"  # damage at random
+    r"(?!network)\w+/(.* )?(damaged|changed|bits) \d+"  # damage at random
     r"|people/(loop|broken link) .*"  # as where there is no file
     r"|scan/h5 patient .*"
     r"|scan/nii(.gz)? slope inf"

@@ -236,9 +236,10 @@ def _look_fastmri(path: Path, found: Examination) -> None:
         found.stored, found.dtype = kspace.shape, str(kspace.dtype)
         if kspace.shape and len(kspace.shape) in (3, 4):
             found.coils = 1 if len(kspace.shape) == 3 else kspace.shape[1]
-            chunk = math.prod(kspace.chunks or ()) * kspace.dtype.itemsize
-            points = math.prod(kspace.shape[-2:])
-            found.decoding = chunk + _decoding(points, kspace.dtype.itemsize)
+            itemsize = kspace.dtype.itemsize
+            # A chunk is looked at packed and unpacked before it is read.
+            chunk = 2 * math.prod(kspace.chunks or (0,)) * itemsize
+            found.decoding = chunk + _decoding(math.prod(kspace.shape[-2:]), itemsize)
 
 
 def _look_nifti(path: Path, found: Examination) -> None:

@@ -152,8 +152,7 @@ def _require_plain_storage(kspace: h5py.Dataset, path: Path) -> None:
             f"{path}: 'kspace' of shape {kspace.shape} has {chunks} chunks, but only "
             f"{stored} are stored. Copy or download the file again, or leave it out."
         )
-    created = kspace.id.get_create_plist()
-    filters = [created.get_filter(n)[0] for n in range(created.get_nfilters())]
+    filters = _filters(kspace)
     if filters and filters[-1] == h5py.h5z.FILTER_FLETCHER32:
         filters.pop()
     if filters and filters[-1] in _COMPRESSION:
@@ -172,15 +171,14 @@ def _require_honest_chunks(kspace: h5py.Dataset, index: int, path: Path) -> None
     could take all memory.
     """
     size = math.prod(kspace.chunks) * kspace.dtype.itemsize
-    created = kspace.id.get_create_plist()
-    filters = [created.get_filter(n)[0] for n in range(created.get_nfilters())]
+    packed = h5py.h5z.FILTER_DEFLATE in _filters(kspace)
     for where in kspace.iter_chunks(np.s_[index : index + 1]):
         offset = tuple(
             part.start // n * n for part, n in zip(where, kspace.chunks, strict=True)
         )
         stored = kspace.id.get_chunk_info_by_coord(offset).size
         honest = stored <= size + size // 8 + 2**10  # what does not compress, grows
-        if honest and h5py.h5z.FILTER_DEFLATE in filters:
+        if honest and packed:
             _, data = kspace.id.read_direct_chunk(offset)
             with contextlib.suppress(zlib.error):  # HDF5 reports it, or it is not used
                 data = zlib.decompressobj().decompress(data, size + _CHECKSUM + 1)
@@ -190,6 +188,11 @@ def _require_honest_chunks(kspace: h5py.Dataset, index: int, path: Path) -> None
                 f"{path}: slice {index} is in a chunk of 'kspace' that holds more than "
                 f"its {size} bytes. The file is damaged; copy or download it again."
             )
+
+
+def _filters(kspace: h5py.Dataset) -> list[int]:
+    created = kspace.id.get_create_plist()
+    return [created.get_filter(number)[0] for number in range(created.get_nfilters())]
 
 
 def _subject(file: h5py.File, path: Path) -> str:
