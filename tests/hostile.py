@@ -2,8 +2,8 @@
 
     python -m tests.hostile FOLDER
 
-reads FOLDER/<reader>/<case>/* and prints a line of JSON for each case: what came of it
-and the program's peak memory so far. It ends if a case takes too long.
+reads FOLDER/<reader>/<case>/* and prints a line of JSON before, and one for each case:
+what came of it and the program's peak memory so far. It ends if a case takes too long.
 """
 
 import io
@@ -106,7 +106,8 @@ def damaged(data, trials, seed=0, head=700):
             del bad[rng.integers(len(bad)) :]
         for place in places if trial % 3 else ():
             bad[place] = 255 * (trial % 2) if trial % 3 == 1 else bad[place] ^ 16
-        yield f"damaged {trial}", bytes(bad)
+        if bytes(bad) != data:
+            yield f"damaged {trial}", bytes(bad)
 
 
 def write_damaged(folder):
@@ -396,6 +397,7 @@ def put(case, content):
 
 
 def main(folder):
+    print(json.dumps(["before", "read", peak()]), flush=True)
     for case in sorted(pathlib.Path(folder).glob("*/*")):
         read(case)
 
