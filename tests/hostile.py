@@ -201,6 +201,8 @@ CONFIGS = {
     "section": b'{"data": 3}',
     "mapping for a pair": b'{"data": {"size": {}}}',
     "mapping for a number": b'{"train": {"steps": {"a": 1}}}',
+    "network of no name": b'{"model": {"name": []}}',
+    "network of sections": b'{"model": {"width": {"a": 1}}}',
     "unknown": b'{"__class__": {"a": 1}}',
     "out of range": b'{"train": {"steps": -1}}',
     "not a number": b'{"train": {"learning_rate": NaN}}',

@@ -1,7 +1,10 @@
 """Each kind of file: what is read, what is refused."""
 
+import concurrent.futures
+import gc
 import gzip
 import pathlib
+import sys
 
 import h5py
 import nibabel as nib
@@ -325,6 +328,32 @@ def test_npy(tmp_path, array):
     np.testing.assert_allclose([s.image for s in slices], IMAGES, atol=1e-6)
     assert [s.index for s in slices] == [0, 1, 2, 3]
     assert {(s.subject, s.measured) for s in slices} == {("train_kspace", False)}
+
+
+@pytest.fixture
+def busy_threads():
+    """Threads that change places within numpy's parsing of a header, as JAX's do."""
+
+    def collected(*_):
+        return [None for _ in range(50)]
+
+    before = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(10)
+    gc.callbacks.append(collected)
+    sys.setswitchinterval(1e-6)
+    yield
+    gc.callbacks.remove(collected)
+    gc.set_threshold(*before[0])
+    sys.setswitchinterval(before[1])
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_npy_in_threads(tmp_path):
+    write_npy(tmp_path / "a.npy")
+    source = open_source(str(tmp_path))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda n: source[n % 4].image, range(1500)):
+            assert found.shape == (6, 5)
 
 
 BAD_NPY = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,9 @@ from kst_jax import files
 from kst_jax.data.fastmri import MAX_POINTS, MAX_SLICES, to_image
 from kst_jax.errors import InputError
 
+# numpy reads headers with `ast`, which in Python 3.11 now and then fails in threads
+# ("AST constructor recursion depth mismatch").
+_PARSING = threading.Lock()
 _MAX_BANK = 2**28  # points of all masks: 16,384 masks of 128x128
 _MAX_HEADER = 2**16  # bytes, what version 1 of the format can say
 
@@ -105,7 +109,8 @@ def memory_map(path: Path) -> np.ndarray:
     files.require_ordinary(path)
     try:
         _require_short_header(path)
-        array = np.lib.format.open_memmap(path, mode="r")
+        with _PARSING:
+            array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # damaged headers fail in many ways inside numpy
         raise InputError(
             f"{path}: not a readable .npy file ({error}). Check that it is complete "
