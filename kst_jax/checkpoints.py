@@ -13,6 +13,7 @@ and is complete when its folder has its name.
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ _MAY_CHANGE = (
     *("data.workers", "data.threads", "data.prefetch"),
     "eval",
 )
+_MAX_UNSTORED = 2**26  # bytes of parameters that a checkpoint need not store
 _NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
 
 
@@ -180,6 +182,7 @@ def read_parameters(
         integrity.warn(folder / str(other), cause, folder / str(step))
     path = folder / str(step)
     name = "ema" if (path / "ema").is_dir() else "params"
+    _require_plausible(path / name)
     found = _read(
         path, {name: ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
     )
@@ -189,15 +192,36 @@ def read_parameters(
 def _read(path: Path, items: dict) -> ocp.args.Composite:
     """Reads items of an undamaged checkpoint."""
     reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    with _unreadable(path), contextlib.closing(reader):
+        return reader.restore(path, args=ocp.args.Composite(**items))
+
+
+@contextlib.contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
     try:
-        with contextlib.closing(reader):
-            return reader.restore(path, args=ocp.args.Composite(**items))
+        yield
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise InputError(
             f"{path}: undamaged, but it does not hold what is to be read ({error}). It "
             "may be of another version of kst_jax, or converted: such parameters can "
             "be evaluated, not trained further"
         ) from error
+
+
+def _require_plausible(item: Path) -> None:
+    """Refuses arrays that Orbax would make up: it stores zeros in no space at all."""
+    with _unreadable(item), ocp.StandardCheckpointer() as reader:
+        metadata = reader.metadata(item).item_metadata
+        if metadata is None:
+            raise ValueError("nothing says what arrays it holds")
+        arrays = jax.tree.leaves(metadata.tree)
+        claimed = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays)
+    stored = sum(file.stat().st_size for file in item.rglob("*"))
+    if claimed > _MAX_UNSTORED + 100 * stored:
+        raise InputError(
+            f"{item}: claims parameters of {claimed} bytes, which {stored} bytes "
+            "cannot hold. No training wrote it; restore it from where it comes from"
+        )
 
 
 def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
@@ -265,9 +289,19 @@ def write_subjects(workdir: str | Path, part: str, subjects: Sequence[str]) -> N
 
 
 def read_subjects(workdir: str | Path, part: str) -> list[str]:
-    """What `write_subjects` noted; empty where nothing was."""
+    """What `write_subjects` noted; empty where nothing was.
+
+    Raises:
+      InputError: the file is damaged.
+    """
     path = Path(workdir) / f"{part}_subjects.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    subjects = files.read_json(path) if path.exists() else []
+    if not (isinstance(subjects, list) and all(isinstance(s, str) for s in subjects)):
+        raise InputError(
+            f"{path}: holds no list of names. Copy it again from where the run was "
+            "made."
+        )
+    return subjects
 
 
 def _require_own_run(workdir: Path, config: Config) -> None:
@@ -312,11 +346,13 @@ def read_config(workdir: str | Path) -> Config:
     """
     path = Path(workdir) / "config.json"
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(files.read_json(path))
     except FileNotFoundError:
         raise InputError(f"{path}: not found; give the folder of a run") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _write_config(workdir: Path, config: Config) -> None:
@@ -362,7 +398,7 @@ def _best(folder: Path, steps: list[int]) -> int:
     """The step with the best score in validation, the latest of equal ones."""
     paths = {step: folder / str(step) / "metrics" / "metrics" for step in steps}
     scores = {
-        step: _psnr(json.loads(path.read_text()))
+        step: _psnr(files.read_json(path))
         for step, path in paths.items()
         if path.exists()
     }

@@ -378,13 +378,16 @@ def from_dict(
     Raises:
       InputError: an unknown key (the valid ones are listed) or a value out of range.
     """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise InputError(f"{where}={values!r} cannot be used: give keys and values")
     if kind is ModelConfig:  # each network has a kind of its own
         kind = registry.entry(values.get("name", KSTConfig.name)).config
+    fields = {name: _field(kind, name, where) for name in values}
     return kind(
         **{
-            name: from_dict(value, _field(kind, name, where).type, f"{where}.{name}")
-            if isinstance(value, Mapping | ConfigDict)
-            else _checked(value, _field(kind, name, where), where)
+            name: from_dict(value, fields[name].type, f"{where}.{name}")
+            if dataclasses.is_dataclass(fields[name].type)
+            else _checked(value, fields[name], where)
             for name, value in values.items()
         }
     )

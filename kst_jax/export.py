@@ -3,7 +3,8 @@
     python -m kst_jax.export runs/demo exported
 
 writes `exported/network.stablehlo`, the program and its weights for CPU, CUDA and TPU
-and for any batch size, and `exported/reconstruct.py`, which shows how to call it.
+and for any batch size, its checksum, and `exported/reconstruct.py`, which shows how to
+call it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 # jax.export is a module of its own, which `import jax` leaves out.
 from jax import export as jax_export
 
-from kst_jax import checkpoints, cli, fourier, tokens
+from kst_jax import checkpoints, cli, files, fourier, tokens
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -111,7 +112,9 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
         folder = Path(temporary) / "out"
         folder.mkdir()
-        (folder / "network.stablehlo").write_bytes(exported.serialize())
+        program = folder / "network.stablehlo"
+        program.write_bytes(exported.serialize())
+        (folder / "network.sha256").write_text(files.sha256_of(program) + "\n")
         (folder / "reconstruct.py").write_text(_LOADER.read_text())
         os.replace(folder, out)
 

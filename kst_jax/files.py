@@ -1,10 +1,16 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files: ordinary ones, written whole or not at all, and their checksums."""
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from kst_jax.errors import InputError
+
+_MAX_JSON_BYTES = 2**28
 
 
 @contextlib.contextmanager
@@ -21,6 +27,37 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_ordinary(path: str | os.PathLike) -> None:
+    """Raises InputError for a folder, pipe or device, which might be read for ever.
+
+    What does not exist is left to those who open it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or a device"
+        raise InputError(f"{path}: is {what}, not a file. Give the file itself.")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Takes up to some thirty times the file's size in memory, or 8 GiB.
+
+    Raises:
+      InputError: damaged, or no ordinary file.
+      FileNotFoundError: it does not exist.
+    """
+    require_ordinary(path)
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"has more than {_MAX_JSON_BYTES} bytes")
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # the latter: nested without end
+        raise InputError(
+            f"{path}: cannot be read ({error}). Copy or write it again."
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

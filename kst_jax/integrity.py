@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from kst_jax import parallel
 from kst_jax.errors import InputError
-from kst_jax.files import sha256_of
+from kst_jax.files import read_json, sha256_of
 
 _SUMS = "checksums.json"
 
@@ -32,10 +32,10 @@ def note(path: Path) -> None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        sums = json.loads((path / _SUMS).read_text())
+        sums = dict(read_json(path / _SUMS))
     except FileNotFoundError:
         return f"{_SUMS} is missing"
-    except ValueError:
+    except (ValueError, TypeError):  # InputError among them
         return f"{_SUMS} has changed"
     for name, checksum in sums.items():
         if not (path / name).is_file():

@@ -8,22 +8,55 @@ parts together), and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy 
 hold the complex images (slices, H, W).
 """
 
+import hashlib
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax import export
 
+_MAX_BYTES = 2**31  # of all arrays: what a small archive may claim has no end
+
+
+def load(folder: Path) -> export.Exported:
+    """The network; a damaged program could crash what reads it, so look first."""
+    program = (folder / "network.stablehlo").read_bytes()
+    checksum = (folder / "network.sha256").read_text().strip()
+    if hashlib.sha256(program).hexdigest() != checksum:
+        raise ValueError("network.stablehlo is damaged; export or copy it again")
+    return export.deserialize(bytearray(program))
+
+
+def read(source: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """K-space (slices, H, W, 2) and mask (slices, H, W) of an archive."""
+    if not Path(source).is_file():
+        raise ValueError("is not there, or no file")
+    with zipfile.ZipFile(source) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
+            raise ValueError(f"holds more than {_MAX_BYTES} bytes; divide the slices")
+    with np.load(source) as arrays:
+        kspace, mask = arrays["kspace"], arrays["mask"]
+    if kspace.dtype.kind != "c" or kspace.shape[1:] != size:
+        raise ValueError(f"kspace is {kspace.dtype} {kspace.shape}, not complex {size}")
+    if mask.dtype.kind not in "bui" or mask.shape != kspace.shape:
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}, not as large as kspace")
+    channels = np.stack([kspace.real, kspace.imag], axis=-1).astype(np.float32)
+    return channels, mask.astype(bool)
+
 
 def main(source: str, target: str) -> None:
     """Reads, reconstructs, writes."""
-    program = Path(__file__).with_name("network.stablehlo").read_bytes()
-    network = jax.jit(export.deserialize(bytearray(program)).call)
-    with np.load(source) as arrays:
-        kspace, mask = arrays["kspace"], arrays["mask"]
-    channels = np.stack([kspace.real, kspace.imag], axis=-1).astype(np.float32)
-    image = np.asarray(network(channels, mask.astype(bool)))
+    folder = Path(__file__).parent
+    try:
+        named = str(folder)
+        network = load(folder)
+        named = source
+        kspace, mask = read(source, network.in_avals[1].shape[1:])
+    except Exception as error:  # damaged files fail in many ways inside the libraries
+        sys.exit(f"error: {named}: {error}")
+    image = np.asarray(jax.jit(network.call)(kspace, mask))
     if not np.isfinite(image).all():
         sys.exit(
             f"error: {source}: a mask samples more or fewer points than those that the "

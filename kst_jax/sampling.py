@@ -178,6 +178,11 @@ def _spacing(width: int, low: int, acceleration: float) -> float:
 
 
 def _centre(length: int, count: int) -> slice:
+    if count > length:
+        raise InputError(
+            f"a fully sampled centre of {count} does not fit the {length} rows or "
+            "columns of k-space; lower mask.calibration"
+        )
     start = (length - count + 1) // 2
     return slice(start, start + count)
 

@@ -131,8 +131,10 @@ def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, int]) -> dict:
 
 def _coinciding(old: int, new: int) -> np.ndarray:
     """For each of `new` coordinates the index of the equal one of `old`, or -1."""
-    index, rest = np.divmod(np.arange(new) * (old - 1), max(new - 1, 1))
-    return np.where(rest == 0, index, -1)
+    number = np.arange(new)
+    index, rest = np.divmod(number * (old - 1), max(new - 1, 1))
+    # A grid of one point has but the coordinate 0.
+    return np.where((rest == 0) & ((old > 1) | (number == 0)), index, -1)
 
 
 def _pad(x: np.ndarray, length: int, value: int = 0) -> np.ndarray:

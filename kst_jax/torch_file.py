@@ -17,6 +17,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
+from kst_jax import files
 from kst_jax.errors import InputError
 
 # Bounds on what a file may ask for. A checkpoint spends about 130 bytes of pickle on a
@@ -77,6 +78,7 @@ def load(path: str | os.PathLike) -> Any:
       InputError: the file cannot be opened, is damaged, is of another format, or holds
         anything else than the above.
     """
+    files.require_ordinary(path)
     try:
         with open(path, "rb") as file:
             return _load(file)

@@ -1,7 +1,10 @@
 """Each kind of file: what is read, what is refused."""
 
+import concurrent.futures
+import gc
 import gzip
 import pathlib
+import sys
 
 import h5py
 import nibabel as nib
@@ -80,6 +83,17 @@ def write_dataset(path, name="kspace", data=None, **options):
             dataset[0, 0, 0] = data
 
 
+def write_filtered(path):
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    created.set_chunk(KSPACE.shape)
+    created.set_filter(307, h5py.h5z.FLAG_OPTIONAL, ())  # bzip2, by a plugin
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple(KSPACE.shape)
+        kind = h5py.h5t.py_create(KSPACE.dtype)
+        dataset = h5py.h5d.create(file.id, b"kspace", kind, space, created)
+        dataset.write_direct_chunk((0, 0, 0), KSPACE.tobytes(), 1)
+
+
 def write_masked(path):
     write_h5(path)
     with h5py.File(path, "a") as file:
@@ -107,6 +121,10 @@ BAD_H5 = {
     "67108864 points": lambda p: write_dataset(
         p, data=1, shape=(1, 2**20, 2**20), dtype="c8", chunks=(1, 9, 9)
     ),
+    "4 chunks, but only 1 are stored": lambda p: write_dataset(
+        p, data=1, shape=(4, 6, 5), dtype="c8", chunks=(1, 6, 5)
+    ),
+    "filters that are not read": write_filtered,
     "slice 2 holds values that are not finite": lambda p: write_h5(
         p, with_nan(KSPACE, 2)
     ),
@@ -310,6 +328,32 @@ def test_npy(tmp_path, array):
     np.testing.assert_allclose([s.image for s in slices], IMAGES, atol=1e-6)
     assert [s.index for s in slices] == [0, 1, 2, 3]
     assert {(s.subject, s.measured) for s in slices} == {("train_kspace", False)}
+
+
+@pytest.fixture
+def busy_threads():
+    """Threads that change places within numpy's parsing of a header, as JAX's do."""
+
+    def collected(*_):
+        return [None for _ in range(50)]
+
+    before = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(10)
+    gc.callbacks.append(collected)
+    sys.setswitchinterval(1e-6)
+    yield
+    gc.callbacks.remove(collected)
+    gc.set_threshold(*before[0])
+    sys.setswitchinterval(before[1])
+
+
+@pytest.mark.usefixtures("busy_threads")
+def test_npy_in_threads(tmp_path):
+    write_npy(tmp_path / "a.npy")
+    source = open_source(str(tmp_path))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda n: source[n % 4].image, range(1500)):
+            assert found.shape == (6, 5)
 
 
 BAD_NPY = {

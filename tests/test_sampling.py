@@ -116,3 +116,10 @@ def test_bad_settings_are_refused():
     bank = np.ones((2, 8, 8), bool)
     with pytest.raises(InputError, match=r"data\.size"):
         sampling.sampler(MaskConfig(kind="bank", bank="b.npy"), (16, 16), bank)
+
+
+@pytest.mark.parametrize("draw", [sampling.gaussian_2d, sampling.uniform_1d])
+def test_a_calibration_wider_than_kspace_is_refused(draw):
+    assert draw(rng(), (20, 10), 1, 10).all()
+    with pytest.raises(InputError, match=r"lower mask\.calibration"):
+        draw(rng(), (20, 10), 1, 12)

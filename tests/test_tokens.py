@@ -79,3 +79,10 @@ def test_a_finer_grid_keeps_measured_values_where_coordinates_coincide():
     np.testing.assert_array_equal(fine["kspace"][::2, ::2][mask], kspace[mask])
     np.testing.assert_array_equal(fine["value"], kspace[mask])
     assert fine["query"].size == 81 - mask.sum()
+
+
+def test_the_only_row_of_a_grid_is_the_first_of_a_finer_one():
+    kspace, mask = slice_of((1, 5))
+    found = tokens.regrid(kspace, mask, (3, 5))
+    np.testing.assert_array_equal(found["mask"][:1], mask)
+    assert not found["mask"][1:].any()

@@ -438,7 +438,7 @@ def test_long_names_are_cut_in_messages(saved):
 
 def test_a_file_that_is_not_there(tmp_path):
     assert "cannot be read (No such file" in refusal(tmp_path / "none.pth")
-    assert "cannot be read (Is a directory" in refusal(tmp_path)
+    assert "is a folder, not a file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"<html>", b"\x89HDF\r\n"])

@@ -1,7 +1,9 @@
 """fastMRI's single-coil HDF5 files: measured k-space with its phase."""
 
+import contextlib
 import dataclasses
 import math
+import zlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +16,8 @@ from kst_jax.errors import InputError
 # Far beyond any scan, and what keeps a damaged header from claiming all memory.
 MAX_POINTS = 2**26  # in one slice or one HDF5 chunk: 512 MiB of complex64
 MAX_SLICES = 2**16
+_CHECKSUM = 4  # bytes that fletcher32 adds to a chunk
+_COMPRESSION = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +43,11 @@ class FastMRIVolume:
 
     def read(self, index: int) -> np.ndarray:
         """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
-        with _open(self.path) as file:
-            return to_image(file["kspace"][index], f"{self.path}: slice {index}")
+        with open_file(self.path) as file:
+            kspace = file["kspace"]
+            if kspace.chunks:
+                _require_honest_chunks(kspace, index, self.path)
+            return to_image(kspace[index], f"{self.path}: slice {index}")
 
 
 def open_volume(path: Path) -> FastMRIVolume:
@@ -50,8 +57,11 @@ def open_volume(path: Path) -> FastMRIVolume:
             f"{path}: not an HDF5 file, though its name says so. Look at its first "
             "bytes: a web page saved by a failed download is the usual case."
         )
-    with _open(path) as file:
-        kspace = _checked_kspace(file, path)
+    with open_file(path) as file:
+        kspace = kspace_of(file, path)
+        _require_single_coil(kspace, path)
+        if kspace.chunks:
+            _require_plain_storage(kspace, path)
         if "mask" in file:
             raise InputError(
                 f"{path}: holds a 'mask': its k-space is undersampled already, and "
@@ -67,20 +77,23 @@ def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
       InputError: non-finite values; `where` names the slice.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
-        kspace_HxW = np.asarray(kspace_HxW, np.complex64)
-    if not np.isfinite(kspace_HxW).all():
+        image_HxW = ifft2c(np.asarray(kspace_HxW, np.complex64))
+    if not np.isfinite(image_HxW).all():
         raise InputError(
-            f"{where} holds values that are not finite. Repair or leave out the file."
+            f"{where} holds values that are not finite, or too large for float32. "
+            "Repair or leave out the file."
         )
-    return ifft2c(kspace_HxW)
+    return image_HxW
 
 
-def _open(path: Path) -> h5py.File:
+def open_file(path: Path) -> h5py.File:
+    """Open an HDF5 file to read."""
     # Nobody writes here, and network file systems often refuse locks.
     return h5py.File(path, "r", locking=False)
 
 
-def _checked_kspace(file: h5py.File, path: Path) -> h5py.Dataset:
+def kspace_of(file: h5py.File, path: Path) -> h5py.Dataset:
+    """The dataset `kspace`, of any shape and type; InputError where there is none."""
     link = file.get("kspace", getlink=True)
     if link is None:
         raise InputError(
@@ -99,6 +112,10 @@ def _checked_kspace(file: h5py.File, path: Path) -> h5py.Dataset:
         raise InputError(
             f"{path}: 'kspace' keeps its values in other files. Store them in this one."
         )
+    return kspace
+
+
+def _require_single_coil(kspace: h5py.Dataset, path: Path) -> None:
     shape, dtype = kspace.shape, kspace.dtype
     if shape is not None and len(shape) == 4 and dtype.kind == "c":
         raise InputError(
@@ -124,7 +141,58 @@ def _checked_kspace(file: h5py.File, path: Path) -> h5py.Dataset:
             f"{path}: 'kspace' claims the shape {shape}, more than {MAX_POINTS} points "
             f"a slice or chunk, or {MAX_SLICES} slices. The file is probably damaged."
         )
-    return kspace
+
+
+def _require_plain_storage(kspace: h5py.Dataset, path: Path) -> None:
+    """Chunks that are all there, and filters that h5py itself can write."""
+    stored = kspace.id.get_num_chunks()
+    chunks = math.prod(map(math.ceil, np.divide(kspace.shape, kspace.chunks)))
+    if stored != chunks:
+        raise InputError(
+            f"{path}: 'kspace' of shape {kspace.shape} has {chunks} chunks, but only "
+            f"{stored} are stored. Copy or download the file again, or leave it out."
+        )
+    filters = _filters(kspace)
+    if filters and filters[-1] == h5py.h5z.FILTER_FLETCHER32:
+        filters.pop()
+    if filters and filters[-1] in _COMPRESSION:
+        filters.pop()
+    if filters not in ([], [h5py.h5z.FILTER_SHUFFLE]):
+        raise InputError(
+            f"{path}: 'kspace' is stored with filters that are not read (numbers "
+            f"{filters}). Store it with gzip, lzf or without compression."
+        )
+
+
+def _require_honest_chunks(kspace: h5py.Dataset, index: int, path: Path) -> None:
+    """Refuse chunks of a slice that hold more than they should.
+
+    HDF5 inflates a chunk until its data end, whatever the size of a chunk: a few bytes
+    could take all memory.
+    """
+    size = math.prod(kspace.chunks) * kspace.dtype.itemsize
+    packed = h5py.h5z.FILTER_DEFLATE in _filters(kspace)
+    for where in kspace.iter_chunks(np.s_[index : index + 1]):
+        offset = tuple(
+            part.start // n * n for part, n in zip(where, kspace.chunks, strict=True)
+        )
+        stored = kspace.id.get_chunk_info_by_coord(offset).size
+        honest = stored <= size + size // 8 + 2**10  # what does not compress, grows
+        if honest and packed:
+            _, data = kspace.id.read_direct_chunk(offset)
+            with contextlib.suppress(zlib.error):  # HDF5 reports it, or it is not used
+                data = zlib.decompressobj().decompress(data, size + _CHECKSUM + 1)
+                honest = len(data) <= size + _CHECKSUM
+        if not honest:
+            raise InputError(
+                f"{path}: slice {index} is in a chunk of 'kspace' that holds more than "
+                f"its {size} bytes. The file is damaged; copy or download it again."
+            )
+
+
+def _filters(kspace: h5py.Dataset) -> list[int]:
+    created = kspace.id.get_create_plist()
+    return [created.get_filter(number)[0] for number in range(created.get_nfilters())]
 
 
 def _subject(file: h5py.File, path: Path) -> str:

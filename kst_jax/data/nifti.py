@@ -6,11 +6,12 @@ import math
 import re
 import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
 
+from kst_jax import files
 from kst_jax.errors import InputError
 
 # The axis a plane's slices are counted along, once x is right, y anterior, z superior.
@@ -20,6 +21,7 @@ PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 MAX_VOXELS = 2**28
 # Deflate never packs tighter, so a file cannot hold more than this times its size.
 _MAX_COMPRESSION = 1032
+_MAX_AFFINE_BYTES = 2**16
 
 _SUBJECTS = (
     re.compile(r"OAS[12]_\d{4}|OAS[34]\d{4}"),
@@ -111,11 +113,49 @@ def _volume(path: Path) -> np.ndarray:
         return _decode(path)
 
 
+class _NoExtensions(nib.nifti1.Nifti1Extensions):
+    """None are read: nothing here needs them, and they may claim to be gigabytes."""
+
+    @classmethod
+    def from_fileobj(cls, *_: Any) -> "_NoExtensions":
+        return cls()
+
+
+def _without_extensions(kind: type[nib.Nifti1Pair]) -> type[nib.Nifti1Pair]:
+    header = type("Header", (kind.header_class,), {"exts_klass": _NoExtensions})
+    return type("Image", (kind,), {"header_class": header})
+
+
+_NIFTI = tuple(
+    _without_extensions(kind)
+    for kind in (nib.Nifti1Pair, nib.Nifti1Image, nib.Nifti2Pair, nib.Nifti2Image)
+)
+
+
+def load(path: Path) -> nib.spatialimages.SpatialImage:
+    """What nibabel makes of a file's header; nothing is decoded.
+
+    Raises:
+      InputError: an Analyze pair comes with an affine of SPM that cannot be one.
+    """
+    for kind in _NIFTI:
+        if kind.path_maybe_image(path)[0]:
+            return kind.from_filename(path)
+    affine = path.with_suffix(".mat")  # read where SPM wrote the pair
+    files.require_ordinary(affine)
+    if affine.exists() and affine.stat().st_size > _MAX_AFFINE_BYTES:
+        raise InputError(
+            f"{affine}: lies beside a scan, but is too large for SPM's affine of it. "
+            "Rename or remove it."
+        )
+    return nib.load(path)
+
+
 # A compressed file cannot be read slice by slice, so the last two stay decoded.
 @functools.lru_cache(maxsize=2)
 def _decode(path: Path) -> np.ndarray:
     """Float32 (x, y, z) with x to the right, y anterior, z superior."""
-    image = nib.load(path)
+    image = load(path)
     shape = _checked_shape(image, path)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
         volume = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
@@ -143,10 +183,11 @@ def _checked_shape(image: nib.spatialimages.SpatialImage, path: Path) -> tuple:
         )
     size = Path(image.file_map["image"].filename).stat().st_size
     voxels = math.prod(shape)
-    if voxels > MAX_VOXELS or voxels * dtype.itemsize > _MAX_COMPRESSION * size:
+    largest = MAX_VOXELS * 8 // max(8, dtype.itemsize)
+    if voxels > largest or voxels * dtype.itemsize > _MAX_COMPRESSION * size:
         raise InputError(
             f"{path}: its header claims the shape {shape} of {dtype}, more than "
-            f"{MAX_VOXELS} voxels or than a file of {size} bytes can hold. The file is "
+            f"{largest} voxels or than a file of {size} bytes can hold. The file is "
             "probably damaged."
         )
     return shape

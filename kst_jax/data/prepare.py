@@ -23,7 +23,13 @@ from tqdm import tqdm
 from kst_jax import files, processes
 from kst_jax.data import prepared, sources
 from kst_jax.data.prepared import FORMAT, MANIFEST, SUFFIX, UNFINISHED
-from kst_jax.data.volumes import Selection, open_volume, reading
+from kst_jax.data.volumes import (
+    Selection,
+    add_options,
+    open_volume,
+    reading,
+    selection_of,
+)
 from kst_jax.errors import InputError
 
 # A shard takes this many bytes of scans: enough work to be worth a file, little enough
@@ -283,7 +289,6 @@ def _write_json(path: Path, value: dict) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: prepares scans, or verifies a prepared folder."""
-    default = Selection()
     parser = argparse.ArgumentParser(
         prog="python -m kst_jax.data.prepare",
         description="Decodes scans once and writes their slices as shards that "
@@ -307,40 +312,7 @@ def main(argv: list[str] | None = None) -> None:
         default=os.cpu_count(),
         help="processes that decode (as many as there are cores)",
     )
-    add(
-        "--plane",
-        default=default.plane,
-        help=f"how NIfTI and Analyze volumes are cut: axial, coronal or sagittal "
-        f"({default.plane})",
-    )
-    add(
-        "--slices",
-        type=float,
-        nargs=2,
-        default=default.slices,
-        metavar=("START", "STOP"),
-        help="part of each volume to keep, as shares of its slices (0 1)",
-    )
-    add(
-        "--drop_first",
-        type=int,
-        default=default.drop_first,
-        help="slices left out at the start of each volume (0)",
-    )
-    add(
-        "--fraction",
-        type=float,
-        default=default.fraction,
-        help="share of each volume's slices to draw (1)",
-    )
-    add("--seed", type=int, default=default.seed, help="seed of that draw (0)")
-    add(
-        "--min_foreground",
-        type=float,
-        default=default.min_foreground,
-        help="slices with a smaller share of bright pixels are left out as empty, of "
-        f"NIfTI and Analyze volumes ({default.min_foreground})",
-    )
+    add_options(parser)
     args = parser.parse_intermixed_args(argv)
     if args.verify:
         if args.source:
@@ -351,10 +323,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("give SOURCE and OUT")
     if args.workers < 1:
         raise InputError(f"--workers {args.workers}: give 1 or more.")
-    names = [field.name for field in dataclasses.fields(Selection)]
-    options = {name: getattr(args, name) for name in names}
-    selection = Selection(**options | {"slices": tuple(args.slices)})
-    folder = prepare(args.source, args.out, selection, args.workers)
+    folder = prepare(args.source, args.out, selection_of(args), args.workers)
     _report("prepared", folder)
     print(f"train on it with --config.data.train={args.out}")
 

@@ -10,7 +10,6 @@ scans, or an error that says what the folder does not hold.
 
 import bisect
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import msgpack
 import numpy as np
 from tqdm import tqdm
 
+from kst_jax import files
 from kst_jax.data.volumes import Selection, Volume, reading
 from kst_jax.errors import InputError
-from kst_jax.files import sha256_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -49,7 +48,10 @@ def decode(record: bytes) -> dict[str, Any]:
     found = msgpack.unpackb(record)
     channels = np.frombuffer(found["image"], "<f4") * np.float32(found["scale"])
     image = channels.astype(np.float32, copy=False).view(np.complex64)
-    found["image"] = image.reshape(found.pop("shape"))
+    rows, columns = found.pop("shape")
+    found["image"] = image.reshape(rows, columns)
+    if not np.isfinite(image).all():
+        raise ValueError("values that are not finite")
     return found
 
 
@@ -220,13 +222,17 @@ def open_folder(path: Path) -> Prepared:
             "kst_jax.data.prepare again: it carries on where it was."
         )
     with reading(path / MANIFEST):
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = files.read_json(path / MANIFEST)
         if manifest["format"] != FORMAT:
             raise InputError(
                 f"{path}: has format {manifest['format']}, but this version reads "
                 f"{FORMAT}. Prepare the scans once more."
             )
         for shard in manifest["shards"]:
+            _require_name(shard["file"])
+            for volume in shard["volumes"]:
+                _require_text(volume["subject"])
+                _require_name(volume["file"])
             file = path / shard["file"]
             size = file.stat().st_size if file.is_file() else None
             if size != shard["bytes"]:
@@ -236,6 +242,18 @@ def open_folder(path: Path) -> Prepared:
                     "Copy the folder again, or prepare the scans again."
                 )
     return Prepared(path, manifest)
+
+
+def _require_text(value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where there should be text")
+
+
+def _require_name(value: object) -> None:
+    """A file in the folder itself; a manifest from elsewhere leads nowhere else."""
+    _require_text(value)
+    if Path(value).name != value:
+        raise ValueError(f"{value!r} where there should be a file's name")
 
 
 def verify(folder: str | Path) -> Prepared:
@@ -251,7 +269,7 @@ def verify(folder: str | Path) -> Prepared:
     damaged = [
         shard["file"]
         for shard in tqdm(found.manifest["shards"], "Verifying", unit="shard")
-        if sha256_of(folder / shard["file"]) != shard["sha256"]
+        if files.sha256_of(folder / shard["file"]) != shard["sha256"]
     ]
     if damaged:
         raise InputError(

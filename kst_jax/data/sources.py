@@ -187,11 +187,14 @@ def find(paths: str) -> list[Path | Prepared]:
     Raises:
       InputError: nothing found, or two volumes of one name.
     """
-    parts = [part.strip() for part in paths.split(",") if part.strip()]
-    if not parts:
-        raise InputError("no path to the data. Name a folder or a file of scans.")
-    found = [item for part in parts for item in _find_part(part)]
+    found = [item for part in parts_of(paths) for item in find_part(part)]
     found = list({os.path.abspath(item): item for item in found}.values())
+    require_own_names(found)
+    return found
+
+
+def require_own_names(found: Collection[Path | Prepared]) -> None:
+    """Raise InputError where results of two scans would be written to one name."""
     scans: dict[str, Path] = {}
     for path in itertools.chain.from_iterable(map(_scans, found)):
         other = scans.setdefault(name_of(path), path)
@@ -200,31 +203,33 @@ def find(paths: str) -> list[Path | Prepared]:
                 f"{path} and {other}: both would be written as {name_of(path)}. Rename "
                 "one, or give a pattern that leaves one out."
             )
-    return found
+
+
+def parts_of(paths: str) -> list[str]:
+    """The folders, files and patterns in a list with commas; InputError for none."""
+    parts = [part.strip() for part in paths.split(",") if part.strip()]
+    if not parts:
+        raise InputError("no path to the data. Name a folder or a file of scans.")
+    return parts
 
 
 def _scans(found: Path | Prepared) -> list[Path]:
     return found.scans if isinstance(found, Prepared) else [found]
 
 
-def _find_part(part: str) -> Sequence[Path | Prepared]:
-    if part in DEMO:
-        return [DEMO[part]]
+def find_part(part: str) -> Sequence[Path | Prepared]:
+    """Find what one of the paths in a list stands for.
+
+    Raises:
+      InputError: no scan found, or a folder whose preparation has not finished.
+    """
     path = Path(part).expanduser()
     if prepared.is_folder(path):
         return [prepared.open_folder(path)]
-    if path.is_dir():
-        files = [f for f in path.rglob("*") if not _hidden(f.relative_to(path))]
-    elif path.exists():
-        files = [path]
-    else:
-        files = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    if not files and not path.exists():
-        raise InputError(
-            f"{part}: no such file or folder. Check the spelling; the bundled scans "
-            f"are {' and '.join(DEMO)}."
-        )
-    files = [f.with_suffix(".hdr") if f.suffix.lower() == ".img" else f for f in files]
+    files = [
+        f.with_suffix(".hdr") if f.suffix.lower() == ".img" else f
+        for f in everything(part)
+    ]
     scans = sorted({f for f in files if suffix_of(f) and f.is_file()})
     if not scans:
         raise InputError(
@@ -232,6 +237,41 @@ def _find_part(part: str) -> Sequence[Path | Prepared]:
             f"{' here and in all subfolders' if path.is_dir() else ''}."
         )
     return scans
+
+
+def everything(part: str) -> list[Path]:
+    """All that lies in a folder and its subfolders, matches a pattern or is named.
+
+    Scans or not, files or not; without what is hidden in a folder.
+
+    Raises:
+      InputError: nothing has this name.
+    """
+    if part in DEMO:
+        return [DEMO[part]]
+    path = Path(part).expanduser()
+    if path.is_dir():
+        return [f for f in path.rglob("*") if not _hidden(f.relative_to(path))]
+    if path.exists():
+        return [path]
+    files = _matches(path)
+    if not files:
+        raise InputError(
+            f"{part}: no such file or folder. Check the spelling; the bundled scans "
+            f"are {' and '.join(DEMO)}."
+        )
+    return files
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Paths that match; `**` does not follow links to folders, which may be loops."""
+    parts = pattern.parts
+    first = next((n for n, p in enumerate(parts) if glob.has_magic(p)), len(parts))
+    if first == len(parts):
+        return []
+    folder, rest = Path(*parts[:first]), str(Path(*parts[first:]))
+    found = folder.glob(f"{rest}/*" if parts[-1] == "**" else rest)
+    return [path for path in found if not _hidden(path.relative_to(folder))]
 
 
 def _hidden(path: Path) -> bool:

@@ -102,10 +102,17 @@ def normalise(image: np.ndarray, where: str) -> tuple[np.ndarray, Normalisation]
       (H, W, 2) float32 with mean 0 and standard deviation 1, and what was done.
 
     Raises:
-      InputError: a constant slice, such as an all-zero one.
+      InputError: a constant slice, such as an all-zero one, or values whose squares
+        are beyond float32.
     """
     channels = np.stack([image.real, image.imag], axis=-1).astype(np.float32)
-    mean, std = float(channels.mean(dtype=np.float64)), float(channels.std())
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
+        mean, std = float(channels.mean(dtype=np.float64)), float(channels.std())
+    if not np.isfinite(std):
+        raise InputError(
+            f"{where}: the values of the slice are too large for their squares to be "
+            "float32 numbers; store them in a larger unit"
+        )
     if not std > 0:
         raise InputError(
             f"{where}: every value of the slice is the same, nothing to reconstruct; "

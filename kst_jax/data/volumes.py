@@ -1,5 +1,6 @@
 """One scan: what opens it, what it is called, and which of its slices are taken."""
 
+import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kst_jax import files
 from kst_jax.data import fastmri, nifti, npy
 from kst_jax.errors import InputError
 
@@ -106,9 +108,56 @@ class Selection:
         return sorted(shuffled(kept, f"{self.seed}:{name_of(volume.path)}")[:count])
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the fields of `Selection` to a command line."""
+    add, default = parser.add_argument, Selection()
+    add(
+        "--plane",
+        default=default.plane,
+        help=f"how NIfTI and Analyze volumes are cut: axial, coronal or sagittal "
+        f"({default.plane})",
+    )
+    add(
+        "--slices",
+        type=float,
+        nargs=2,
+        default=default.slices,
+        metavar=("START", "STOP"),
+        help="part of each volume to take, as shares of its slices (0 1)",
+    )
+    add(
+        "--drop_first",
+        type=int,
+        default=default.drop_first,
+        help="slices left out at the start of each volume (0)",
+    )
+    add(
+        "--fraction",
+        type=float,
+        default=default.fraction,
+        help="share of each volume's slices to draw (1)",
+    )
+    add("--seed", type=int, default=default.seed, help="seed of that draw (0)")
+    add(
+        "--min_foreground",
+        type=float,
+        default=default.min_foreground,
+        help="slices with a smaller share of bright pixels are left out as empty, of "
+        f"NIfTI and Analyze volumes ({default.min_foreground})",
+    )
+
+
+def selection_of(args: argparse.Namespace) -> Selection:
+    """The `Selection` that a command line asks for; InputError for one out of range."""
+    names = [field.name for field in dataclasses.fields(Selection)]
+    options = {name: getattr(args, name) for name in names}
+    return Selection(**options | {"slices": tuple(args.slices)})
+
+
 def open_volume(path: Path, selection: Selection) -> Volume:
     """Look at a scan's file; raise InputError where it cannot be used."""
     with reading(path):
+        files.require_ordinary(path)
         reader = READERS[suffix_of(path)]
         return reader(path, selection.plane, selection.min_foreground)
 

@@ -36,7 +36,7 @@ def entry(name: str) -> Entry:
     Raises:
       InputError: there is none.
     """
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise InputError(
             f"config.model.name={name!r} is unknown; use one of {', '.join(MODELS)}"
         )

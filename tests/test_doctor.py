@@ -1,0 +1,400 @@
+"""The doctor: what it says of scans, and that runs take what it passes."""
+
+import dataclasses
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kst_jax.config import Config, DataConfig
+from kst_jax.data import pipeline, prepare, volumes
+from kst_jax.data.examination import content_of, examine, examine_other
+from kst_jax.data.fourier import fft2c
+from kst_jax.data.volumes import Selection
+from kst_jax.doctor import examinations, report
+from kst_jax.errors import InputError
+from kst_jax.models.kst import KSTConfig
+from tests.conftest import ROOT
+from tests.scans import write_h5, write_nifti, write_npy
+from tests.test_readers import BAD_H5, BAD_NIFTI, BAD_NPY, with_nan
+
+DATA = DataConfig(size=(16, 16))
+ROWS, COLUMNS = np.mgrid[-1:1:20j, -1:1:18j]
+# Blobs off the centre: k-space with a peak and a phase.
+IMAGES = np.stack(
+    [(n + 1) * np.exp(-3 * ((ROWS - 0.2) ** 2 + COLUMNS**2)) for n in range(6)]
+).astype("c8")
+KSPACE = fft2c(IMAGES)
+VOLUME = np.moveaxis(np.abs(IMAGES), 0, 2)
+
+
+def blank(*numbers):
+    kspace = KSPACE.copy()
+    kspace[list(numbers)] = 0
+    return kspace
+
+
+def findings(path, level=None, data=DATA, **selection):
+    found = examine(path, data, Selection(**selection)).findings
+    return [f.what for f in found if level in (None, f.level)]
+
+
+# --- what it says ---
+
+
+def test_measured_scans(tmp_path):
+    write_h5(tmp_path / "a.h5", KSPACE, patient_id="p7")
+    found = examine(tmp_path / "a.h5", DATA, Selection(drop_first=1))
+    assert (found.kind, found.subject, found.stored) == ("HDF5", "p7", (6, 20, 18))
+    assert (found.dtype, found.coils, found.measured) == ("complex64", 1, True)
+    assert (found.slices, found.depth, found.sizes) == (5, 6, [(20, 18)])
+    assert found.low == pytest.approx(np.abs(IMAGES[1:]).min(), abs=1e-6)
+    assert found.high == pytest.approx(np.abs(IMAGES[1:]).max(), rel=1e-6)
+    assert found.holding == 5 * 20 * 18 * 8
+    assert not found.findings
+
+
+@pytest.mark.parametrize(("axes", "flips"), [("RAS", (1, 1, 1)), ("LPS", (-1, -1, 1))])
+def test_volumes(tmp_path, axes, flips):
+    write_nifti(tmp_path / "sub-3.nii.gz", VOLUME, np.diag([*flips, 1]))
+    found = examine(tmp_path / "sub-3.nii.gz", DATA, Selection())
+    assert (found.subject, found.coils, found.measured) == ("sub-3", None, False)
+    assert (found.orientation, found.stored) == (axes, (20, 18, 6))
+    assert found.sizes == [(18, 20)]
+    assert not found.findings
+
+
+def test_an_orientation_that_the_file_does_not_tell_is_said_to_be_assumed(tmp_path):
+    nib.save(nib.AnalyzeImage(VOLUME, None), tmp_path / "a.hdr")
+    found = examine(tmp_path / "a.hdr", DATA, Selection())
+    assert found.orientation == "LAS assumed"
+    assert [f.level for f in found.findings] == ["note"]
+
+
+def test_multi_coil_scans_show_their_coils(tmp_path):
+    write_h5(tmp_path / "a.h5", np.stack([KSPACE] * 3, 1))
+    found = examine(tmp_path / "a.h5", DATA, Selection())
+    assert (found.coils, found.stored, found.slices) == (3, (6, 3, 20, 18), None)
+    assert "Combine the coils" in found.findings[0].what
+
+
+def test_slices_that_cannot_be_used_are_listed(tmp_path):
+    path = tmp_path / "a.h5"
+    write_h5(path, blank(1, 4))
+    (what,) = findings(path, "error")
+    assert what.startswith("2 slices (1, 4): every value of the slice is the same")
+    assert not findings(path, "error", slices=(0.3, 0.5))
+    write_h5(path, with_nan(KSPACE, 2))
+    (what,) = findings(path, "error")
+    assert what.startswith("slice 2: holds values that are not finite")
+
+
+def test_a_crop_larger_than_the_image(tmp_path):
+    write_h5(tmp_path / "a.h5", KSPACE)
+    wide = dataclasses.replace(DATA, crop=(16, 19))
+    (what,) = findings(tmp_path / "a.h5", "error", data=wide)
+    assert "6 slices (0, 1, 2, 3, 4, 5): image (20, 18) is smaller than" in what
+    padded = dataclasses.replace(wide, pad=True)
+    assert not findings(tmp_path / "a.h5", data=padded)
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
+def test_kspace_that_is_not_centred(tmp_path, axes):
+    write_npy(tmp_path / "a.npy", np.fft.ifftshift(KSPACE, axes))
+    (what,) = findings(tmp_path / "a.npy", "warning")
+    place = tuple(0 if axis in axes else n // 2 for axis, n in ((1, 20), (2, 18)))
+    assert f"brightest point is {place}, not about (10, 9)" in what
+
+
+def test_empty_slices_of_volumes_are_a_note(tmp_path):
+    volume = VOLUME.copy()
+    volume[..., :2] = 0
+    write_nifti(tmp_path / "a.nii", volume)
+    assert findings(tmp_path / "a.nii") == ["2 of 6 slices are left out as empty."]
+
+
+CONTENTS = {
+    "web page": b"  <!DOCTYPE html><html>",
+    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "DICOM": bytes(128) + b"DICM" + bytes(300),
+    "MATLAB": b"MATLAB 5.0 MAT-file",
+    "zip": b"PK\3\4" + bytes(400),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("suffix", [".h5", ".npy", ".nii", ".hdr"])
+def test_what_is_no_scan_is_recognised(tmp_path, content, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(CONTENTS[content])
+    (what,) = findings(path, "error")
+    assert f"is named {suffix}, but its content is" in what
+    assert content in what
+
+
+def test_scans_under_another_kinds_name(tmp_path):
+    write_npy(tmp_path / "a.npy", KSPACE)
+    write_h5(tmp_path / "a.h5", KSPACE)
+    write_nifti(tmp_path / "a.nii", VOLUME)
+    write_nifti(tmp_path / "a.nii.gz", VOLUME)
+    for held in (".npy", ".h5", ".nii", ".nii.gz"):
+        for named in {".npy", ".h5", ".nii", ".nii.gz"} - {held}:
+            shutil.copy(tmp_path / f"a{held}", tmp_path / f"b{named}")
+            (what,) = findings(tmp_path / f"b{named}", "error")
+            assert what.startswith(f"is named {named}, but")
+            assert f"end in {held}" in what
+
+
+def test_what_runs_pass_over_in_silence(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "broken.nii").symlink_to("nowhere")
+    (tmp_path / "loop.nii").symlink_to("loop.nii")
+    write_h5(tmp_path / "a.hdf5", KSPACE)
+    (tmp_path / "lonely.img").write_bytes(b"data")
+    (tmp_path / "notes.txt").write_text("no scan")
+    told = {
+        path.name: found.findings[0].what
+        for path in tmp_path.iterdir()
+        if (found := examine_other(path))
+    }
+    assert "a pipe" in told.pop("pipe.h5")
+    assert "a folder" in told.pop("folder.npy")
+    assert "leads nowhere" in told.pop("broken.nii")
+    assert "leads nowhere" in told.pop("loop.nii")
+    assert "does not end in .h5" in told.pop("a.hdf5")
+    assert ".hdr is missing" in told.pop("lonely.img")
+    assert not told
+
+
+def test_a_gzip_file_that_is_damaged_at_once_is_no_surprise(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(500))[:12])
+    assert content_of(tmp_path / "a.nii.gz") == "gzip-compressed unknown"
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize(
+    "name", ["a.h5", "a.npy", "pairs.npy", "a.nii.gz", "scaled.nii"]
+)
+def test_memory_to_decode_is_what_decoding_takes(tmp_path, name):
+    rng = np.random.default_rng(0)
+    volume = rng.uniform(50, 100, (12, 160, 150))
+    path = tmp_path / name
+    if name.endswith(".h5"):
+        write_h5(path, volume.astype("c16"))
+    elif name.endswith(".npy"):
+        paired = np.stack([volume, volume], -1).astype("f4")
+        write_npy(path, paired if name == "pairs.npy" else volume.astype("c8"))
+    else:
+        image = nib.Nifti1Image(volume.astype("i2"), np.eye(4))
+        if name == "scaled.nii":
+            image.header.set_slope_inter(0.1, 3)
+        nib.save(image, path)
+    expected = examine(path, DATA, Selection()).decoding
+    tracemalloc.start()
+    volumes.open_volume(path, Selection()).read(1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.98 * peak < expected < 1.6 * peak
+
+
+def test_a_large_folder_takes_no_more_memory_than_a_file(tmp_path):
+    paths = [tmp_path / f"{number:02}.npy" for number in range(12)]
+    for path in paths:
+        write_npy(path, np.tile(KSPACE, (1, 10, 10)))
+
+    def peak(folder):
+        tracemalloc.start()
+        for _ in examinations(str(folder), DATA, Selection()):
+            pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(paths[0])  # what is imported and cached on the way
+    assert peak(tmp_path) < 1.2 * peak(paths[0])
+
+
+# --- it and the loaders agree ---
+
+
+def taken(path, data):
+    """Whether a run takes a path, all the way to its batches."""
+    config = Config(
+        data=dataclasses.replace(data, test=str(path), workers=0),
+        model=KSTConfig(lr_size=(8, 8)),
+    )
+    try:
+        source = pipeline.open_test_source(config)
+        batches = pipeline.test_batches(source, config, pipeline.open_sampler(config))
+        return sum(len(batch.number) for batch in batches) > 0
+    except InputError:
+        return False
+
+
+def passed(path, data):
+    try:
+        found = examinations(str(path), data, Selection())
+        return not any(f.level == "error" for e in found for f in e.findings)
+    except InputError:
+        return False
+
+
+GOOD = {
+    "complex.h5": lambda p: write_h5(p, KSPACE),
+    "double.h5": lambda p: write_h5(p, KSPACE.astype("c16")),
+    "off_centre.h5": lambda p: write_h5(p, np.fft.fftshift(KSPACE)),
+    "pairs.npy": lambda p: write_npy(p, np.stack([KSPACE.real, KSPACE.imag], -1)),
+    "complex.npy": lambda p: write_npy(p, KSPACE),
+    "a.nii": lambda p: write_nifti(p, VOLUME),
+    "a.nii.gz": lambda p: write_nifti(p, VOLUME),
+    "analyze.hdr": lambda p: nib.save(nib.AnalyzeImage(VOLUME, None), p),
+}
+BAD = {
+    "small.npy": lambda p: write_npy(p, KSPACE[:, :15]),
+    "blank.h5": lambda p: write_h5(p, blank(3)),
+    "huge.h5": lambda p: write_h5(p, KSPACE * np.float32(1e36)),
+    **{f"{n}.h5": write for n, write in enumerate(BAD_H5.values())},
+    **{f"{n}.nii": write for n, write in enumerate(BAD_NIFTI.values())},
+    **{f"{n}.npy": write for n, write in enumerate(BAD_NPY.values())},
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_passes_is_taken(tmp_path, name):
+    GOOD[name](tmp_path / name)
+    assert passed(tmp_path / name, DATA)
+    assert taken(tmp_path / name, DATA)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_pass_is_refused(tmp_path, name):
+    BAD[name](tmp_path / name)
+    assert not passed(tmp_path / name, DATA)
+    assert not taken(tmp_path / name, DATA)
+
+
+@pytest.mark.parametrize("name", ["complex.h5", "pairs.npy", "a.nii", "a.nii.gz"])
+def test_it_agrees_with_loaders_on_random_damage(tmp_path, name):
+    GOOD[name](tmp_path / name)
+    intact = (tmp_path / name).read_bytes()
+    rng = np.random.default_rng(3)
+    verdicts = []
+    for trial in range(40):
+        data = bytearray(intact)
+        for place in rng.integers(min(len(data), 700), size=trial % 4):
+            data[place] ^= 1 << rng.integers(8)
+        if trial % 4 == 0:
+            del data[rng.integers(len(data)) :]
+        (tmp_path / name).write_bytes(data)
+        verdicts.append(passed(tmp_path / name, DATA))
+        assert verdicts[-1] == taken(tmp_path / name, DATA), trial
+    assert 4 < sum(verdicts) < 36
+
+
+def test_prepared_folders(tmp_path):
+    (tmp_path / "scans").mkdir()
+    write_h5(tmp_path / "scans" / "a.h5", KSPACE, patient_id="x")
+    write_npy(tmp_path / "scans" / "b.npy", blank(2))
+    out = tmp_path / "out"
+    prepare.prepare(str(tmp_path / "scans"), out)
+    first, second = examinations(str(out), DATA, Selection())
+    assert (first.path.name, first.subject, first.measured) == ("a.h5", "x", True)
+    assert (first.slices, first.sizes, first.findings) == (6, [(20, 18)], [])
+    assert second.findings[0].what.startswith("slice 2: every value")
+    assert not passed(out, DATA)
+    assert not taken(out, DATA)
+    (shard,) = out.glob("*.array_record")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    first, second = examinations(str(out), DATA, Selection())
+    assert "record 0 is damaged" in first.findings[0].what
+    shard.write_bytes(b"")
+    (folder,) = examinations(str(out), DATA, Selection())
+    assert "has 0 bytes" in folder.findings[0].what
+
+
+def test_two_scans_of_one_name(tmp_path):
+    write_h5(tmp_path / "a.h5", KSPACE)
+    write_npy(tmp_path / "a.npy", KSPACE)
+    assert not passed(tmp_path, DATA)
+    assert not taken(tmp_path, DATA)
+
+
+# --- the command line ---
+
+
+def run(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "kst_jax.doctor", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    write_h5(folder / "a.h5", KSPACE)
+    write_nifti(folder / "b.nii.gz", VOLUME)
+    return folder
+
+
+def test_a_healthy_folder(folder):
+    done = run(folder, "--size", 16, 16)
+    assert (done.returncode, done.stderr) == (0, "")
+    header, first, second, total, note = done.stdout.splitlines()
+    assert header.split()[-1] == "file"
+    assert first.split()[:3] == ["HDF5", "6x20x18", "complex64"]
+    assert "measured" in first
+    assert "simulated" in second
+    assert total == "2 scans of 2 people opened; 0 errors, 0 warnings"
+    assert "slices of 2 sizes: 20x18 in 1, 18x20 in 1" in note
+
+
+def test_json_has_a_line_for_each_file(folder):
+    done = run(folder, "--size", 16, 19, "--json")
+    assert done.returncode == 1
+    *files, total = map(json.loads, done.stdout.splitlines())
+    assert [f["path"] for f in files] == [f"{folder}/a.h5", f"{folder}/b.nii.gz"]
+    assert files[1]["sizes"] == [[18, 20]]
+    assert files[0]["findings"][0]["level"] == "error"
+    assert total["summary"]["errors"] == 1
+    assert total["summary"]["sizes"] == [[20, 18, 1], [18, 20, 1]]
+
+
+@pytest.mark.parametrize(
+    ("args", "cause"),
+    [
+        ((), "required: PATH"),
+        (("/nowhere",), "/nowhere: no such file"),
+        (("{empty}",), "no scan found"),
+        (("{folder}", "--size", "4", "4"), "data.size"),
+        (("{folder}", "--plane", "axila"), "axila"),
+    ],
+)
+def test_mistakes_exit_with_2(folder, tmp_path, args, cause, capsys):
+    from kst_jax.doctor import main
+
+    args = [a.format(empty=tmp_path, folder=folder) for a in args]
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert stopped.value.code == 2
+    assert cause in capsys.readouterr().err
+
+
+def test_the_table_has_no_missing_values_as_none(folder, tmp_path, capsys):
+    (tmp_path / "a.h5").write_text("<html>")
+    summary = report(examinations(f"{folder},{tmp_path}", DATA, Selection()))
+    assert (summary.errors, summary.warnings) == (2, 0)
+    assert "None" not in capsys.readouterr().out
