@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import checkpoints, export, fourier
+from kst_jax import checkpoints, export, fourier, tokens
 from kst_jax.config import Config, DataConfig, MaskConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig, reconstruct
+from kst_jax.models.registry import build
+from tests import test_baselines
 from tests.conftest import ROOT
 
 MODEL = KSTConfig(
@@ -92,3 +94,24 @@ def test_all_platforms_are_in_the_program(run):
     exported = export.export(config, params)
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     assert str(exported.in_avals[0].shape[0]) == "b"
+
+
+@pytest.mark.parametrize("name", sorted(test_baselines.TINY))
+def test_every_network_can_be_exported(name):
+    config = Config(
+        data=DataConfig(size=(16, 16)),
+        mask=MaskConfig(acceleration=4.0),
+        model=test_baselines.TINY[name],
+    )
+    model, sampler = build(config.model), pipeline.open_sampler(config)
+    example = pipeline.example_batch(config, sampler)
+    params = jax.jit(model.init)(jax.random.key(0), example)["params"]
+    exported = export.export(config, params, ("cpu",))
+    rng = np.random.default_rng(0)
+    kspace = rng.normal(size=(3, 16, 16, 2)).astype(np.float32)
+    masks = np.stack([sampler.random(rng) for _ in range(3)])
+    slices = zip(kspace, masks, strict=True)
+    batch = tokens.batch_of([tokens.tokenise(*each) for each in slices])
+    wanted = jax.jit(model.apply)({"params": params}, batch).image
+    got = exported.call(kspace, masks)
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
