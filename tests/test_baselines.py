@@ -148,27 +148,33 @@ def inverse(spectrum):
 
 
 def test_d5c5_is_convolution_and_consistency_in_turn(batch):
-    """The first cascade by numpy's own transforms and scipy's correlation."""
-    _, params, _ = tiny("d5c5")
-    one = build(D5C5Config(cascades=1, layers=3, features=4))
-    cascade = jax.tree.map(np.asarray, params["Cascade_0"])
-    got = one.apply({"params": {"Cascade_0": cascade}}, batch).image
+    """Both cascades by numpy's own transforms and scipy's correlation."""
+    _, params, apply = tiny("d5c5")
+    got = apply(params, batch).image
+    # One cascade would not do: its input has no values where none were measured, so
+    # that the residual connection makes no difference.
+    layers = [[params[f"Cascade_{c}"][f"Conv_{n}"] for n in range(3)] for c in (0, 1)]
+
+    def convolved(x, layer):
+        correlate = functools.partial(signal.correlate2d, mode="same")
+        kernels = layer["kernel"].transpose(3, 2, 0, 1)
+        return (
+            np.stack([sum(map(correlate, x, k)) for k in kernels])
+            + (layer["bias"][:, None, None])
+        )
+
     for b in range(2):
         spectrum = batch.kspace[b, ..., 0] + 1j * batch.kspace[b, ..., 1]
         image = inverse(spectrum)
-        x = np.stack([image.real, image.imag])
-        for n in range(3):
-            kernel, bias = (cascade[f"Conv_{n}"][key] for key in ("kernel", "bias"))
-            maps = [
-                sum(map(functools.partial(signal.correlate2d, mode="same"), x, k))
-                for k in kernel.transpose(3, 2, 0, 1)
-            ]
-            x = np.stack(maps) + bias[:, None, None]
-            x = np.maximum(x, 0) if n < 2 else x
-        image = image + x[0] + 1j * x[1]
-        image = inverse(np.where(batch.mask[b], spectrum, spectrum_of(image)))
-        np.testing.assert_allclose(got[b, ..., 0], image.real, atol=1e-5)
-        np.testing.assert_allclose(got[b, ..., 1], image.imag, atol=1e-5)
+        for first, second, last in layers:
+            x = np.stack([image.real, image.imag])
+            for layer in (first, second):
+                x = np.maximum(convolved(x, layer), 0)
+            x = convolved(x, last)
+            image = image + x[0] + 1j * x[1]
+            image = inverse(np.where(batch.mask[b], spectrum, spectrum_of(image)))
+        np.testing.assert_allclose(got[b, ..., 0], image.real, atol=1e-4)
+        np.testing.assert_allclose(got[b, ..., 1], image.imag, atol=1e-4)
 
 
 def unet_parameters(weights):
