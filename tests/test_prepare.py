@@ -148,8 +148,8 @@ def test_the_manifest_tells_what_is_there(scans, whole):
 
 def test_a_volume_is_decoded_once(scans, tmp_path, monkeypatch):
     loads = []
-    load = nifti.nib.load
-    monkeypatch.setattr(nifti.nib, "load", lambda p: loads.append(p) or load(p))
+    load = nifti.load
+    monkeypatch.setattr(nifti, "load", lambda p: loads.append(p) or load(p))
     prepare.prepare(f"{scans}/*.nii.gz", tmp_path / "out")
     assert sorted(path.name for path in loads) == [
         "sub-1_T1w.nii.gz",

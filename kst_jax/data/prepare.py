@@ -110,7 +110,7 @@ def _begin(out: Path, plan: dict) -> dict:
 def _require_same(out: Path, plan: dict, path: Path) -> dict:
     """What is written at `path`; InputError where it is not the same preparation."""
     with reading(path):
-        before = json.loads(path.read_text())
+        before = files.read_json(path)
         differences = [
             f"{name} {before['selection'].get(name)} there, {value} here"
             for name, value in plan["selection"].items()
@@ -225,7 +225,7 @@ def _write_scan(writer: Any, path: Path, selection: Selection) -> dict:
 
 
 def _totals(out: Path, plan: dict) -> dict:
-    shards = [json.loads(_facts(out / s["file"]).read_text()) for s in plan["shards"]]
+    shards = [files.read_json(_facts(out / s["file"])) for s in plan["shards"]]
     volumes = [volume for shard in shards for volume in shard["volumes"]]
     return {
         "slices": sum(shard["records"] for shard in shards),
@@ -247,7 +247,7 @@ def _is_whole(out: Path, shard: dict) -> bool:
     path = out / shard["file"]
     if not (path.exists() and _facts(path).exists()):
         return False
-    facts = json.loads(_facts(path).read_text())
+    facts = files.read_json(_facts(path))
     return path.stat().st_size == facts["bytes"] and not _changed(facts)
 
 
