@@ -8,6 +8,7 @@ function of the seed, the file and the slice.
 
 import contextlib
 import functools
+import signal
 import time
 from typing import NamedTuple
 
@@ -235,7 +236,12 @@ def _ahead(stream: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
         flags.FLAGS.mark_as_parsed()  # workers get grain's own flags, also in Colab
     read = grain.ReadOptions(config.threads, config.prefetch)
     workers = grain.MultiprocessingOptions(num_workers=config.workers)
-    return stream.to_iter_dataset(read).mp_prefetch(workers)
+    return stream.to_iter_dataset(read).mp_prefetch(workers, _leave_control_c)
+
+
+def _leave_control_c(worker: int, count: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to workers too, to the run's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _training_slice(
