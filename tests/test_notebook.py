@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and git holds no more of it than its pictures."""
+"""The notebook runs from top to bottom; of what it shows, git holds pictures alone."""
 
 import base64
 

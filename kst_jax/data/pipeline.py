@@ -166,7 +166,9 @@ def training_batches(
     first = first_step * config.train.batch_size + process
     stream = stream.repeat().random_map(prepare)[first::processes]
     stream = stream.batch(
-        config.train.batch_size // processes, batch_fn=tokens.batch_of
+        config.train.batch_size // processes,
+        drop_remainder=True,  # none in an endless stream, whose length would overflow
+        batch_fn=tokens.batch_of,
     )
     return iter(_ahead(stream, config.data))
 
