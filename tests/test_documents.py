@@ -23,6 +23,7 @@ from absl import flags
 from configs import demo
 from kst_jax import processes
 from kst_jax.config import from_dict
+from kst_jax.models import registry
 from tests.conftest import ROOT, SHARED
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,6 +139,7 @@ def place(tmp_path_factory, patch):
     patch.setattr(processes, "pool", Inline)
     patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # benchmark turns it off
     patch.setattr(demo, "get_config", small(demo.get_config))
+    patch.setattr(registry, "MODELS", dict(registry.MODELS))  # one is added
     cache = jax.config.jax_compilation_cache_dir
     for line in re.findall(r"^\t\$\(BIN\)/(python .*\.py .*)$", makefile(), re.M):
         run(line, place)
@@ -190,12 +192,15 @@ def write_scans(place):
     np.savez(place / "INPUT.npz", kspace=np.ones((1, 16, 16), complex), mask=mask)
 
 
-def run(command, place):
-    """Runs a command, small."""
+def run(command, place, done=[]):  # noqa: B006 (kept from call to call)
+    """Runs a command, small, unless it has run."""
     for pattern, replacement in SHORT.items():
         command = re.sub(pattern, replacement, command)
     command = re.sub(r"(?<=[ =,'])/(data|shared)/", f"{place}/\\1/", command)
     python, *arguments = shlex.split(command, comments=True)
+    if arguments in done:
+        return
+    done.append(arguments)
     assert python == "python", f"{command}: neither Python nor in NOT_RUN"
     if arguments[0] == "-c":
         exec(arguments[1], {})
@@ -254,7 +259,7 @@ def slices_of(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_blocks_run(path, place, capsys):
     names = {"my_image": np.random.default_rng(0).random((64, 64)) + 0j}
-    variables, done = {}, set()
+    variables = {}
     for language, text in blocks(path):
         if language == "python":
             for pattern, replacement in SHORT.items():
@@ -269,9 +274,8 @@ def test_commands_and_blocks_run(path, place, capsys):
                 continue
             for name, value in variables.items():
                 command = command.replace(f"${name}", value)
-            if command not in done and not reasons(command):
+            if not reasons(command):
                 run(command, place)
-            done.add(command)
     if "get_config" in names:
         from_dict(names["get_config"]())
 
@@ -280,6 +284,12 @@ def require_promised(text, output):
     """What a comment after `print(...)` promises, in numbers, is printed."""
     for promised in re.findall(r"print\(.*\)  # ([\d(][^a-z]*)$", text, re.MULTILINE):
         assert promised.replace(",", "") in output.replace(",", "")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_command_stands_outside_of_a_block(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    assert not re.search(r"^ +(python|make|pip) ", text, re.M)
 
 
 def test_what_does_not_run_is_still_there():
