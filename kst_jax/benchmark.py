@@ -1,13 +1,22 @@
-"""How fast a network is, and how much memory it takes.
+r"""Measures how fast a network is, and how much memory it takes.
 
     python -m kst_jax.benchmark --config=configs/default.py
+
+times a forward pass and a train step of the paper's network, prints a table and
+writes all figures to runs/benchmark/benchmark.json. --batch_sizes, --precision,
+--attention and --what choose what is compared, and --workdir where it is written:
+
+    python -m kst_jax.benchmark --config=configs/default.py --what=forward \
+        --precision=float32,bfloat16 --workdir=runs/precision
+
+With --sweep there is also a plot over image sizes, WORKDIR/sweep.png; with --pipeline
+also the slices a second that the data pipeline prepares. Results of other measurements
+are not overwritten.
 
 Every case (a batch size, a precision, an attention) runs in a process of its own, so
 that its compile time and its peak memory are its own. Cases are run in turn, `--rounds`
 times, since machines are noisy. Programs are compiled ahead of time; weights and slices
-are random, which changes none of the work. Table on screen, all figures in
-WORKDIR/benchmark.json; with --sweep also a plot over image sizes, WORKDIR/sweep.png;
-with --pipeline also the slices a second that the data pipeline prepares.
+are random, which changes none of the work.
 """
 
 import dataclasses
@@ -330,17 +339,18 @@ def _define_flags() -> None:
 def main(config: Config, workdir: str) -> None:
     """Command line: measures, prints the table, writes JSON and plot."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of the cases' processes
-    cases, rate = _cases(config), None
+    cases, path, rate = _cases(config), Path(workdir) / "benchmark.json", None
+    files.make_folder(path.parent)
+    _require_same(path, cases)
     if flags.FLAGS.pipeline:
         rate = pipeline.pipeline_rate(config, flags.FLAGS.pipeline)
         print(f"input pipeline alone: {rate:.0f} slices/s")
     results = run(cases, flags.FLAGS.rounds)
     print(f"{results[0]['device']}, {os.cpu_count()} CPU cores, jax {jax.__version__}")
     print(f"{results[0]['parameters']:,} parameters\n\n{table(results)}")
-    _write(Path(workdir), results, rate)
+    _write(path, cases, results, rate)
     if flags.FLAGS.sweep:
-        path = Path(workdir) / "sweep.png"
-        figures.save(figures.scaling_figure(results), path)
+        figures.save(figures.scaling_figure(results), path.with_name("sweep.png"))
 
 
 def _cases(config: Config) -> list[Case]:
@@ -374,19 +384,40 @@ def _whole(text: str, flag: str) -> int:
     return int(text)
 
 
+def _require_same(path: Path, cases: list[Case]) -> None:
+    """Refuses to overwrite what other cases gave."""
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text()).get("cases")
+    except (ValueError, AttributeError):
+        before = None
+    if before != _as_json(cases):
+        raise InputError(
+            f"{path}: holds other measurements; name another folder with --workdir, or "
+            "move it away"
+        )
+
+
+def _as_json(cases: list[Case]) -> list[dict]:
+    return json.loads(json.dumps([dataclasses.asdict(case) for case in cases]))
+
+
 def _write(
-    workdir: Path, results: list[dict[str, Any]], pipeline_rate: float | None
+    path: Path,
+    cases: list[Case],
+    results: list[dict[str, Any]],
+    pipeline_rate: float | None,
 ) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
     about = {
         "command": sys.argv,
         "python": platform.python_version(),
         "jax": jax.__version__,
         "cpu_cores": os.cpu_count(),
+        "cases": _as_json(cases),
         "results": results,
         "pipeline_slices_per_s": pipeline_rate,
     }
-    path = workdir / "benchmark.json"
     with files.whole(path) as partial:
         partial.write_text(json.dumps(about, indent=1) + "\n")
     print(f"\nwritten to {path}")

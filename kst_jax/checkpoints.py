@@ -56,7 +56,7 @@ class Checkpoints:
 
     Raises:
       InputError: the folder holds a run with another config, or damaged checkpoints
-        alone.
+        alone, or cannot be written to.
     """
 
     def __init__(self, workdir: str | Path, config: Config):
@@ -64,7 +64,7 @@ class Checkpoints:
         self._folder = self.workdir / "checkpoints"
         self._config = config
         _require_own_run(self.workdir, config)
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.workdir)
         integrity.set_damaged_aside(self._folder)
         _write_config(self.workdir, config)
         self._manager = _manager(self.workdir, config.train)
@@ -228,12 +228,12 @@ def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
     """Writes a checkpoint that can be evaluated but not trained further.
 
     Raises:
-      InputError: the folder holds a run already.
+      InputError: the folder holds a run already, or cannot be written to.
     """
     workdir = Path(workdir).absolute()
-    if (workdir / "checkpoints").exists():
+    if _has_checkpoints(workdir):
         raise InputError(f"{workdir}: holds checkpoints already; choose a new folder")
-    workdir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(workdir)
     _write_config(workdir, config)
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
@@ -307,7 +307,7 @@ def read_subjects(workdir: str | Path, part: str) -> list[str]:
 def _require_own_run(workdir: Path, config: Config) -> None:
     if not (workdir / "config.json").exists():
         return
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not _has_checkpoints(workdir):
         return  # nothing would be lost
     require_same_run(read_config(workdir), config, workdir)
 
@@ -321,6 +321,11 @@ def require_same_run(saved: Config, config: Config, where: str | Path) -> None:
             f"{where}: holds a run with another config: {difference}; choose a new "
             "--workdir, or give the run's own config to carry on with it"
         )
+
+
+def _has_checkpoints(workdir: Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and bool(integrity.steps_in(folder))
 
 
 def _first_difference(

@@ -20,9 +20,13 @@ _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}: "
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a program; an InputError becomes a message, or with --debug a traceback."""
+    """Runs a program; an InputError becomes a message, or with --debug a traceback.
+
+    Flags may be spelt with `-` for `_`.
+    """
     debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    given = [_spelt(argument) for argument in sys.argv[1:] if argument != "--debug"]
+    sys.argv[1:] = given
     try:
         main()
     except (InputError, OSError) as error:
@@ -32,6 +36,14 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)  # as shells tell of it
+
+
+def _spelt(argument: str) -> str:
+    """`--batch-sizes=1-2` as `--batch_sizes=1-2`; what is no flag stays as it is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def run_with_config(
@@ -53,15 +65,16 @@ def run_with_config(
     """
     config = config_flags.DEFINE_config_file(
         "config",
-        help_string="File of configs/; --config.section.key=value changes a value.",
+        help_string="File of configs/, such as configs/demo.py. "
+        "--config.section.key=value changes a value.",
     )
     workdir = flags.DEFINE_string(
-        "workdir", default_workdir, "Folder of the run: checkpoints, logs and results."
+        "workdir", default_workdir, "Folder of the run, where results go."
     )
+    processes = _define_processes() if may_join else ()
     # Handled by `run`; defined so that --help tells of it.
     flags.DEFINE_bool("debug", False, "Show a traceback where something fails.")
-    processes = _define_processes() if may_join else ()
-    for name in ("config", "workdir", "debug", *processes):
+    for name in ("config", "workdir", *processes, "debug"):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def absl_main(argv: list[str]) -> None:
@@ -154,12 +167,29 @@ def _first_speaks() -> Iterator[None]:
         yield
 
 
+def _help() -> str:
+    """What a program does, and its own flags: first those that all of them have."""
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    own.sort(key=lambda flag: flag.name not in ("config", "workdir"))  # a stable sort
+    lines = [sys.modules["__main__"].__doc__, "flags:"]
+    for flag in own:
+        default = f" ({flag.default_as_str.strip(chr(39))})" if flag.default else ""
+        lines.append(f"  --{flag.name}")
+        lines.append(flags.text_wrap(flag.help + default, indent=" " * 6))
+    return "\n".join([*lines, "", "--helpfull lists those of absl and JAX too."])
+
+
 def _parse(argv: list[str], require_key: Callable[[str], None]) -> list[str]:
     for argument in argv:
         if argument.startswith("--config."):
             require_key(argument.removeprefix("--config.").partition("=")[0])
+    if {"-h", "--help"} & set(argv):
+        print(_help())
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # from --helpfull, which absl ends as if it were a mistake
+        sys.exit(0)
     except flags.Error as error:
         # Where a config file failed, absl quotes its whole traceback.
         cause = str(error).strip().splitlines()[-1].strip()

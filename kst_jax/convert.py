@@ -1,6 +1,12 @@
-"""The authors' PyTorch checkpoints as checkpoints of this library.
+r"""Converts the authors' PyTorch checkpoints into checkpoints of this library.
 
-    python -m kst_jax.convert checkpoint.pth OUT
+    python -m kst_jax.convert checkpoint.pth runs/authors
+
+writes runs/authors/checkpoints/0 and runs/authors/config.json, which can be evaluated
+but not trained further:
+
+    python eval.py --config=configs/saved.py:runs/authors --workdir=runs/authors \
+        --config.data.test=/data/scans
 
 PyTorch is not needed. Sizes are read from the weights; the number of heads and the
 low-resolution grid cannot be, and are flags whose defaults are the paper's.
@@ -193,10 +199,11 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: converts one checkpoint."""
     parser = argparse.ArgumentParser(
         prog="python -m kst_jax.convert",
-        description="Turns the authors' PyTorch checkpoint into one for eval.py.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="the authors' .pth file")
-    parser.add_argument("out", help="folder to write; becomes eval.py's --workdir")
+    parser.add_argument("out", help="folder to write, without a run in it")
     parser.add_argument("--heads", type=int, default=4, help="attention heads (4)")
     parser.add_argument(
         "--lr_size",

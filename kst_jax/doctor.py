@@ -1,9 +1,9 @@
-"""Looks through scans before a run does, and says what is wrong with them.
+"""Reads scans as a run would, and says what they are and what is wrong with them.
 
-    python -m kst_jax.doctor PATH...
+    python -m kst_jax.doctor /data/singlecoil_train /data/singlecoil_val
 
-Every file is read as a run reads it, one after another, and reported at once;
-`kst_jax/data/examination.py` tells what is looked at.
+Every file is read, one after another, and reported at once, with how to mend it; nothing
+is written. `kst_jax/data/examination.py` tells what is looked at.
 """
 
 import argparse
@@ -201,8 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: examines scans, prints, exits with 0, 1 or 2."""
     parser = argparse.ArgumentParser(
         prog="python -m kst_jax.doctor",
-        description="Reads scans as a run would, and says what they are, what is wrong "
-        "with them and how to mend it.",
+        description=__doc__,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

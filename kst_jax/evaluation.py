@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kst_jax import checkpoints, metrics, parallel, reports
+from kst_jax import checkpoints, files, metrics, parallel, reports
 from kst_jax.config import Config
 from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
@@ -105,7 +105,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     Raises:
       InputError: no such checkpoint, one that does not fit, scans that cannot be used,
         someone among them whom the model was trained or chosen on, or a folder with
-        results of another evaluation.
+        results of another evaluation, or that cannot be written to.
     """
     params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
     checkpoints.require_same_model(saved, config, workdir)
@@ -126,14 +126,17 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
         for _ in slices:  # takes part, and leaves the report to the first
             pass
         return None
-    report = reports.Report(out, config, workdir, step, source)
-    for number, found in slices:
-        report.add(number, found)
-    if isinstance(model, KSpaceTransformer) and report.chosen:
-        middle = report.chosen[len(report.chosen) // 2]
-        batch = pipeline.test_slice(source, config, sampler, middle)
-        report.add_attention(attention_on_grid(model, params, batch))
-    return report.finish()
+    with files.together(out) as unfinished:
+        report = reports.Report(unfinished, config, workdir, step, source)
+        for number, found in slices:
+            report.add(number, found)
+        if isinstance(model, KSpaceTransformer) and report.chosen:
+            middle = report.chosen[len(report.chosen) // 2]
+            batch = pipeline.test_slice(source, config, sampler, middle)
+            report.add_attention(attention_on_grid(model, params, batch))
+        found = report.finish()
+    print(f"written to {out}")
+    return found
 
 
 def reconstruct(

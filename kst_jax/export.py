@@ -1,10 +1,14 @@
-"""A trained network as one file that needs nothing but JAX.
+"""Exports a trained network as one file that needs nothing but JAX.
 
     python -m kst_jax.export runs/demo exported
 
-writes `exported/network.stablehlo`, the program and its weights for CPU, CUDA and TPU
-and for any batch size, its checksum, and `exported/reconstruct.py`, which shows how to
-call it.
+takes the latest checkpoint of the run in runs/demo and writes, into a new folder,
+
+    exported/network.stablehlo   program and weights, for CPU, CUDA and TPU and for any
+                                 batch size, with the run's image size and undersampling
+    exported/network.sha256      its checksum
+    exported/reconstruct.py      how to call it, without kst_jax:
+                                 python exported/reconstruct.py INPUT.npz IMAGE.npy
 """
 
 import argparse
@@ -104,11 +108,10 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
     """Writes the program and the example that loads it, both or none.
 
     Raises:
-      InputError: there is something at `out` already.
+      InputError: there is something at `out` already, or nothing can be written there.
     """
     out = Path(out).absolute()
     _require_new(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
         folder = Path(temporary) / "out"
         folder.mkdir()
@@ -122,22 +125,25 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
 def _require_new(out: Path) -> None:
     if out.exists():
         raise InputError(f"{out}: exists already; choose a new folder")
+    files.make_folder(out.parent)
 
 
 def main() -> None:
     """Command line: exports a checkpoint of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m kst_jax.export",
-        description="Writes a trained network as StableHLO, which needs only JAX.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir", help="folder of a run")
-    parser.add_argument("out", help="folder to write")
+    parser.add_argument("workdir", help="folder of a run that train.py has written")
+    parser.add_argument("out", help="folder to write, which must not exist yet")
     parser.add_argument(
         "--platforms",
         nargs="+",
         choices=(*PLATFORMS, "rocm"),
         default=PLATFORMS,
-        help="what the program is to run on (cpu cuda tpu)",
+        metavar="PLATFORM",
+        help="what the program is to run on: cpu, cuda, tpu, rocm (cpu cuda tpu)",
     )
     parser.add_argument(
         "--checkpoint",
@@ -146,7 +152,7 @@ def main() -> None:
         help="which of the run's checkpoints (latest); best is by validation",
     )
     args = parser.parse_args()
-    _require_new(Path(args.out))
+    _require_new(Path(args.out).absolute())
     params, config, step = checkpoints.read_parameters(args.workdir, args.checkpoint)
     write(export(config, params, tuple(args.platforms)), args.out)
     print(f"wrote {args.out}: the network of {args.workdir} at step {step}")

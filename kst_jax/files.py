@@ -1,9 +1,10 @@
-"""Files: ordinary ones, written whole or not at all, and their checksums."""
+"""Files: ordinary ones, written whole or not at all, their folders and checksums."""
 
 import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,44 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:  # the latter: nested without end
         raise InputError(
             f"{path}: cannot be read ({error}). Copy or write it again."
+        ) from error
+
+
+@contextlib.contextmanager
+def together(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose files go to `folder` at the end, if nothing fails.
+
+    Files at the top go last, so that one there can tell that the others are whole.
+    """
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
+        temporary = Path(name)
+        yield temporary
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda file: -len(file.parts)):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder to write into, with those above it; one may be there already.
+
+    Raises:
+      InputError: a file is in its way, or nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{path}: cannot be a folder, since a file is in its way; choose another"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written to ({error.strerror}); choose another folder, "
+            "or see to its permissions and to the disk"
         ) from error
 
 

@@ -8,6 +8,7 @@ parts together), and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy 
 hold the complex images (slices, H, W).
 """
 
+import argparse
 import hashlib
 import sys
 import zipfile
@@ -66,6 +67,9 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="INPUT.npz")
+    parser.add_argument("target", metavar="IMAGE.npy")
+    main(**vars(parser.parse_args()))

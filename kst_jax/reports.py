@@ -31,7 +31,7 @@ _STAGES = {
 
 
 class Report:
-    """Collects an evaluation; holds images of one volume at a time.
+    """Collects an evaluation in a new folder; holds images of one volume at a time.
 
     Attributes:
       chosen: numbers of the slices that the figures show.
@@ -44,7 +44,7 @@ class Report:
         self._title = registry.build(config.model).title
         self._test = _identity(config, workdir)
         for folder in ("reconstructions", "figures"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
+            (out / folder).mkdir()
         middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
         self.chosen = np.unique((len(source) * middles).astype(int)).tolist()
         self._shown, self._open = [], []
@@ -170,7 +170,7 @@ class Report:
         ]
         print(
             f"PSNR over zero-filled: {gains[0]:+.2f} dB normalised, {gains[1]:+.2f} dB "
-            f"in input units\nwritten to {self._out}"
+            "in input units"
         )
 
 

@@ -96,21 +96,26 @@ def test_command_line_sweeps_sizes(tmp_path):
     assert all(r["dtype"] == "bfloat16" and r["peak_bytes"] > 1e7 for r in results)
     assert "| forward | 24x24 | 1 | bfloat16 |" in found.stdout
     assert (tmp_path / "sweep.png").stat().st_size > 1000
+    other = run(f"--workdir={tmp_path}", "--sweep=16,24", "--calls=1")
+    assert other.returncode == 1
+    assert f"{tmp_path}/benchmark.json: holds other measurements" in other.stderr
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == written
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--batch_sizes=many", "'many' is not a whole number"),
+        ("--batch-sizes=many", "'many' is not a whole number"),
         ("--sweep=17", "17 is not a multiple of 2"),
         ("--attention=sparse", "model.attention='sparse' is unknown"),
         ("--what=backward", "none of forward"),
         ("--what=", "nothing to measure"),
         ("--mesh=2", "--mesh: '' is not a whole number"),
+        (f"--workdir={__file__}", "cannot be a folder"),
     ],
 )
 def test_mistakes_are_told(flag, message, tmp_path):
-    found = run(flag, f"--workdir={tmp_path}")
+    found = run(f"--workdir={tmp_path}", flag)
     assert found.returncode == 1
     assert message in found.stderr
     assert "Traceback" not in found.stderr

@@ -1,17 +1,28 @@
-"""train.py and eval.py as a user types them."""
+"""train.py, eval.py and the other programs as a user types them."""
 
+import dataclasses
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 
 import h5py
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax.config import from_dict
+from kst_jax import export, files
+from kst_jax.checkpoints import write_parameters
+from kst_jax.config import from_dict, require_key
 from kst_jax.data import pipeline
+from kst_jax.data.prepare import prepare
+from kst_jax.errors import InputError
+from kst_jax.evaluation import evaluate
+from kst_jax.reports import Report
+from kst_jax.training import train
 from tests.conftest import ROOT
 
 TINY = [
@@ -77,7 +88,7 @@ def test_a_run_leaves_its_files(workdir):
     ):
         assert (workdir / name).exists(), name
     assert not list(workdir.rglob("*.tmp"))
-    assert not list(workdir.rglob("*.partial"))
+    assert not list(workdir.rglob("*.partial*"))
 
 
 def test_metrics_are_scikit_images_of_the_written_files(workdir, config, report):
@@ -181,13 +192,14 @@ def refused(program, *args):
     ("change", "message"),
     [
         (["--config.train.stepz=3"], "valid keys: accumulate, batch_size"),
-        (["--config.data.train=/nowhere"], "/nowhere: no such file"),
+        (["--config.data.train=/no-where"], "/no-where: no such file"),
         (["--config.mask.acceleration=0.5"], "at least 1"),
         (["--config.data.pad=False"], "smaller than the crop"),
         (["--config.data.test=demo:train"], "sub-0017"),
         (["--config.model.heads=0"], "model.heads=0"),
         (["surplus"], "'surplus' is no flag"),
-        (["--num_processes=2", "--process_id=0"], "belong together"),
+        (["--num-processes=2", "--process_id=0"], "belong together"),
+        (["--config.train.batch-size=0"], "train.batch_size=0"),
         (["--coordinator=here"], "HOST:PORT"),
     ],
 )
@@ -267,9 +279,106 @@ def test_debug_shows_a_traceback(tmp_path):
     assert "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py"])
-def test_help_explains(program):
-    text = run(program, "--help").stdout
-    assert f"python {program} --config=configs/demo.py" in text
-    for flag in ("--config", "--workdir", "--[no]debug", "--[no]distributed"):
-        assert f"  {flag}: " in text, text
+PROGRAMS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("kst_jax/**/*.py"))
+    if '__name__ == "__main__"' in path.read_text()
+)
+# An export's reconstruct.py is a copy of loader.py.
+COMMANDS = {"kst_jax/loader.py": "reconstruct.py"} | {
+    path: path if "/" not in path else f"-m {path[:-3].replace('/', '.')}"
+    for path in PROGRAMS
+    if path != "kst_jax/loader.py"
+}
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_help_explains(path):
+    """With an example, no flag or setting that does not exist, and none of absl's."""
+    start = [path] if path == "kst_jax/loader.py" else COMMANDS[path].split()
+    done = run(*start, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert f"    python {COMMANDS[path]} " in done.stdout
+    listed = set(re.findall(r"^  (?:-h, )?--(\w+)", done.stdout, re.MULTILINE))
+    named = set(re.findall(r"--([\w.]*\w)", done.stdout)) - {"helpfull"}
+    settings = {name for name in named if name.startswith("config.")}
+    for setting in settings - {"config.section.key"}:
+        require_key(setting.removeprefix("config."))
+    assert named - settings <= listed | {"config", "workdir"}
+    assert not listed & {"verbosity", "logtostderr", "jax_platforms"}
+
+
+def test_helpfull_has_the_flags_of_absl_too():
+    done = run("train.py", "--helpfull")
+    assert done.returncode == 0
+    assert "--verbosity" in done.stdout
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("something else")
+    yield path
+    assert path.read_text() == "something else"
+
+
+def test_a_file_in_the_way_of_a_folder(config, workdir, file):
+    params = {"weight": np.zeros(3)}
+    evaluation = dataclasses.replace(config.eval, out=str(file / "below"))
+    for write in (
+        lambda: train(config, file),
+        lambda: evaluate(dataclasses.replace(config, eval=evaluation), workdir),
+        lambda: write_parameters(file, params, config),
+        lambda: export.write(None, file / "below"),
+        lambda: prepare("demo:train", file),
+    ):
+        with pytest.raises(InputError, match=f"{file}.*: cannot be a folder"):
+            write()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("needs a user whom permissions bind")
+    for path in (folder, folder / "below"):
+        with pytest.raises(InputError, match="cannot be written to"):
+            files.make_folder(path)
+
+
+def test_an_evaluation_that_is_interrupted_leaves_nothing(
+    config, workdir, tmp_path, monkeypatch
+):
+    add = Report.add
+
+    def interrupted(self, number, found):
+        add(self, number, found)
+        if number == 1:
+            self._close_volume()  # so that there is a reconstruction
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Report, "add", interrupted)
+    out = tmp_path / "out"
+    changed = dataclasses.replace(config.eval, out=str(out))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(dataclasses.replace(config, eval=changed), workdir)
+    assert list(out.iterdir()) == []
+
+
+def test_a_conversion_that_was_interrupted_can_be_repeated(
+    config, tmp_path, monkeypatch
+):
+    def interrupted(*_, **__):
+        (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir()
+        raise KeyboardInterrupt
+
+    params = {"weight": np.zeros(3)}
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_parameters(tmp_path, params, config)
+    write_parameters(tmp_path, params, config)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
+    with pytest.raises(InputError, match="holds checkpoints already"):
+        write_parameters(tmp_path, params, config)

@@ -62,6 +62,13 @@ def test_command_line_and_loader(run):
         check=True,
         cwd=folder,
     )
+    failed = subprocess.run(
+        [sys.executable, "-I", out / "reconstruct.py", folder / "none.npz", target],
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {folder / 'none.npz'}: ")
     got = np.load(target)
     for number in range(3):
         wanted = reconstruct(model, params, kspace[number], masks[number]).image[0]

@@ -60,6 +60,12 @@ def test_batches_hold_the_measured_spectrum_of_the_target(people):
     np.testing.assert_allclose(batch.image.std(axis=(1, 2, 3)), 1, atol=1e-4)
 
 
+def test_batches_of_one_slice(people):
+    train = dataclasses.replace(SMALL.train, batch_size=1)
+    batch = next(batches(dataclasses.replace(SMALL, train=train), people))
+    assert batch.image.shape == (1, 32, 24, 2)
+
+
 def test_masks_that_vary_are_padded(people):
     config = dataclasses.replace(SMALL, mask=MaskConfig(kind="fastmri_random"))
     first, second = (next(batches(config, people)) for _ in range(2))

@@ -440,6 +440,7 @@ def test_the_command_line(tmp_path, demo):
     for args, cause in (
         (("demo:train", out), "holds another preparation"),
         (("demo:train", tmp_path / "x", "--slices", 1, 0), "0 <= start < stop"),
+        (("demo:train", out, "--drop-first=1"), "drop_first 0 there, 1 here"),
         (("demo:train", tmp_path / "x", "--workers", 0), "give 1 or more"),
         ((tmp_path / "none", tmp_path / "x"), "no such file or folder"),
         (("--verify", tmp_path), "not a folder that"),

@@ -44,14 +44,15 @@ def compiled(tmp_path_factory):
     }
 
 
-def start(workdir, environment):
+def start(workdir, environment, *changes):
     return subprocess.Popen(
-        [sys.executable, "train.py", *RUN, f"--workdir={workdir}"],
+        [sys.executable, "train.py", *RUN, f"--workdir={workdir}", *changes],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -73,7 +74,10 @@ def wait_for(condition, process):
 
 
 def end(process, number):
-    process.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does, to its workers as well
+    else:
+        process.send_signal(number)
     output, errors = process.communicate()
     return process.returncode, output, errors
 
@@ -147,7 +151,8 @@ def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(compiled, tmp
     assert f"The last good one is {run}/checkpoints/{step};" in errors
     assert latest(run) == step
 
-    code, output, errors = after_row(step + 1, run, start(run, compiled), signal.SIGINT)
+    process = start(run, compiled, "--config.data.workers=1")
+    code, output, errors = after_row(step + 1, run, process, signal.SIGINT)
     assert code == 130
     assert f"Carrying on from {run}/checkpoints/{step}\n" in output
     assert "Traceback" not in errors

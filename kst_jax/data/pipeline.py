@@ -8,6 +8,7 @@ function of the seed, the file and the slice.
 
 import contextlib
 import functools
+import signal
 import time
 from typing import NamedTuple
 
@@ -165,7 +166,9 @@ def training_batches(
     first = first_step * config.train.batch_size + process
     stream = stream.repeat().random_map(prepare)[first::processes]
     stream = stream.batch(
-        config.train.batch_size // processes, batch_fn=tokens.batch_of
+        config.train.batch_size // processes,
+        drop_remainder=True,  # none in an endless stream, whose length would overflow
+        batch_fn=tokens.batch_of,
     )
     return iter(_ahead(stream, config.data))
 
@@ -235,7 +238,12 @@ def _ahead(stream: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
         flags.FLAGS.mark_as_parsed()  # workers get grain's own flags, also in Colab
     read = grain.ReadOptions(config.threads, config.prefetch)
     workers = grain.MultiprocessingOptions(num_workers=config.workers)
-    return stream.to_iter_dataset(read).mp_prefetch(workers)
+    return stream.to_iter_dataset(read).mp_prefetch(workers, _leave_control_c)
+
+
+def _leave_control_c(worker: int, count: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to workers too, to the run's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _training_slice(

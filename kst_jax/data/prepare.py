@@ -1,10 +1,15 @@
-"""Scans decoded once, so that training reads single slices from shards.
+"""Prepares scans: decodes them once, so that training reads single slices from shards.
 
-    python -m kst_jax.data.prepare SOURCE OUT
+    python -m kst_jax.data.prepare /data/oasis /data/oasis_prepared
+    python -m kst_jax.data.prepare --verify /data/oasis_prepared
 
-SOURCE is anything that `data.train` takes, except for a prepared folder; OUT then goes
-where SOURCE went. A preparation that was interrupted carries on with the same command.
-`kst_jax/data/prepared.py` describes the result.
+The first one writes shards and a manifest.json into /data/oasis_prepared, which then
+goes where the scans went, --config.data.train=/data/oasis_prepared; an interrupted one
+carries on with the same command. The second one checks every byte of the result.
+
+Keep everything, the default, where there is room: a run can then choose slices as from
+the scans themselves. What is left out here must be left out by the run's own settings
+too. docs/data.md tells when preparing pays, and describes the files.
 """
 
 import argparse
@@ -100,9 +105,9 @@ def _begin(out: Path, plan: dict) -> dict:
     """The plan of the folder: `plan`, or the one that was begun here."""
     if (out / UNFINISHED).exists():
         return _require_same(out, plan, out / UNFINISHED)
-    if out.exists() and any(file.suffix != ".partial" for file in out.iterdir()):
+    files.make_folder(out)
+    if any(file.suffix != ".partial" for file in out.iterdir()):
         raise InputError(f"{out}: holds something else. Name a new folder.")
-    out.mkdir(parents=True, exist_ok=True)
     _write_json(out / UNFINISHED, plan)
     return plan
 
@@ -291,11 +296,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line: prepares scans, or verifies a prepared folder."""
     parser = argparse.ArgumentParser(
         prog="python -m kst_jax.data.prepare",
-        description="Decodes scans once and writes their slices as shards that "
-        "training reads fast; the same command carries on after an interruption.",
-        epilog="Keep everything, the default, where there is room: a run can then "
-        "choose slices as from the scans themselves. What is left out here must be "
-        "left out by the run's own settings too.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -1,0 +1,304 @@
+"""Every command and every Python block of README.md and docs/ runs, at small settings.
+
+Programs run in this process, as `python` would run them: their `__main__`, with
+`sys.argv`. Blocks marked `text` show output. Folders that documents name, such as
+/data/singlecoil_train, lie below a temporary one.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import warnings
+from concurrent.futures import Future
+
+import h5py
+import jax
+import nibabel as nib
+import numpy as np
+import pytest
+from absl import flags
+
+from configs import demo
+from kst_jax import processes
+from kst_jax.config import from_dict
+from kst_jax.models import registry
+from tests.conftest import ROOT, SHARED
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Commands that do not run here, as patterns, and why.
+NOT_RUN = {
+    r"make demo": "its two commands run, from the Makefile",
+    r"make test": "it runs this test",
+    r"python3? -m venv|pip install": "installs packages",
+    r"gcloud |srun |  sbatch ": "need a TPU pod or Slurm",
+    r" *python train.py .*--coordinator=": "needs others; tests/test_pods.py has two",
+    r"export |for |done": "shell around the two before",
+    r"python -m kst_jax.study": "tests/test_study.py runs one",
+}
+if not (SHARED / "goldens").is_dir():
+    NOT_RUN[r".*(checkpoint\.pth|runs/authors)"] = "needs development data"
+# Settings that a document's command is given as well, as far as its config has them.
+SMALL = {
+    "data.size": (16, 16),
+    "model.width": 8,
+    "model.heads": 2,
+    "model.mlp": 8,
+    "model.encoder_layers": 1,
+    "model.lr_layers": 1,
+    "model.hr_layers": 1,
+    "model.lr_size": (8, 8),
+    "model.refinement_features": 4,
+    "model.features": 4,
+    "train.steps": 2,
+    "train.warmup_steps": 0,
+    # One program to compile for all runs, not three for each.
+    "train.stages": (0.0, 0.0, 1.0),
+    "train.learning_rate": 1e-3,
+    "train.clip_norm": 0.0,
+    "train.ema": 0.0,
+    "train.batch_size": 4,
+    "train.checkpoint_every": 2,
+    "train.image_every": 0,
+    "eval.batch_size": 4,
+    "eval.figures": 1,
+}
+# The same for what is no setting: what is replaced by what.
+SHORT = {
+    r"--validate_every=\d+|(?<=validate_every=)\d+": "2",
+    r"(?<=config\.train\.steps = )\d+": "2",
+    r"(?<=seconds=)\d+": "0.1",
+    r"--sweep=\S+": "--sweep=16,24",
+    r"--calls=\d+": "--calls=1",
+}
+
+
+def blocks(path):
+    """Language and text of a document's fenced blocks."""
+    found = re.findall(
+        r"^```(\w*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return [(language, text) for language, text in found if language != "text"]
+
+
+def commands(text):
+    """The commands of a block; one may go over several lines."""
+    found, open_ = [], ""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        open_ = f"{open_}\n{line}" if open_ else line
+        try:
+            shlex.split(open_)
+        except ValueError:  # a quotation goes on
+            continue
+        if open_.strip() and not open_.startswith("#"):
+            found.append(open_)
+        open_ = ""
+    return found
+
+
+def reasons(command):
+    return [why for pattern, why in NOT_RUN.items() if re.match(pattern, command)]
+
+
+class Inline:
+    """Worker processes that are this one."""
+
+    map = staticmethod(map)
+
+    def __init__(self, workers):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *args):
+        function.__globals__["_MATRIX"] = 16  # of the benchmark: a smaller product
+        future = Future()
+        future.set_result(function(*args))
+        return future
+
+
+@pytest.fixture(scope="module")
+def patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory, patch):
+    """A folder with what documents name, and the runs of `make demo`."""
+    place = tmp_path_factory.mktemp("documents")
+    for name in ("train.py", "eval.py", "configs"):
+        (place / name).symlink_to(ROOT / name)
+    write_scans(place)
+    patch.chdir(place)
+    patch.setattr(processes, "pool", Inline)
+    patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")  # benchmark turns it off
+    patch.setattr(demo, "get_config", small(demo.get_config))
+    patch.setattr(registry, "MODELS", dict(registry.MODELS))  # one is added
+    cache = jax.config.jax_compilation_cache_dir
+    for line in re.findall(r"^\t\$\(BIN\)/(python .*\.py .*)$", makefile(), re.M):
+        run(line, place)
+    yield place
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def makefile():
+    return (ROOT / "Makefile").read_text()
+
+
+def small(get_config):
+    def changed():
+        config = get_config()
+        config.update_from_flattened_dict(present(config))
+        config.data.slices = (0.4, 0.55)
+        return config
+
+    return changed
+
+
+def present(config):
+    """The SMALL settings that a config has."""
+    return {
+        name: value
+        for name, value in SMALL.items()
+        if name.partition(".")[2] in config[name.partition(".")[0]]
+    }
+
+
+def write_scans(place):
+    rng = np.random.default_rng(0)
+    for folder in ("data", "shared"):
+        for part in ("singlecoil_train", "singlecoil_val"):
+            path = place / folder / part
+            path.mkdir(parents=True)
+            for number in range(4 if part == "singlecoil_train" else 1):
+                kspace = rng.normal(size=(9, 20, 18, 2)).astype(np.float32)
+                with h5py.File(path / f"{part}{number}.h5", "w") as file:
+                    file["kspace"] = kspace.view(np.complex64)[..., 0]
+    for folder in ("oasis", "scans", "other_scans"):
+        (place / "data" / folder).mkdir()
+        for number in range(4):
+            volume = rng.uniform(50, 100, (32, 32, 32)).astype(np.float32)
+            path = place / "data" / folder / f"{folder}{number}_T1w.nii.gz"
+            nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
+    if (SHARED / "goldens").is_dir():
+        shutil.copy(SHARED / "goldens" / "authors_small.pth", place / "checkpoint.pth")
+    mask = np.arange(256).reshape(1, 16, 16) < 256 // 5
+    np.savez(place / "INPUT.npz", kspace=np.ones((1, 16, 16), complex), mask=mask)
+
+
+def run(command, place, done=[]):  # noqa: B006 (kept from call to call)
+    """Runs a command, small, unless it has run."""
+    for pattern, replacement in SHORT.items():
+        command = re.sub(pattern, replacement, command)
+    command = re.sub(r"(?<=[ =,'])/(data|shared)/", f"{place}/\\1/", command)
+    python, *arguments = shlex.split(command, comments=True)
+    if arguments in done:
+        return
+    done.append(arguments)
+    assert python == "python", f"{command}: neither Python nor in NOT_RUN"
+    if arguments[0] == "-c":
+        exec(arguments[1], {})
+        return
+    start = runpy.run_module if arguments[0] == "-m" else runpy.run_path
+    program, *arguments = arguments[start is runpy.run_module :]
+    extra = [f"--config.{name}={value}" for name, value in small_values(arguments)]
+    if program == "kst_jax.benchmark":
+        extra.append("--what=forward")
+    if program == "kst_jax.convert":
+        extra += ["--lr_size", "16", "16"]
+    # Not twice: a list that is given twice is joined.
+    names = {flag.partition("=")[0] for flag in extra}
+    kept = [a for a in arguments if a.partition("=")[0] not in names]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *kept, *extra])
+        patch.delitem(sys.modules, program, raising=False)  # as if it were new
+        try:
+            code = exit_code(start, program)
+        finally:
+            forget_flags()
+        assert not code, f"{command}: {code}"
+
+
+def forget_flags():
+    """Lets the next program define its own."""
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    own |= {name for name in flags.FLAGS if name.startswith("config")}
+    for name in own & set(flags.FLAGS):
+        delattr(flags.FLAGS, name)
+
+
+def exit_code(start, program):
+    try:
+        with warnings.catch_warnings(action="ignore"):  # as Python does by itself
+            start(program, run_name="__main__")
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def small_values(arguments):
+    """Settings that make a command's run small, by name."""
+    named = [a for a in arguments if a.startswith("--config=")]
+    if not named or "saved.py" in named[0]:
+        return []
+    path, _, setting = named[0].removeprefix("--config=").partition(":")
+    config = runpy.run_path(path)["get_config"](*[setting] if setting else [])
+    return (present(config) | slices_of(path)).items()
+
+
+def slices_of(path):
+    return {"data.slices": (0.4, 0.55)} if path.endswith("demo.py") else {}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_blocks_run(path, place, capsys):
+    names = {"my_image": np.random.default_rng(0).random((64, 64)) + 0j}
+    variables = {}
+    for language, text in blocks(path):
+        if language == "python":
+            for pattern, replacement in SHORT.items():
+                text = re.sub(pattern, replacement, text)
+            capsys.readouterr()
+            exec(compile(text, path.name, "exec"), names)
+            require_promised(text, capsys.readouterr().out)
+            continue
+        for command in commands(text):
+            if assigned := re.fullmatch(r"(\w+)=\"(.*)\"", command, re.DOTALL):
+                variables[assigned[1]] = " ".join(assigned[2].split())
+                continue
+            for name, value in variables.items():
+                command = command.replace(f"${name}", value)
+            if not reasons(command):
+                run(command, place)
+    if "get_config" in names:
+        from_dict(names["get_config"]())
+
+
+def require_promised(text, output):
+    """What a comment after `print(...)` promises, in numbers, is printed."""
+    for promised in re.findall(r"print\(.*\)  # ([\d(][^a-z]*)$", text, re.MULTILINE):
+        assert promised.replace(",", "") in output.replace(",", "")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_command_stands_outside_of_a_block(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    assert not re.search(r"^ +(python|make|pip) ", text, re.M)
+
+
+def test_what_does_not_run_is_still_there():
+    every = [
+        re.sub(r"\$RUN", "", command)
+        for path in DOCUMENTS
+        for language, text in blocks(path)
+        if language != "python"
+        for command in commands(text)
+    ]
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, command) for command in every), pattern
