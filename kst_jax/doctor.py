@@ -2,8 +2,8 @@
 
     python -m kst_jax.doctor /data/singlecoil_train /data/singlecoil_val
 
-Every file is read, one after another, and reported at once, with how to mend it; nothing
-is written. `kst_jax/data/examination.py` tells what is looked at.
+Every file is read, one after another, and reported at once, with how to mend it;
+nothing is written. `kst_jax/data/examination.py` tells what is looked at.
 """
 
 import argparse

@@ -50,7 +50,8 @@ def picture(png: str) -> nbformat.NotebookNode:
     """An output cell with the picture alone, from base64 to base64."""
     small = io.BytesIO()
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    image.quantize(64, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    image = image.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    image.save(small, "png", optimize=True)
     data = {"image/png": base64.b64encode(small.getvalue()).decode()}
     return nbformat.v4.new_output("display_data", data)
 
