@@ -13,9 +13,10 @@ demo: $(VENV)/.installed  ## Train on one bundled person, evaluate on the other
 test: $(VENV)/.installed-dev  ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(VENV)/.installed-dev  ## Check style
+lint: $(VENV)/.installed-dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev  ## Mend style
 	$(BIN)/ruff check --fix .

@@ -99,7 +99,7 @@ def _keep_programs() -> None:
     JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder,
     JAX_ENABLE_COMPILATION_CACHE=false keeps none.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         if os.path.isabs(cache):  # not where a container's user has no home
             folder = os.path.join(cache, "kst_jax", "programs")
@@ -171,9 +171,11 @@ def _help() -> str:
     """What a program does, and its own flags: first those that all of them have."""
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     own.sort(key=lambda flag: flag.name not in ("config", "workdir"))  # a stable sort
-    lines = [sys.modules["__main__"].__doc__, "flags:"]
+    lines = [sys.modules["__main__"].__doc__ or "", "flags:"]
     for flag in own:
-        default = f" ({flag.default_as_str.strip(chr(39))})" if flag.default else ""
+        default = (
+            f" ({str(flag.default_as_str).strip(chr(39))})" if flag.default else ""
+        )
         lines.append(f"  --{flag.name}")
         lines.append(flags.text_wrap(flag.help + default, indent=" " * 6))
     return "\n".join([*lines, "", "--helpfull lists those of absl and JAX too."])
@@ -198,7 +200,7 @@ def _parse(argv: list[str], require_key: Callable[[str], None]) -> list[str]:
         raise InputError(f"--config cannot be loaded: {error}") from error
 
 
-def _checked(values: object, read: Callable[[Any], Any]) -> Any:
+def _checked(values: Any, read: Callable[[Any], Any]) -> Any:
     if values is None:
         raise InputError(
             "--config is missing; name a file, such as --config=configs/demo.py"

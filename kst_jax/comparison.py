@@ -110,7 +110,7 @@ def summary(
         for cell, result in results.items()
         if (cell.setting, cell.method) == (setting, method)
     }
-    found = {
+    found: dict[str, Any] = {
         "seeds": [cell.seed for cell in cells],
         "slices": len(scores.subject),
         "people": len(np.unique(scores.subject)),

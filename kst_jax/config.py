@@ -385,7 +385,7 @@ def from_dict(
     fields = {name: _field(kind, name, where) for name in values}
     return kind(
         **{
-            name: from_dict(value, fields[name].type, f"{where}.{name}")
+            name: from_dict(value, _type(fields[name]), f"{where}.{name}")
             if dataclasses.is_dataclass(fields[name].type)
             else _checked(value, fields[name], where)
             for name, value in values.items()
@@ -395,7 +395,8 @@ def from_dict(
 
 def require_key(path: str) -> None:
     """Raises InputError for a key such as "data.trian"; the valid ones are listed."""
-    kind, where = Config, "config"
+    kind: typing.Any = Config
+    where = "config"
     if path.startswith("model."):  # the config file tells which network's they are
         return
     for name in path.split("."):
@@ -404,7 +405,7 @@ def require_key(path: str) -> None:
         kind, where = _field(kind, name, where).type, f"{where}.{name}"
 
 
-def _field(kind: type, name: str, where: str) -> dataclasses.Field:
+def _field(kind: typing.Any, name: str, where: str) -> dataclasses.Field:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if name not in fields:
         raise InputError(
@@ -413,7 +414,11 @@ def _field(kind: type, name: str, where: str) -> dataclasses.Field:
     return fields[name]
 
 
-def _checked(value: object, field: dataclasses.Field, where: str) -> object:
+def _type(field: dataclasses.Field) -> typing.Any:
+    return field.type
+
+
+def _checked(value: typing.Any, field: dataclasses.Field, where: str) -> typing.Any:
     """The value, if it has the type of the field's default."""
     default = field.default
     if isinstance(default, tuple):

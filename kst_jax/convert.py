@@ -80,11 +80,11 @@ def parameters(state: Mapping[str, np.ndarray]) -> dict:
             stacks.setdefault(path, {})[layer] = leaf
     tree: dict = {}
     for path, layers in stacks.items():
-        *parents, leaf = path.split("/")
+        *parents, last = path.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = _stack(path, layers)
+        node[last] = _stack(path, layers)
     return tree
 
 
@@ -103,7 +103,7 @@ def _translate(name: str, weight: np.ndarray) -> tuple[str, int, np.ndarray]:
         )
     ((path, groups),) = found
     path = path.format(
-        part=_PARTS.get(groups.get("part"), ""),
+        part=_PARTS.get(groups.get("part") or "", ""),
         grid=groups.get("grid", "").lower(),
         # Activations take the odd places between the convolutions.
         conv=int(groups.get("conv", 0)) // 2,
@@ -189,7 +189,7 @@ def load(
 
 
 def _require_whole(params: dict, config: KSTConfig) -> None:
-    size = tuple(2 * n for n in config.lr_size)
+    size = 2 * config.lr_size[0], 2 * config.lr_size[1]
     example = tokens.tokenise(np.zeros((*size, 2), np.float32), np.eye(*size) > 0)
     model = KSpaceTransformer(config)
     checkpoints.require_fit(params, model, tokens.batch_of([example]), "the file")
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     params, model = load(args.checkpoint, args.heads, tuple(args.lr_size))
-    size = tuple(2 * n for n in model.lr_size)
+    size = 2 * model.lr_size[0], 2 * model.lr_size[1]
     config = dataclasses.replace(Config(), model=model, data=DataConfig(size=size))
     checkpoints.write_parameters(args.out, params, config)
     print(f"wrote {args.out}; evaluate it with")

@@ -82,7 +82,8 @@ class Summary:
     def add(self, found: Examination) -> None:
         """Count one scan."""
         self.scans += found.slices is not None
-        self.people |= {found.subject} - {None}
+        if found.subject is not None:
+            self.people.add(found.subject)
         self.errors += sum(f.level == "error" for f in found.findings)
         self.warnings += sum(f.level == "warning" for f in found.findings)
         self.sizes.update(found.sizes)
@@ -119,8 +120,8 @@ def examinations(
     failures: dict[str, InputError] = {}
     for part in everything:
         try:
-            found = sources.find_part(part)
-            scans |= {os.path.abspath(item): item for item in found}
+            items = sources.find_part(part)
+            scans |= {os.path.abspath(item): item for item in items}
         except InputError as error:
             failures[part] = error
     try:
@@ -128,14 +129,17 @@ def examinations(
     except InputError as error:
         failures[paths] = error
     others = {os.path.abspath(p): p for part in everything.values() for p in part}
-    passed_over = [others[name] for name in others if name not in scans]
-    passed_over = [found for path in passed_over if (found := examine_other(path))]
+    passed_over = [
+        found
+        for name, path in others.items()
+        if name not in scans and (found := examine_other(path))
+    ]
     damaged = any(prepared.is_folder(Path(part).expanduser()) for part in failures)
     if failures and not (scans or passed_over or damaged):
         raise next(iter(failures.values()))
-    for part, error in failures.items():
+    for part, failure in failures.items():
         failed = Examination(Path(part))
-        failed.add("error", error)
+        failed.add("error", failure)
         yield failed
     yield from passed_over
     for scan in tqdm(scans.values(), "Examining", unit="scan", disable=None):

@@ -50,16 +50,18 @@ def make_reconstructor(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> C
     model = model.clone(query_axis=parallel.QUERY)
 
     def function(params: dict, batch: Batch, mean: jax.Array, std: jax.Array) -> dict:
-        output = model.apply({"params": params}, batch, stage=stage)
+        output = model.reconstruct(params, batch, stage)
         images = {
             "zero_filled": ifft2c(batch.kspace),
             "reconstruction": output.image,
-            "target": batch.image,
+            "target": batch.target,
         }
-        stages = {name: layers[-1] for name, layers in output.supervised.items()}
+        stages: dict[str, jax.Array] = {
+            name: layers[-1] for name, layers in output.supervised.items()
+        }
         if output.upsampled is not None:
             stages["upsampled"] = output.upsampled
-        stages["target"] = batch.image
+        stages["target"] = batch.target
         shown, stages = (
             {name: transforms.denormalise(x, mean, std) for name, x in group.items()}
             for group in (images, stages)

@@ -55,7 +55,7 @@ def reconstructor(
 
     def reconstruct(kspace: jax.Array, mask: jax.Array) -> jax.Array:
         batch = jax.vmap(lambda k, m: _tokenise(k, m, counts))(kspace, mask)
-        image = model.apply({"params": params}, batch).image
+        image = model.reconstruct(params, batch).image
         sampled = mask.sum((1, 2))
         fits = (counts[0] <= sampled) & (sampled <= counts[1])
         return jnp.where(fits[:, None, None, None], image, jnp.nan)

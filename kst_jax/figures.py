@@ -236,7 +236,7 @@ def _grid(
       top: room in inches above the first row.
       below: room in inches below each row.
     """
-    column, row = _COLUMN * np.mean(widths), _COLUMN * shape[0] / shape[1]
+    column, row = _COLUMN * float(np.mean(widths)), _COLUMN * shape[0] / shape[1]
     width = left + len(widths) * column + (len(widths) - 1) * _GAP + right
     height = top + rows * (row + below)
     figure = Figure(figsize=(width, height))
@@ -264,7 +264,7 @@ def _show(ax: Axes, image: np.ndarray, **kwargs: Any) -> AxesImage:
 
 
 def _add_scale(
-    figure: Figure, image: AxesImage, column: Sequence[Axes], label: str
+    figure: Figure, image: AxesImage, column: np.ndarray, label: str
 ) -> None:
     """Put the colour scale of an image to the right of a column, as tall as it is."""
     top, bottom = column[0].get_position(), column[-1].get_position()
@@ -298,7 +298,7 @@ def _frequencies(n: int) -> tuple[float, float]:
 def _point_at(ax: Axes, query: tuple[float, float], colour: str) -> None:
     """Draw an arrow to (row, column) from the side where the map has more room."""
     row, column = query
-    rows, columns = ax.images[0].get_array().shape
+    rows, columns = ax.images[0].get_size()
     tail = (18 if column < columns / 2 else -18, -18 if row < rows / 2 else 18)
     outline = [patheffects.withStroke(linewidth=3, foreground="white")]
     ax.annotate(

@@ -54,7 +54,7 @@ def loss(
     return _DOMAINS[config.domain] * total
 
 
-def average_pool(image_BxHxWx2: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def average_pool(image_BxHxWx2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Averages (B, H, W, 2) over equal patches down to (B, *shape, 2)."""
     batch, height, width, channels = image_BxHxWx2.shape
     rows, columns = shape

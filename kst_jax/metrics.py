@@ -13,6 +13,7 @@ undefined: it is NaN, never an invented number, so leave empty slices out of a m
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from kst_jax.errors import InputError
 
@@ -23,7 +24,7 @@ _C2 = 0.03**2
 _Axis = tuple[int, ...] | None
 
 
-def psnr(pred_BxHxW: jax.Array, target_BxHxW: jax.Array) -> jax.Array:
+def psnr(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
     """Peak signal-to-noise ratio of each slice (B,) in dB, as in the paper (3.1).
 
     The peak is max - min of the target's slice. A perfect slice scores +inf.
@@ -35,7 +36,7 @@ def psnr(pred_BxHxW: jax.Array, target_BxHxW: jax.Array) -> jax.Array:
     return _psnr(pred, target, _slice_range(target), axis=(1, 2))
 
 
-def ssim(pred_BxHxW: jax.Array, target_BxHxW: jax.Array) -> jax.Array:
+def ssim(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
     """Structural similarity of each slice (B,), as in the paper (3.1).
 
     scikit-image's default: 7x7 uniform window, K1 0.01, K2 0.03, sample covariance,
@@ -48,7 +49,7 @@ def ssim(pred_BxHxW: jax.Array, target_BxHxW: jax.Array) -> jax.Array:
     return _ssim(pred, target, _slice_range(target))
 
 
-def volume_nmse(pred_SxHxW: jax.Array, target_SxHxW: jax.Array) -> jax.Array:
+def volume_nmse(pred_SxHxW: ArrayLike, target_SxHxW: ArrayLike) -> jax.Array:
     """Normalised mean square error |target - pred|^2 / |target|^2 (fastMRI).
 
     Raises:
@@ -59,7 +60,7 @@ def volume_nmse(pred_SxHxW: jax.Array, target_SxHxW: jax.Array) -> jax.Array:
     return _mean_square((target - pred) / unit) / _mean_square(target / unit)
 
 
-def volume_psnr(pred_SxHxW: jax.Array, target_SxHxW: jax.Array) -> jax.Array:
+def volume_psnr(pred_SxHxW: ArrayLike, target_SxHxW: ArrayLike) -> jax.Array:
     """Peak signal-to-noise ratio of a volume in dB (fastMRI): one mean square error
     over all slices, its peak the maximum of the target. A perfect volume scores +inf.
 
@@ -70,7 +71,7 @@ def volume_psnr(pred_SxHxW: jax.Array, target_SxHxW: jax.Array) -> jax.Array:
     return _psnr(pred, target, _volume_range(target))
 
 
-def volume_ssim(pred_SxHxW: jax.Array, target_SxHxW: jax.Array) -> jax.Array:
+def volume_ssim(pred_SxHxW: ArrayLike, target_SxHxW: ArrayLike) -> jax.Array:
     """Structural similarity of a volume (fastMRI): the mean over its slices of `ssim`
     with the maximum of the target over the volume as data range.
 
@@ -81,7 +82,7 @@ def volume_ssim(pred_SxHxW: jax.Array, target_SxHxW: jax.Array) -> jax.Array:
     return jnp.mean(_ssim(pred, target, _volume_range(target)))
 
 
-def _pair(pred: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pair(pred: ArrayLike, target: ArrayLike) -> tuple[jax.Array, jax.Array]:
     pred = jnp.asarray(pred, jnp.float32)
     target = jnp.asarray(target, jnp.float32)
     if pred.shape != target.shape or pred.ndim != 3:

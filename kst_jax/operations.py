@@ -1,5 +1,7 @@
 """How many floating-point operations a network takes (paper section 2.3)."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -56,5 +58,6 @@ def traced_flops(model: Reconstructor, batch: Batch) -> int:
     over layers, has a count of its own.
     """
     params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
-    apply = jax.jit(lambda params: model.apply({"params": params}, batch).image)
-    return int(apply.lower(params).cost_analysis()["flops"])
+    apply = jax.jit(lambda params: model.reconstruct(params, batch).image)
+    cost: Any = apply.lower(params).cost_analysis()
+    return int(cost["flops"])

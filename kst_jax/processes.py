@@ -14,8 +14,11 @@ def pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
 
 
 def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # pools are not of the first process
+
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     # Workers wait for work, and would do so for ever.

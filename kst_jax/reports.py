@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from kst_jax import figures, files, metrics
 from kst_jax.config import Config
-from kst_jax.data.sources import Source
+from kst_jax.data.sources import About, Source
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
@@ -47,8 +48,10 @@ class Report:
             (out / folder).mkdir()
         middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
         self.chosen = np.unique((len(source) * middles).astype(int)).tolist()
-        self._shown, self._open = [], []
-        self._slices, self._volumes = [], {}
+        self._shown: list[dict] = []
+        self._open: list[tuple[About, dict]] = []
+        self._slices: list[dict] = []
+        self._volumes: dict[str, dict] = {}
 
     def add(self, number: int, found: dict) -> None:
         """Adds slice `number` of the source; slices of a volume follow each other."""
@@ -94,9 +97,9 @@ class Report:
 
     def _close_volume(self) -> None:
         """Writes the open volume's reconstruction and scores it in fastMRI's manner."""
-        abouts, images = zip(*self._open, strict=True)
+        abouts, parts = zip(*self._open, strict=True)
         self._open = []
-        images = {name: np.stack([x[name] for x in images]) for name in images[0]}
+        images = {name: np.stack([x[name] for x in parts]) for name in parts[0]}
         name = abouts[0].volume
         with (
             files.whole(self._out / "reconstructions" / f"{name}.h5") as path,
@@ -115,7 +118,7 @@ class Report:
         def stacked(name: str) -> np.ndarray:
             return np.stack([found["images"][name] for found in self._shown])
 
-        slices = {name: stacked(name) for name in (*METHODS, "target")}
+        slices: dict[str, Any] = {name: stacked(name) for name in (*METHODS, "target")}
         slices["mask"] = np.stack([found["mask"] for found in self._shown])
         # For figures across methods.
         path = self._out / "figures" / "slices.npz"
@@ -203,7 +206,7 @@ def _identity(config: Config, workdir: str | Path) -> dict:
         *("workers", "threads", "prefetch"),
     ):
         del data[name]
-    parts = {"data": data, "mask": dataclasses.asdict(config.mask)}
+    parts: dict[str, Any] = {"data": data, "mask": dataclasses.asdict(config.mask)}
     parts |= {"seed": config.eval.seed, "run": str(Path(workdir).absolute())}
     return {"test": json.loads(json.dumps(parts))}
 

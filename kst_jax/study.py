@@ -25,6 +25,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -231,7 +232,7 @@ def _result_path(workdir: Path, cell: Cell) -> Path:
     return workdir / "results" / f"{cell.name}.json"
 
 
-def _with_subjects(report: dict) -> list[dict]:
+def _with_subjects(report: Any) -> list[dict]:
     volumes = report["per_volume"]
     return [
         row | {"subject": volumes[row["volume"]]["subject"]}

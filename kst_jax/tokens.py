@@ -7,6 +7,9 @@ padded and `valid` says which are real. Coordinates run over [0, 1] on each axis
 ends included, whatever the grid (paper sections 2.2 and 2.3).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -39,8 +42,14 @@ class Batch:
     mask: jax.Array
     image: jax.Array | None = None
 
+    @property
+    def target(self) -> jax.Array:
+        """The image (B, H, W, 2), of a batch that has one."""
+        assert self.image is not None
+        return self.image
 
-def coordinates(shape: tuple[int, int]) -> np.ndarray:
+
+def coordinates(shape: tuple[int, ...]) -> np.ndarray:
     """Normalised coordinates (H * W, 2) of a grid (H, W), row-major, float32."""
     rows, columns = (np.linspace(0, 1, n, dtype=np.float32) for n in shape)
     return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
@@ -92,13 +101,15 @@ def tokenise(
     return tokens
 
 
-def batch_of(slices: list[dict[str, np.ndarray]]) -> Batch:
+def batch_of(slices: Sequence[dict[str, np.ndarray]]) -> Batch:
     """Stacks the dictionaries of `tokenise` (with or without an image) into a Batch."""
-    stacked = {name: np.stack([s[name] for s in slices]) for name in slices[0]}
+    stacked: dict[str, Any] = {
+        name: np.stack([s[name] for s in slices]) for name in slices[0]
+    }
     return Batch(**{"valid": None, **stacked})
 
 
-def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, int]) -> dict:
+def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:
     """Tokens of one slice with queries on another grid of the same coordinates.
 
     Queries are coordinates, so their density is free (paper section 2.3): the tokens

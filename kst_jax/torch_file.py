@@ -12,6 +12,7 @@ import math
 import os
 import pickletools
 import zipfile
+from collections.abc import Callable
 from typing import IO, Any
 
 import ml_dtypes
@@ -177,7 +178,7 @@ class _Storages:
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         self._archive = archive
         self._root = root
-        self._bytes = {}
+        self._bytes: dict[str, bytes] = {}
 
     def find(self, identity: Any) -> _Storage:
         """Look up the storage of an identity ('storage', kind, key, device, numel)."""
@@ -215,9 +216,9 @@ class _Unpickler:
 
     def __init__(self, storages: _Storages) -> None:
         self._storages = storages
-        self._stack = []
-        self._outer = []  # the stacks that MARK set aside
-        self._memo = {}
+        self._stack: list[Any] = []
+        self._outer: list[list[Any]] = []  # the stacks that MARK set aside
+        self._memo: dict[int, Any] = {}
 
     def run(self, program: bytes) -> Any:
         """Return the value that the pickle builds."""
@@ -361,7 +362,7 @@ def _scalar(dtype: np.dtype, data: bytes) -> float:
 
 
 # What a call in the pickle means here; the names are never looked up.
-_REBUILD = {
+_REBUILD: dict[str, Callable] = {
     "numpy dtype": _numpy_dtype,
     "_codecs encode": _encode,
     **dict.fromkeys(_SCALARS, _scalar),

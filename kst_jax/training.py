@@ -140,9 +140,9 @@ def make_step(
     """
 
     def loss_of(params: dict, batch: Batch) -> tuple[jax.Array, tuple]:
-        output = model.apply({"params": params}, batch, stage=stage)
-        psnr = metrics.psnr(magnitude(output.image), magnitude(batch.image)).mean()
-        loss = losses.loss(output, batch.image, config, stage)
+        output = model.reconstruct(params, batch, stage)
+        psnr = metrics.psnr(magnitude(output.image), magnitude(batch.target)).mean()
+        loss = losses.loss(output, batch.target, config, stage)
         return loss, (psnr, output.image[:1])
 
     def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
@@ -266,7 +266,7 @@ class _Loop:
         begun = first_steps(c, self.model.stages)
         workdir = self.checkpoints.workdir
         with contextlib.closing(Logs(workdir, first)) as logs, self._bar(first) as bar:
-            pending = []
+            pending: list[tuple[int, dict]] = []
             for number in range(first + 1, c.steps + 1):
                 stage = stage_at(number - 1, begun)
                 if stage not in step_of:
@@ -280,7 +280,9 @@ class _Loop:
                     jax.block_until_ready(pending[-1][1])
                 pending.append((number, scalars))
                 bar.update()
-                validates = self.validator and self._due(number, c.validate_every)
+                validates = bool(c.validate_every) and self._due(
+                    number, c.validate_every
+                )
                 saves = validates or self._due(number, c.checkpoint_every)
                 logged = saves or number % c.log_every == 0
                 # Stopping leaves no trace in the logs: a run that was stopped reads
@@ -304,6 +306,7 @@ class _Loop:
         return number % every == 0 or number == self.config.train.steps
 
     def _validate(self, number: int, state: State, stage: str) -> dict[str, float]:
+        assert self.validator  # where `validate_every` is set
         scores = self.validator(state.params if state.ema is None else state.ema, stage)
         self._require_finite([(number, scores)])
         return scores
@@ -348,6 +351,6 @@ class _Loop:
 
 def _panel(batch: Batch, images: jax.Array) -> np.ndarray:
     """Zero-filled, reconstruction, target (normalised) side by side, in [0, 1]."""
-    shown = (ifft2c(batch.kspace[:1]), images.addressable_data(0), batch.image[:1])
+    shown = (ifft2c(batch.kspace[:1]), images.addressable_data(0), batch.target[:1])
     panel = np.concatenate([np.asarray(magnitude(x[0])) for x in shown], axis=1)
     return panel / panel.max()

@@ -1,6 +1,7 @@
 """Validation: what a model in training makes of people that it is not trained on."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Validator:
         self._mesh = parallel.make_mesh(
             config.eval.batch_size, config.eval.query_devices
         )
-        self._reconstructors = {}
+        self._reconstructors: dict[str, Callable] = {}
 
     def __call__(self, params: dict, stage: str) -> dict[str, float]:
         """Mean PSNR and SSIM of normalised slices, as far as a stage reconstructs."""

@@ -342,7 +342,9 @@ class _Peak:
     """The brightest point of a volume's k-space."""
 
     def __init__(self) -> None:
-        self._value, self._place, self._shape = 0.0, (0, 0), (0, 0)
+        self._value = 0.0
+        self._place: tuple[int, ...] = (0, 0)
+        self._shape: tuple[int, ...] = (0, 0)
 
     def see(self, image: np.ndarray) -> None:
         spectrum = np.abs(fourier.fft2c(image))

@@ -132,7 +132,7 @@ _NIFTI = tuple(
 )
 
 
-def load(path: Path) -> nib.spatialimages.SpatialImage:
+def load(path: Path) -> Any:
     """What nibabel makes of a file's header; nothing is decoded.
 
     Raises:
@@ -167,7 +167,7 @@ def _decode(path: Path) -> np.ndarray:
     return nib.apply_orientation(volume, _orientation(image, path))
 
 
-def _checked_shape(image: nib.spatialimages.SpatialImage, path: Path) -> tuple:
+def _checked_shape(image: Any, path: Path) -> tuple:
     shape, dtype = tuple(image.shape), image.get_data_dtype()
     if len(shape) == 4 and shape[3] == 1:  # OASIS stores its Analyze volumes so
         shape = shape[:3]

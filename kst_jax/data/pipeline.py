@@ -51,10 +51,10 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     data = config.data
     if not data.test:
         everyone = _open(data, data.train, data.seed)
-        train, test = sources.split_subjects(
+        kept, apart = sources.split_subjects(
             everyone.subjects, 1 - data.test_fraction, data.seed
         )
-        return everyone.select(train), everyone.select(test)
+        return everyone.select(kept), everyone.select(apart)
     train = _open(data, data.train, data.seed)
     test = _open(data, data.test, config.eval.seed)
     sources.require_disjoint(train, test)

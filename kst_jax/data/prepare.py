@@ -64,10 +64,11 @@ def prepare(
         file that cannot be written.
     """
     out, selection = Path(out).expanduser(), selection or Selection()
-    scans = sources.find(source)
-    for scan in scans:
+    scans = []
+    for scan in sources.find(source):
         if isinstance(scan, prepared.Prepared):
             raise InputError(f"{scan.path}: is prepared already. Name scans.")
+        scans.append(scan)
     plan = {
         "format": FORMAT,
         "source": source,
@@ -89,7 +90,8 @@ def _plan(scans: list[Path]) -> list[dict]:
     """Which scans go into which shard, in order; sizes alone decide."""
     sizes = [_data(scan).stat().st_size for scan in scans]
     enough = max(_SHARD_BYTES, sum(sizes) // _MAX_SHARDS)
-    shards, size = [[]], 0
+    shards: list[list[dict]] = [[]]
+    size = 0
     for scan, more in zip(scans, sizes, strict=True):
         if size >= enough:
             shards, size = [*shards, []], 0

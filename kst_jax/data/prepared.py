@@ -66,6 +66,7 @@ class Shard:
 
     path: Path
     count: int
+    _records: Any = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         """Prepares for reading; nothing is opened yet."""
@@ -244,15 +245,15 @@ def open_folder(path: Path) -> Prepared:
     return Prepared(path, manifest)
 
 
-def _require_text(value: object) -> None:
+def _require_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} where there should be text")
+    return value
 
 
 def _require_name(value: object) -> None:
     """A file in the folder itself; a manifest from elsewhere leads nowhere else."""
-    _require_text(value)
-    if Path(value).name != value:
+    if Path(_require_text(value)).name != value:
         raise ValueError(f"{value!r} where there should be a file's name")
 
 

@@ -5,6 +5,7 @@ On the host, in numpy.
 
 import dataclasses
 
+import jax
 import numpy as np
 from scipy import ndimage
 
@@ -39,7 +40,7 @@ def field_of_view(image: np.ndarray, config: DataConfig, where: str) -> np.ndarr
     return centre_crop(image, shape)
 
 
-def centre_crop(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def centre_crop(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The middle of (H, W), starting at (H - h) // 2 as fastMRI does."""
     top, left = ((n - m) // 2 for n, m in zip(x.shape, shape, strict=True))
     return x[top : top + shape[0], left : left + shape[1]]
@@ -121,6 +122,6 @@ def normalise(image: np.ndarray, where: str) -> tuple[np.ndarray, Normalisation]
     return (channels - np.float32(mean)) / np.float32(std), Normalisation(mean, std)
 
 
-def denormalise(channels: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def denormalise(channels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     """Inverse of `normalise`: slices (B, h, w, 2), mean and std of each (B,)."""
     return channels * std[:, None, None, None] + mean[:, None, None, None]

@@ -25,10 +25,21 @@ class Volume(Protocol):
       depth: number of slices, empty ones too.
     """
 
-    path: Path
-    subject: str
-    measured: bool
-    depth: int
+    @property
+    def path(self) -> Path:
+        """The scan's file; a prepared scan's name in its folder."""
+
+    @property
+    def subject(self) -> str:
+        """Whose scan it is."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether the k-space is known to be measured."""
+
+    @property
+    def depth(self) -> int:
+        """Number of slices, empty ones too."""
 
     @property
     def slices(self) -> Sequence[int]:

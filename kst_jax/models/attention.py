@@ -150,7 +150,8 @@ def _blocked_attention(
     inputs = q_BxMxKxC, k_BxLxKxC, v_BxLxKxC
     # Adding zeros makes all three vary over the same axes of a `shard_map`, so that
     # the sum over devices of a gradient happens out here and not in the custom rule.
-    zero_BxKxC = sum(jnp.zeros_like(x[:, 0]) for x in inputs)
+    q, k, v = (jnp.zeros_like(x[:, 0]) for x in inputs)
+    zero_BxKxC = q + k + v
     q_BxKxMxC, k_BxKxLxC, v_BxKxLxC = (
         jnp.moveaxis(x + zero_BxKxC[:, None].astype(x.dtype), 2, 1) for x in inputs
     )
@@ -261,8 +262,11 @@ def _backward_head(
     # block would be rewritten to it.
     dk_CxL, dv_CxL = lax.optimization_barrier(sums)
     dq_MxC, dk_LxC = _scaled(dq_MxC) * math.log(2), dk_CxL.T * math.log(2)
-    grads = (dq_MxC, q_MxC), (dk_LxC, k_LxC), (dv_CxL.T, v_LxC)
-    return tuple(dx.astype(x.dtype) for dx, x in grads)
+    return (
+        dq_MxC.astype(q_MxC.dtype),
+        dk_LxC.astype(k_LxC.dtype),
+        dv_CxL.T.astype(v_LxC.dtype),
+    )
 
 
 def _scan_blocks(

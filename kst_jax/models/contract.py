@@ -12,6 +12,7 @@ import jax
 from flax import linen as nn
 
 from kst_jax.errors import InputError
+from kst_jax.tokens import Batch
 
 # Training may add one part of a network after the other. The K-Space Transformer's:
 # the low-resolution decoder, the high-resolution decoder in k-space, its refinement in
@@ -107,6 +108,14 @@ class Reconstructor(nn.Module):
     def stages(self) -> tuple[str, ...]:
         """The training stages that this network has parts for, in their order."""
         return STAGES[-1:]
+
+    @nn.nowrap
+    def reconstruct(
+        self, params: dict, batch: Batch, stage: str = "RM"
+    ) -> Reconstruction:
+        """What the network makes of a batch with these parameters."""
+        found: Any = self.apply({"params": params}, batch, stage=stage)
+        return found
 
     def introduced_in(self, path: tuple) -> str:
         """The stage that first uses a parameter, given its path in the tree."""

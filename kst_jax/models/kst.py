@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -114,7 +115,7 @@ class KSTConfig(ModelConfig):
         """Keeps the low-resolution grid's share of the image."""
         self.require_size(size)
         shares = [s // n for s, n in zip(size, self.lr_size, strict=True)]
-        lr_size = tuple(n // share for n, share in zip(new, shares, strict=True))
+        lr_size = new[0] // shares[0], new[1] // shares[1]
         resized = dataclasses.replace(self, lr_size=lr_size)
         resized.require_size(new)
         return resized
@@ -209,7 +210,8 @@ class HRDecoderLayer(nn.Module):
             )
             value_BxMx2 = tokens.at_queries(spectrum, grid.query)
             embed = _embed(c, parent=None)
-            features = embed.apply({"params": embedding}, _shown(c, value_BxMx2))
+            shown = _shown(c, value_BxMx2)
+            features: Any = embed.apply({"params": embedding}, shown)
             x_BxMxD = x_BxMxD + features
         return (x_BxMxD, value_BxMx2), images
 
@@ -355,7 +357,7 @@ def _mlp(c: KSTConfig) -> blocks.MLPBlock:
     return blocks.MLPBlock(c.mlp, _dtype(c), name="mlp")
 
 
-def _embed(c: KSTConfig, **kwargs: object) -> blocks.Perceptron:
+def _embed(c: KSTConfig, **kwargs: Any) -> blocks.Perceptron:
     """Values to features; the queries' one is shared by all layers."""
     return blocks.Perceptron(c.width, c.width, _dtype(c), **kwargs)
 
@@ -365,7 +367,7 @@ def reconstruct(
     params: dict,
     kspace: np.ndarray,
     mask: np.ndarray,
-    grid: tuple[int, int] | None = None,
+    grid: tuple[int, ...] | None = None,
 ) -> Reconstruction:
     """Reconstructs one slice, on any grid of coordinates (paper section 2.3).
 
@@ -389,7 +391,7 @@ def reconstruct(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(model: KSpaceTransformer, params: dict, batch: Batch) -> Reconstruction:
-    return model.apply({"params": params}, batch)
+    return model.reconstruct(params, batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _last(x: jax.Array, axis: int) -> jax.Array:
 
 def divergence(field: jax.Array) -> jax.Array:
     """Minus the adjoint of `differences`; (B, H, W, 2, 2) to (B, H, W, 2)."""
-    total = 0.0
+    total = jnp.zeros_like(field[..., 0])
     for n in (1, 2):
         inner = lax.slice_in_dim(field[..., n - 1], 0, field.shape[n] - 1, axis=n)
         pad = [(0, 0)] * 4

@@ -8,7 +8,7 @@ import numpy as np
 _KEYS = -0.75
 
 
-def bicubic(image: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def bicubic(image: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Enlarges (B, h, w, 2) to (B, *shape, 2): half-pixel centres, clamped edges."""
     rows, columns = (
         _matrix(old, new) for old, new in zip(image.shape[1:3], shape, strict=True)
