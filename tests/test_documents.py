@@ -62,7 +62,7 @@ SMALL = {
     "train.checkpoint_every": 2,
     "train.image_every": 0,
     "eval.batch_size": 4,
-    "eval.figures": 1,
+    "eval.figures": 0,
 }
 # The same for what is no setting: what is replaced by what.
 SHORT = {
@@ -141,9 +141,11 @@ def place(tmp_path_factory, patch):
     patch.setattr(demo, "get_config", small(demo.get_config))
     patch.setattr(registry, "MODELS", dict(registry.MODELS))  # one is added
     cache = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles twice as fast
     for line in re.findall(r"^\t\$\(BIN\)/(python .*\.py .*)$", makefile(), re.M):
         run(line, place)
     yield place
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", cache)
 
 
@@ -210,8 +212,9 @@ def run(command, place, done=[]):  # noqa: B006 (kept from call to call)
     extra = [f"--config.{name}={value}" for name, value in small_values(arguments)]
     if program == "kst_jax.benchmark":
         extra.append("--what=forward")
-    if program == "kst_jax.convert":
-        extra += ["--lr_size", "16", "16"]
+    for name, flag in (("convert", "--lr_size"), ("doctor", "--size")):
+        if program == f"kst_jax.{name}":
+            extra += [flag, "16", "16"]
     # Not twice: a list that is given twice is joined.
     names = {flag.partition("=")[0] for flag in extra}
     kept = [a for a in arguments if a.partition("=")[0] not in names]
