@@ -216,7 +216,7 @@ def run(command, place, done=[]):  # noqa: B006 (kept from call to call)
         if program == f"kst_jax.{name}":
             extra += [flag, "16", "16"]
     # Not twice: a list that is given twice is joined.
-    names = {flag.partition("=")[0] for flag in extra}
+    names = {flag.partition("=")[0] for flag in extra if "=" in flag}
     kept = [a for a in arguments if a.partition("=")[0] not in names]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *kept, *extra])
