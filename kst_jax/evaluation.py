@@ -26,8 +26,9 @@ from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.models.attention_maps import attention_on_grid
 from kst_jax.models.contract import Reconstructor
-from kst_jax.models.kst import KSpaceTransformer, attention_on_grid
+from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
 

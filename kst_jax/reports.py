@@ -17,7 +17,7 @@ from kst_jax.data.sources import About, Source
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
-from kst_jax.models.kst import Attention
+from kst_jax.models.attention_maps import Attention
 
 METHODS = ("zero_filled", "reconstruction")
 # Columns of Fig. 3, as far as the model has the parts.

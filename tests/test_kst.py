@@ -16,10 +16,10 @@ from kst_jax.errors import InputError
 from kst_jax.fourier import data_consistency, fft2c
 from kst_jax.losses import average_pool, loss
 from kst_jax.models import blocks
+from kst_jax.models.attention_maps import attention_maps, attention_on_grid
 from kst_jax.models.kst import (
     KSpaceTransformer,
     KSTConfig,
-    attention_maps,
     reconstruct,
 )
 from tests.references import make_kst_tiny
@@ -348,3 +348,30 @@ def test_remat_saves_memory_and_changes_no_gradient():
             found[remat],
             found["none"],
         )
+
+
+@pytest.mark.parametrize("lr_decoder", [True, False])
+def test_attention_lies_where_its_keys_are(lr_decoder):
+    model, params, batch = tiny(lr_decoder=lr_decoder)
+    one = jax.tree.map(lambda x: x[:1], batch)
+    found = attention_on_grid(model, params, one, (0.4, 0.4), (0.6, 0.7))
+    mask = np.asarray(one.mask[0])
+    keys = {"encoder": mask, "hr_decoder": mask}
+    if lr_decoder:
+        keys["hr_decoder"] = np.ones(model.config.lr_size, bool)
+    for name, attention in found.items():
+        weights = attention.weights
+        assert weights.shape[2:] == keys[name].shape
+        assert (np.isfinite(weights) == keys[name]).all()
+        np.testing.assert_allclose(np.nansum(weights, (2, 3)), 1, rtol=1e-4)
+    row, column = map(round, found["encoder"].token)
+    assert mask[row, column]
+    nearest = np.argwhere(mask) / (np.array(mask.shape) - 1) - 0.4
+    place = np.array([row, column]) / (np.array(mask.shape) - 1) - 0.4
+    np.testing.assert_allclose(
+        np.linalg.norm(place), np.linalg.norm(nearest, axis=1).min(), rtol=1e-5
+    )
+    # The decoder's token is unsampled, wherever its grid shows it.
+    share = found["hr_decoder"].token / (np.array(keys["hr_decoder"].shape) - 1)
+    row, column = np.round(share * (np.array(mask.shape) - 1)).astype(int)
+    assert not mask[row, column]

@@ -1,0 +1,107 @@
+"""What the K-Space Transformer attends to (paper section 3.5, Fig. 4)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kst_jax import tokens
+from kst_jax.models.attention import attention_weights
+from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.tokens import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """What one token attends to, on the grid of k-space (paper Fig. 4).
+
+    Attributes:
+      weights: softmax weights (S, K, H, W) of each layer and head; NaN where the grid
+        has no key.
+      token: row and column of the token on that grid.
+    """
+
+    weights: np.ndarray
+    token: tuple[float, float]
+
+
+def attention_on_grid(
+    model: KSpaceTransformer,
+    params: dict,
+    batch: Batch,
+    sampled: tuple[float, float] = (0.42, 0.4),
+    unsampled: tuple[float, float] = (0.6, 0.66),
+) -> dict[str, Attention]:
+    """Attention of a sampled and of an unsampled point of one slice (paper Fig. 4).
+
+    Args:
+      model: the network.
+      params: its parameters.
+      batch: one slice.
+      sampled: the sampled point nearest to these coordinates, row and column in
+        [0, 1], is looked at in the encoder.
+      unsampled: the unsampled point nearest to these, in the high-resolution decoder.
+
+    Returns:
+      "encoder" on the grid of the image, "hr_decoder" on the grid of its keys, which
+      is the low-resolution one where there is a low-resolution decoder.
+    """
+    size = batch.mask.shape[1:]
+    points = np.flatnonzero(np.asarray(batch.mask[0]))
+    queries = np.flatnonzero(~np.asarray(batch.mask[0]))
+    grids = {"encoder": (size, points), "hr_decoder": (size, points)}
+    if model.config.lr_decoder:
+        lr_size = model.config.lr_size
+        grids["hr_decoder"] = lr_size, np.arange(np.prod(lr_size))
+    where = tokens.coordinates(size)
+    chosen, tokens_at = {}, {}
+    for name, numbers, wanted in (
+        ("encoder", points, sampled),
+        ("hr_decoder", queries, unsampled),
+    ):
+        distance = np.linalg.norm(where[numbers] - np.asarray(wanted), axis=1)
+        chosen[name] = int(distance.argmin())
+        tokens_at[name] = where[numbers[chosen[name]]]
+    maps = attention_maps(model, params, batch, chosen)
+    found = {}
+    for name, (grid, keys) in grids.items():
+        weights = np.asarray(maps[name])[:, 0, :, : len(keys)]  # padding goes
+        on_grid = np.full((*weights.shape[:2], np.prod(grid)), np.nan, np.float32)
+        on_grid[..., keys] = weights
+        row, column = tokens_at[name] * (np.array(grid) - 1)
+        on_grid = on_grid.reshape(*weights.shape[:2], *grid)
+        found[name] = Attention(on_grid, (float(row), float(column)))
+    return found
+
+
+def attention_maps(
+    model: KSpaceTransformer, params: dict, batch: Batch, chosen: Mapping[str, int]
+) -> dict[str, jax.Array]:
+    """What chosen tokens attend to in every layer and head (paper Fig. 4).
+
+    Args:
+      model: the network.
+      params: its parameters.
+      batch: slices.
+      chosen: number of the token by the name of a stack of layers: of a sampled token
+        for "encoder", of a query for "hr_decoder".
+
+    Returns:
+      For each name the softmax weights (S, B, K, L) over the tokens attended to.
+    """
+    _, state = model.apply({"params": params}, batch, mutable=["intermediates"])
+    kinds = {"encoder": "self_attention", "hr_decoder": "cross_attention"}
+    valid = {"encoder": batch.valid}
+    if not model.config.lr_decoder:
+        valid["hr_decoder"] = batch.valid
+    maps = {}
+    for name, number in chosen.items():
+        (layers,) = state["intermediates"][name][kinds[name]]["query_key"]
+        weights = [
+            attention_weights(q[:, number : number + 1], k, valid.get(name))
+            for q, k in zip(*layers, strict=True)
+        ]
+        maps[name] = jnp.stack(weights)[..., 0, :]
+    return maps
