@@ -306,7 +306,10 @@ def at_size(case: Case, size: int) -> Case:
     """
     config = case.config
     data = dataclasses.replace(config.data, size=(size, size), crop=(0, 0))
-    model = config.model.resized(config.data.size, data.size)
+    try:
+        model = config.model.resized(config.data.size, data.size)
+    except InputError as error:
+        raise InputError(f"--sweep: {size} cannot be: {error}") from None
     changed = dataclasses.replace(config, data=data, model=model)
     return dataclasses.replace(case, config=changed)
 

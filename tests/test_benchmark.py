@@ -106,7 +106,7 @@ def test_command_line_sweeps_sizes(tmp_path):
     ("flag", "message"),
     [
         ("--batch-sizes=many", "'many' is not a whole number"),
-        ("--sweep=17", "17 is not a multiple of 2"),
+        ("--sweep=17", "--sweep: 17 cannot be: "),
         ("--attention=sparse", "model.attention='sparse' is unknown"),
         ("--what=backward", "none of forward"),
         ("--what=", "nothing to measure"),
