@@ -29,6 +29,9 @@ def run(main: Callable[[], None]) -> None:
     sys.argv[1:] = given
     try:
         main()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as shells tell of it
     except (InputError, OSError) as error:
         if debug:
             raise

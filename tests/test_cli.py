@@ -382,3 +382,13 @@ def test_a_conversion_that_was_interrupted_can_be_repeated(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
     with pytest.raises(InputError, match="holds checkpoints already"):
         write_parameters(tmp_path, params, config)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = [sys.executable, "-m", "kst_jax.doctor", "demo:train", "demo:test"]
+    doctor = subprocess.Popen(
+        program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    doctor.stdout.close()
+    assert b"rror" not in doctor.communicate()[1]
+    assert doctor.returncode == 141

@@ -14,7 +14,7 @@ proportion to 5 of 128. They can be had as
   is bundled (`demo:train`, `demo:test`).
 
 All methods see the same 20,000 images in the same order with the same masks, each with
-its own published optimiser and loss. docs/study.md tells what came out.
+its own published optimiser and loss. docs/study.md tells more.
 """
 
 from ml_collections import ConfigDict
