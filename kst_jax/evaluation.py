@@ -12,6 +12,7 @@ images that a reader looks at. Zero-filled images start from the same normalised
 k-space that the network gets.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,11 +154,14 @@ def reconstruct(
 ) -> Iterator[tuple[int, dict]]:
     """Each slice's number and what the reconstructor found, in the source's order."""
     # leave=None: below another bar it goes when it is done
-    with tqdm(desc=title, unit="slice", total=len(source), leave=None) as bar:
-        batches = pipeline.test_batches(
-            source, config, sampler, jax.process_index(), jax.process_count()
-        )
-        for test in batches:
+    batches = pipeline.test_batches(
+        source, config, sampler, jax.process_index(), jax.process_count()
+    )
+    with (
+        tqdm(desc=title, unit="slice", total=len(source), leave=None) as bar,
+        contextlib.closing(iter(batches)) as ready,
+    ):
+        for test in ready:
             *inputs, number = parallel.shard(tuple(test), mesh)
             found, number = parallel.fetch((reconstructor(params, *inputs), number))
             for place in np.flatnonzero(number >= 0):

@@ -237,7 +237,8 @@ def train(config: Config, workdir: str | Path) -> State:
             jax.process_count(),
             first_step=int(state.step),
         )
-        with Interruption() as interruption:
+        # Closed, or worker processes may be torn down in the wrong order at the exit.
+        with contextlib.closing(batches), Interruption() as interruption:
             loop = _Loop(
                 *(config, mesh, model, optimizer),
                 *(checkpoints, validator, interruption),

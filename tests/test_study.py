@@ -200,7 +200,7 @@ def test_command_line(tmp_path):
 
     wrong = run("--cells=nothing/*")
     assert wrong.returncode == 1
-    assert "no such cell; there are uniform1d_5x/kst/0" in wrong.stderr
+    assert "no such cell; there are uniform1d_5x/tv/0" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     misspelt = run("--config.data.trian=x")
     assert misspelt.returncode == 1
