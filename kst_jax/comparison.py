@@ -9,7 +9,7 @@ each other, so it tells how sure the difference is on these people, not on other
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +160,17 @@ def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
     for title, rows in tables.items():
         settings = study.tables[title].settings
         head = ["method", "parameters", "images", "minutes"]
-        scores = [_cells(rows, settings, method, _score, study) for method in rows]
+        found = {
+            name: [row[setting] for setting in settings] for name, row in rows.items()
+        }
+        scores = [
+            [title_of(study, name), *_about(each), *_columns(each, _score)]
+            for name, each in found.items()
+        ]
         differences = [
-            _cells(rows, settings, method, _gain, study)[:1]
-            + _cells(rows, settings, method, _gain, study)[4:]
-            for method in rows
-            if method != study.reference
+            [title_of(study, name), *_columns(each, _gain)]
+            for name, each in found.items()
+            if name != study.reference
         ]
         columns = [
             f"{name} {metric}" for name in settings for metric in ("PSNR", "SSIM")
@@ -182,22 +187,23 @@ def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(
-    rows: Mapping[str, dict],
-    settings: Sequence[str],
-    method: str,
-    text: Any,
-    study: "Study",
-) -> list[str]:
-    found = [rows[method][setting] for setting in settings]
-    about = next((each for each in found if each and each["images"]), None)
+def _about(found: Sequence[dict | None]) -> list[str]:
+    """Parameters, images and mean minutes of training at a table's settings."""
+    trained = [each for each in found if each and each["images"]]
+    if not trained:
+        return [""] * 3
+    minutes = np.mean([each["train_s"] for each in trained]) / 60
     return [
-        title_of(study, method),
-        f"{about['parameters']:,}" if about else "",
-        f"{about['images']:,}" if about else "",
-        f"{about['train_s'] / 60:.0f}" if about else "",
-        *(text(each, metric) for each in found for metric in METRICS),
+        f"{trained[0]['parameters']:,}",
+        f"{trained[0]['images']:,}",
+        f"{minutes:.0f}",
     ]
+
+
+def _columns(
+    found: Sequence[dict | None], text: Callable[[dict | None, str], str]
+) -> list[str]:
+    return [text(each, metric) for each in found for metric in METRICS]
 
 
 def _score(found: dict | None, metric: str) -> str:
