@@ -27,6 +27,7 @@ def run(main: Callable[[], None]) -> None:
     debug = "--debug" in sys.argv
     given = [_spelt(argument) for argument in sys.argv[1:] if argument != "--debug"]
     sys.argv[1:] = given
+    logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
     try:
         main()
     except BrokenPipeError:  # `| head` has seen enough
@@ -81,7 +82,6 @@ def run_with_config(
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
     def absl_main(argv: list[str]) -> None:
-        logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
         if argv[1:]:
             raise InputError(f"{argv[1]!r} is no flag; flags are given as --name=value")
         if not workdir.value:

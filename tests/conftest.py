@@ -23,6 +23,21 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs that compile twice as fast and run slower, for tests of behaviour.
+
+    They are compiled as for users in the tests of numbers, of memory and of compiled
+    programs.
+    """
+    name = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")  # for programs that tests start
+        jax.config.update(name, True)
+        yield
+        jax.config.update(name, False)
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Folder of development data, or a skip where a checkout has none beside it."""

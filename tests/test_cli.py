@@ -25,6 +25,8 @@ from kst_jax.reports import Report
 from kst_jax.training import train
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = [
     "--config=configs/demo.py",
     "--config.data.size=(16,16)",

@@ -8,6 +8,8 @@ from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PATH = ROOT / "notebooks" / "kst_colab.ipynb"
 TINY = {
     "model.width": 8,

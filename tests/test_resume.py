@@ -24,6 +24,8 @@ from tests.conftest import ROOT
 from tests.test_cli import TINY as FLAGS
 from tests.test_training import with_train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 34
 RUN = [
     *FLAGS,

@@ -20,6 +20,8 @@ from kst_jax.models.kst import KSpaceTransformer, reconstruct
 from kst_jax.training import train
 from tests.test_training import TINY, rows
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PEOPLE = ("sub-1", "sub-2", "sub-3", "sub-4", "sub-5")
 
 
