@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format clean
 
-demo: $(VENV)/.installed  ## Train on one bundled person, evaluate on the other
+demo: $(VENV)/.installed  ## Reconstruct with the shipped network; train one and test it
+	$(BIN)/python eval.py --config=configs/saved.py:weights/uniform1d_5x \
+		--workdir=weights/uniform1d_5x --config.eval.out=runs/shipped
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
 	$(BIN)/python eval.py --config=configs/demo.py --workdir=runs/demo
 

@@ -1,0 +1,80 @@
+r"""A run's parameters alone, to give to others.
+
+    python -m kst_jax.release runs/mine weights/mine --test=demo:test
+
+writes weights/mine/checkpoints/0, config.json and the lists of people it was trained
+on: what evaluation, export and the notebook need, and a third or less of the size of
+what training needs. Of the paths of scans only the last names are kept. It cannot be
+trained further:
+
+    python eval.py --config=configs/saved.py:weights/mine --workdir=weights/mine \
+        --config.eval.out=runs/mine_again
+"""
+
+import argparse
+import dataclasses
+from pathlib import PurePath
+from typing import Any
+
+from kst_jax import checkpoints, cli
+from kst_jax.config import DataConfig
+
+
+def release(run: str, out: str, which: str = "latest", test: str | None = None) -> None:
+    """Writes the parameters that evaluation takes, and whom they are made from.
+
+    Args:
+      run: folder of a run.
+      out: folder to write, without a run in it.
+      which: "latest", or "best" in validation.
+      test: scans that are tested by default; None for the run's.
+
+    Raises:
+      InputError: no such checkpoint, or a folder that holds one already.
+    """
+    params, config, _ = checkpoints.read_parameters(run, which)
+    data = _without_folders(config.data)
+    if test is not None:
+        data = dataclasses.replace(data, test=test)
+    checkpoints.write_parameters(out, params, dataclasses.replace(config, data=data))
+    for part in ("train", "validation"):
+        if subjects := checkpoints.read_subjects(run, part):
+            checkpoints.write_subjects(out, part, subjects)
+
+
+def _without_folders(data: DataConfig) -> DataConfig:
+    """Which scans they were, and not where somebody keeps them."""
+    scans: dict[str, Any] = {
+        part: ",".join(PurePath(path).name for path in getattr(data, part).split(","))
+        for part in ("train", "test", "validation")
+    }
+    return dataclasses.replace(data, **scans)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: releases one run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kst_jax.release",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("out", help="folder to write, without a run in it")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("latest", "best"),
+        default="latest",
+        help="which one (latest)",
+    )
+    parser.add_argument("--test", help="scans to test by default (the run's)")
+    args = parser.parse_args(argv)
+    release(args.run, args.out, args.checkpoint, args.test)
+    print(f"wrote {args.out}; evaluate it with")
+    print(
+        f"  python eval.py --config=configs/saved.py:{args.out} --workdir={args.out} "
+        "--config.eval.out=RESULTS"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
