@@ -18,6 +18,8 @@ from kst_jax.metrics import psnr
 from tests.conftest import ROOT
 from tests.test_training import TINY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def values():
     kst = {
@@ -205,3 +207,12 @@ def test_command_line(tmp_path):
     misspelt = run("--config.data.trian=x")
     assert misspelt.returncode == 1
     assert "'trian'; valid keys" in misspelt.stderr
+
+
+def test_the_published_tables_are_made_from_the_published_results(tmp_path):
+    folder = ROOT / "studies" / "small"
+    shutil.copytree(folder / "results", tmp_path / "results")
+    found = study.read(small.get_config())
+    comparison.write(found, study.finished(found, tmp_path), tmp_path)
+    text = (tmp_path / "tables.md").read_text()
+    assert text == (folder / "tables.md").read_text()

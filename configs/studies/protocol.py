@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import admm, d5c5, default, kunet, oucr, tv, unet
+from configs import admm, d5c5, default, kst_plus, kunet, oucr, tv, unet
 
 ABLATION = "Table 3: ablation"
 _PATTERNS = (
@@ -34,13 +34,14 @@ def settings(calibration: int) -> dict[str, dict[str, Any]]:
 
 
 def published(**kst: Any) -> dict[str, dict[str, Any]]:
-    """The paper's methods, and total variation, each trained as published.
+    """The paper's methods as published, total variation, and `configs/kst_plus.py`.
 
     Args:
       **kst: changes of the K-Space Transformer's section `model`.
     """
-    transformer = default.get_config()
+    transformer, improved = default.get_config(), kst_plus.get_config()
     transformer.model.update(kst)
+    improved.model.update(kst)
     learned = {
         "kunet": kunet.get_config(),
         "unet": unet.get_config(),
@@ -54,6 +55,7 @@ def published(**kst: Any) -> dict[str, dict[str, Any]]:
     return {
         "tv": method(weight, images=images),
         **{name: method(config) for name, config in learned.items()},
+        "kst_plus": method(improved, title=kst_plus.TITLE),
     }
 
 

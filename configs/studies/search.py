@@ -1,0 +1,69 @@
+r"""How the K-Space Transformer's best form was found: one change at a time, briefly.
+
+    python -m kst_jax.study --config=configs/studies/search.py --workdir=runs/search \
+        --config.data.train=colin27_t1w.nii.gz,s1_t1w.nii.gz \
+        --config.data.test=sub-0017_t1w.nii.gz
+
+As `configs/studies/small.py`, but tested on one of its training people, so that its
+test person stays unseen, and with 2,000 images a cell. docs/study.md has the results.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.studies import small
+
+_RESIDUAL = {"residual_spectrum": 0.1}
+_REFINING = {"stages": (0.05, 0.05, 0.9)}
+
+
+def get_config() -> ConfigDict:
+    """The study."""
+    study = small.get_config()
+    published = study.methods["kst"].to_dict()
+
+    def changed(title: str, model: dict[str, Any], **train: Any) -> dict[str, Any]:
+        return {
+            "model": published["model"] | model,
+            "train": published["train"] | train,
+            "title": title,
+        }
+
+    methods = {
+        "published": changed("As published", {}),
+        "residual": changed("Residual spectrum", _RESIDUAL),
+        "refining": changed("Residual, refining sooner", _RESIDUAL, **_REFINING),
+        "faster": changed(
+            "Residual, refining sooner, higher rate",
+            _RESIDUAL,
+            **_REFINING,
+            learning_rate=1e-3,
+            warmup_steps=50,
+            clip_norm=1.0,
+        ),
+        "log": changed(
+            "Residual, refining sooner, logarithmic",
+            {**_RESIDUAL, "log_magnitude": True},
+            **_REFINING,
+        ),
+        "wider": changed(
+            "Residual, refining sooner, 64 channels",
+            {**_RESIDUAL, "refinement_features": 64},
+            **_REFINING,
+        ),
+        "d5c5": study.methods["d5c5"].to_dict(),
+    }
+    setting = "uniform1d_5x"
+    columns = {"settings": [setting], "methods": list(methods)}
+    return ConfigDict(
+        study.to_dict()
+        | {
+            "images": 2000,
+            "reference": "published",
+            "order": [setting],
+            "settings": {setting: study.settings[setting].to_dict()},
+            "methods": methods,
+            "tables": {"Search: uniform 1D sampling": columns},
+        }
+    )
