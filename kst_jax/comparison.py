@@ -10,6 +10,7 @@ each other, so it tells how sure the difference is on these people, not on other
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def gather(results: Mapping["Cell", dict], setting: str, method: str) -> Scores 
 def summary(
     study: "Study", results: Mapping["Cell", dict], setting: str, method: str
 ) -> dict[str, Any] | None:
-    """Means, spreads and the difference from the reference, as tables.json has them."""
+    """Means, spreads and differences from the references, as tables.json has them."""
     scores = gather(results, setting, method)
     if scores is None:
         return None
@@ -121,22 +122,30 @@ def summary(
     for (scale, metric), values in scores.per_slice.items():
         of_scale = found.setdefault(scale, {})
         of_scale[metric] = {"mean": float(values.mean()), "std": float(values.std())}
-    reference = gather(results, setting, study.reference)
-    if reference is not None and method != study.reference:
-        found["reference_minus_this"] = {
-            scale: {
-                metric: _difference(reference, scores, (scale, metric))
-                for metric in METRICS
-            }
-            for scale in _SCALES
-        }
+    references = {
+        name: gather(results, setting, name)
+        for name in study.references
+        if name != method
+    }
+    found["less_this"] = {
+        name: _differences(reference, scores)
+        for name, reference in references.items()
+        if reference is not None
+    }
     return found
 
 
-def _difference(reference: Scores, other: Scores, key: tuple[str, str]) -> dict:
-    difference = reference.per_slice[key] - other.per_slice[key]
-    low, high = paired_interval(difference, other.subject)
-    return {"mean": float(difference.mean()), "interval_95": [low, high]}
+def _differences(reference: Scores, other: Scores) -> dict[str, dict[str, dict]]:
+    """How much better the reference is, by scale and metric."""
+    found: dict[str, dict[str, dict]] = {scale: {} for scale in _SCALES}
+    for (scale, metric), values in reference.per_slice.items():
+        difference = values - other.per_slice[scale, metric]
+        interval = paired_interval(difference, other.subject)
+        found[scale][metric] = {
+            "mean": float(difference.mean()),
+            "interval_95": list(interval),
+        }
+    return found
 
 
 def tabulate(study: "Study", results: Mapping["Cell", dict]) -> dict[str, dict]:
@@ -155,7 +164,6 @@ def tabulate(study: "Study", results: Mapping["Cell", dict]) -> dict[str, dict]:
 
 def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
     """The tables as the paper has them, and below each the differences."""
-    reference = title_of(study, study.reference)
     parts = []
     for title, rows in tables.items():
         settings = study.tables[title].settings
@@ -167,11 +175,6 @@ def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
             [title_of(study, name), *_about(each), *_columns(each, _score)]
             for name, each in found.items()
         ]
-        differences = [
-            [title_of(study, name), *_columns(each, _gain)]
-            for name, each in found.items()
-            if name != study.reference
-        ]
         columns = [
             f"{name} {metric}" for name in settings for metric in ("PSNR", "SSIM")
         ]
@@ -180,10 +183,18 @@ def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
             "PSNR in dB and SSIM of normalised magnitudes: mean +- standard deviation "
             "over slices.",
             _table([*head, *columns], scores),
-            f"{reference} less each method: mean difference, and its 95 % interval by "
-            "a paired bootstrap over slices within people.",
-            _table(["method", *columns], differences),
         ]
+        for reference in (name for name in study.references if name in found):
+            differences = [
+                [title_of(study, name), *_columns(each, partial(_gain, reference))]
+                for name, each in found.items()
+                if name != reference
+            ]
+            parts += [
+                f"{title_of(study, reference)} less each method: mean difference, and "
+                "its 95 % interval by a paired bootstrap over slices within people.",
+                _table(["method", *columns], differences),
+            ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -213,11 +224,11 @@ def _score(found: dict | None, metric: str) -> str:
     return f"{value['mean']:.{digits}f} +- {value['std']:.{digits}f}"
 
 
-def _gain(found: dict | None, metric: str) -> str:
-    if found is None or "reference_minus_this" not in found:
+def _gain(reference: str, found: dict | None, metric: str) -> str:
+    if found is None or reference not in found["less_this"]:
         return "-"
-    gain, digits = found["reference_minus_this"]["normalised"][metric], _DIGITS[metric]
-    low, high = gain["interval_95"]
+    gain = found["less_this"][reference]["normalised"][metric]
+    digits, (low, high) = _DIGITS[metric], gain["interval_95"]
     return f"{gain['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 

@@ -70,7 +70,7 @@ class Study:
       eval: how the cells are evaluated.
       images: training images that each learned method sees.
       seeds: of the initial parameters.
-      reference: the method that all others are compared with.
+      references: the methods that each of the others is compared with.
       order: names of the settings, in the order in which they are done.
       settings: sections `mask` of the runs, by name.
       methods: by name.
@@ -81,7 +81,7 @@ class Study:
     eval: EvalConfig
     images: int
     seeds: tuple[int, ...]
-    reference: str
+    references: tuple[str, ...]
     order: tuple[str, ...]
     settings: Mapping[str, MaskConfig]
     methods: Mapping[str, Method]
@@ -132,6 +132,7 @@ def read(values: Mapping) -> Study:
             "data": from_dict(values["data"], DataConfig, "config.data"),
             "eval": from_dict(values["eval"], EvalConfig, "config.eval"),
             "seeds": tuple(values["seeds"]),
+            "references": tuple(values["references"]),
             "order": tuple(values["order"]),
         }
     )
@@ -151,8 +152,9 @@ def _one(kind: type, value: Mapping, where: str) -> object:
 
 
 def _require_whole(study: Study) -> None:
-    if study.reference not in study.methods:
-        raise InputError(f"config.reference={study.reference!r} is not among methods")
+    for name in study.references:
+        if name not in study.methods:
+            raise InputError(f"config.references: {name!r} is not among methods")
     if sorted(study.order) != sorted(study.settings):
         raise InputError(
             f"config.order={study.order} must name each of config.settings once: "

@@ -34,7 +34,7 @@ def values():
         "eval": {"batch_size": 8, "figures": 2},
         "images": 16,
         "seeds": [0, 1],
-        "reference": "kst",
+        "references": ["kst", "bare"],
         "order": ["a", "b"],
         "settings": {"a": mask, "b": {**mask, "acceleration": 2.0}},
         "methods": {"kst": kst, "bare": {**bare, "title": "No RM", "images": 8}},
@@ -92,11 +92,12 @@ def test_tables_tell_means_differences_and_gaps(done):
         for name in ("a/kst/0", "a/bare/0", "a/bare/1")
     }
     bare = (cells["a/bare/0"] + cells["a/bare/1"]) / 2  # over seeds, slice by slice
-    found = rows["bare"]["a"]
+    found, kst = rows["bare"]["a"], rows["kst"]["a"]
     np.testing.assert_allclose(found["normalised"]["psnr"]["mean"], bare.mean())
     np.testing.assert_allclose(found["normalised"]["psnr"]["std"], bare.std())
-    gain = found["reference_minus_this"]["normalised"]["psnr"]
-    np.testing.assert_allclose(gain["mean"], (cells["a/kst/0"] - bare).mean())
+    for less, sign in ((found["less_this"]["kst"], 1), (kst["less_this"]["bare"], -1)):
+        gain = less["normalised"]["psnr"]["mean"]
+        np.testing.assert_allclose(gain, sign * (cells["a/kst/0"] - bare).mean())
     assert rows["kst"]["b"] is None
     assert found["seeds"] == [0, 1]
     text = (done / "tables.md").read_text()
@@ -142,7 +143,7 @@ def test_a_damaged_result_is_told(done, tmp_path):
     ("path", "value", "match"),
     [
         ("images", None, "missing"),
-        ("reference", "unet", "'unet' is not among methods"),
+        ("references", ["unet"], "'unet' is not among methods"),
         ("tables.One.methods", ["kst", "oucr"], "'oucr' is not in methods"),
         ("methods.kst.model.widht", 4, "widht"),
         ("methods.kst.modle", {}, "modle"),

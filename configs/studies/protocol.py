@@ -108,7 +108,7 @@ def study(
             "eval": config.eval.to_dict(),
             "images": 0,
             "seeds": [0],
-            "reference": "kst",
+            "references": ["kst", "kst_plus"],
             "order": list(settings),
             "settings": settings,
             "methods": methods | without,

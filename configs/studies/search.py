@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
         study.to_dict()
         | {
             "images": 2000,
-            "reference": "published",
+            "references": ["published"],
             "order": [setting],
             "settings": {setting: study.settings[setting].to_dict()},
             "methods": methods,

@@ -78,8 +78,12 @@ def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.A
     XLA's CPU kernels for a convolution with so large a "kernel" as an image reach half
     the rate of its matrix product, and inside a loop over layers a thirtieth. Channels
     come first, and rows are padded at their end, so that an image shifted by a kernel's
-    offset is one slice of memory.
+    offset is one slice of memory. Which of the two is shifted is a matter of sign: the
+    one with fewer channels is.
     """
+    if x.shape[-1] > g.shape[-1]:
+        mirrored = _kernel_gradient_cpu(g, x, kernel.swapaxes(2, 3))
+        return jnp.flip(mirrored, (0, 1)).swapaxes(2, 3)
     (rows, columns, C, D), (B, H, W, _) = kernel.shape, x.shape
     up, left = rows // 2, columns // 2
     width = W + 2 * left
