@@ -34,13 +34,14 @@ def test_values_are_scipys(size, grid):
 
 @pytest.mark.parametrize("grid", [(9, 7), (4, 130)])
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_gradients_are_xlas(size, grid):
+@pytest.mark.parametrize("channels", [(3, 5), (5, 3)])
+def test_gradients_are_xlas(channels, size, grid):
     def plain(x, kernel):
         return lax.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    x, kernel = arrays(size, grid=grid)
+    x, kernel = arrays(size, channels, grid)
     got, wanted = (
         jax.jit(jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1)))(
             x, kernel
