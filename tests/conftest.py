@@ -12,12 +12,11 @@ import pytest
 # Tests compare with float32 references; an accelerator would round differently.
 jax.config.update("jax_platforms", "cpu")
 os.environ["JAX_PLATFORMS"] = "cpu"  # for programs that tests start
-# Programs are compiled once for all tests, workers and programs that tests start, and
-# kept where these look for them, not in the user's cache.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kst_jax-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+# Each worker, and the programs that its tests start, compile a program once. They keep
+# it here, not in the user's cache, and apart from other workers: JAX writes it in place.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kst_jax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 programs = pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "kst_jax" / "programs"
 jax.config.update("jax_compilation_cache_dir", str(programs))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -37,10 +37,20 @@ RUN = [
 ]
 
 
-def start(workdir, *changes):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Environment in which programs are compiled once for all runs."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(workdir, environment, *changes):
     return subprocess.Popen(
         [sys.executable, "train.py", *RUN, f"--workdir={workdir}", *changes],
         cwd=ROOT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -48,8 +58,8 @@ def start(workdir, *changes):
     )
 
 
-def finish(workdir):
-    process = start(workdir)
+def finish(workdir, environment):
+    process = start(workdir, environment)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
 
@@ -118,32 +128,32 @@ def outcome(workdir):
     return {name: found[name] for name in items}, (workdir / "train.jsonl").read_text()
 
 
-def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(tmp_path):
+def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(compiled, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    finish(whole)
+    finish(whole, compiled)
     log = outcome(whole)[1]
     steps = [json.loads(row)["step"] for row in log.splitlines()]
     assert steps == list(range(1, STEPS + 1))
 
-    code, *_ = while_writing(run, start(run), signal.SIGKILL)
+    code, *_ = while_writing(run, start(run, compiled), signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert list(run.glob("checkpoints/*.orbax-checkpoint-tmp"))
 
-    code, _, errors = after_row(5, run, start(run), signal.SIGTERM)
+    code, _, errors = after_row(5, run, start(run, compiled), signal.SIGTERM)
     assert code == 0
     step = latest(run)
     assert 5 <= step < STEPS
     assert row_count(run) == step
     assert f"The same command carries on from {run}/checkpoints/{step}\n" in errors
 
-    code, errors = out_of_disk(start(run))
+    code, errors = out_of_disk(start(run, compiled))
     assert code == 1
     # Orbax's threads may print around it.
     assert f"error: {run}/checkpoints: a checkpoint cannot be written (" in errors
     assert f"The last good one is {run}/checkpoints/{step};" in errors
     assert latest(run) == step
 
-    process = start(run, "--config.data.workers=1")
+    process = start(run, compiled, "--config.data.workers=1")
     code, output, errors = after_row(step + 1, run, process, signal.SIGINT)
     assert code == 130
     assert f"Carrying on from {run}/checkpoints/{step}\n" in output
@@ -153,12 +163,12 @@ def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(tmp_path):
     assert f"The same command carries on from {run}/checkpoints/{later}\n" in errors
 
     count = later + np.random.default_rng().integers(1, 4)
-    code, *_ = after_row(count, run, start(run), signal.SIGKILL)
+    code, *_ = after_row(count, run, start(run, compiled), signal.SIGKILL)
     assert code == -signal.SIGKILL, f"when {count} rows were logged"
-    code, *_ = while_writing(run, start(run), signal.SIGKILL)
+    code, *_ = while_writing(run, start(run, compiled), signal.SIGKILL)
     assert code == -signal.SIGKILL
 
-    finish(run)
+    finish(run, compiled)
     jax.tree.map(np.testing.assert_array_equal, outcome(run), outcome(whole))
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == [str(STEPS - 2), str(STEPS)]
