@@ -5,6 +5,7 @@ Config files (`configs/`) start from `as_config_dict(Config())` and change what 
 """
 
 import dataclasses
+import pathlib
 import typing
 from collections.abc import Mapping
 
@@ -144,6 +145,16 @@ class DataConfig:
         for name in ("threads", "prefetch"):
             value = getattr(self, name)
             _require(value >= 1, f"data.{name}", value, "at least 1")
+
+    def by_name(self) -> "DataConfig":
+        """The same scans by their last names, wherever somebody keeps them."""
+        names: dict[str, typing.Any] = {
+            part: ",".join(
+                pathlib.PurePath(path).name for path in getattr(self, part).split(",")
+            )
+            for part in ("train", "test", "validation")
+        }
+        return dataclasses.replace(self, **names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ state stay out, so that figures can be made without a display and in notebooks a
 import itertools
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _COLUMN = 1.5  # width of an image, in inches like the next two
 _GAP = 0.04
 _LINE = 0.2  # of text
 _TITLE = {"fontsize": 9, "pad": 4}
+_TITLE_WIDTH = 20  # characters that fit above an image
 _NOTE = {"fontsize": 8, "labelpad": 3}
 _DECADES = 3  # of a spectrum that are shown, down from its largest values
 _BLANK = "#3f5573"
@@ -79,8 +81,10 @@ def reconstruction_figure(
     n = len(methods)
     widths = [0.5] + [1] * (2 * n + 1)
     slices, *shape = target_SxHxW.shape
-    figure, axes = _grid(slices, widths, shape, right=0.6, top=2 * _LINE, below=_LINE)
-    titles = ["Mask", *methods, "Target", *(f"{name}\nerror" for name in methods)]
+    names = [textwrap.fill(name, _TITLE_WIDTH) for name in methods]
+    titles = ["Mask", *names, "Target", *(f"{name}\nerror" for name in names)]
+    top = _LINE * max(title.count("\n") + 1 for title in titles)
+    figure, axes = _grid(slices, widths, shape, right=0.6, top=top, below=_LINE)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, **_TITLE)
     for row, (mask_ax, *image_axes) in enumerate(axes):

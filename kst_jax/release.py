@@ -14,10 +14,8 @@ trained further:
 import argparse
 import dataclasses
 from pathlib import PurePath
-from typing import Any
 
 from kst_jax import checkpoints, cli
-from kst_jax.config import DataConfig
 
 
 def release(run: str, out: str, which: str = "latest", test: str | None = None) -> None:
@@ -33,22 +31,21 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
       InputError: no such checkpoint, or a folder that holds one already.
     """
     params, config, _ = checkpoints.read_parameters(run, which)
-    data = _without_folders(config.data)
+    data = config.data.by_name()
     if test is not None:
         data = dataclasses.replace(data, test=test)
-    checkpoints.write_parameters(out, params, dataclasses.replace(config, data=data))
+    bank = PurePath(config.mask.bank).name
+    released = dataclasses.replace(
+        config,
+        data=data,
+        mask=dataclasses.replace(config.mask, bank=bank),
+        # The one checkpoint is the latest, and results go to whoever has it.
+        eval=dataclasses.replace(config.eval, out="", checkpoint="latest"),
+    )
+    checkpoints.write_parameters(out, params, released)
     for part in ("train", "validation"):
         if subjects := checkpoints.read_subjects(run, part):
             checkpoints.write_subjects(out, part, subjects)
-
-
-def _without_folders(data: DataConfig) -> DataConfig:
-    """Which scans they were, and not where somebody keeps them."""
-    scans: dict[str, Any] = {
-        part: ",".join(PurePath(path).name for path in getattr(data, part).split(","))
-        for part in ("train", "test", "validation")
-    }
-    return dataclasses.replace(data, **scans)
 
 
 def main(argv: list[str] | None = None) -> None:

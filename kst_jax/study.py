@@ -283,15 +283,15 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
         try:
             results[cell] = json.loads(path.read_text())
             there = from_dict(results[cell]["config"])
-            # Wherever the scans lie now, they are the same ones.
-            scans = {name: getattr(study.data, name) for name in ("train", "test")}
-            data = dataclasses.replace(there.data, **scans)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); delete it to do the cell again"
             ) from error
-        there = dataclasses.replace(there, data=data)
-        checkpoints.require_same_run(there, config_of(study, cell), path)
+        there, wanted = (
+            dataclasses.replace(config, data=config.data.by_name())
+            for config in (there, config_of(study, cell))
+        )
+        checkpoints.require_same_run(there, wanted, path)
     return results
 
 

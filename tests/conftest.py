@@ -12,8 +12,8 @@ import pytest
 # Tests compare with float32 references; an accelerator would round differently.
 jax.config.update("jax_platforms", "cpu")
 os.environ["JAX_PLATFORMS"] = "cpu"  # for programs that tests start
-# Each worker, and the programs that its tests start, compile a program once. They keep
-# it here, not in the user's cache, and apart from other workers: JAX writes it in place.
+# Each worker, and the programs that its tests start, compile a program once and keep it
+# here: not in the user's cache, and apart from other workers, as JAX writes in place.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kst_jax-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
@@ -39,8 +39,10 @@ def quick_compilation():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(name.upper(), "1")  # for programs that tests start
         jax.config.update(name, True)
+        jax.clear_caches()  # which do not tell one kind of program from the other
         yield
         jax.config.update(name, False)
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

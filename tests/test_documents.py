@@ -26,7 +26,11 @@ from kst_jax.config import from_dict
 from kst_jax.models import registry
 from tests.conftest import ROOT, SHARED
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "weights" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 # Commands that do not run here, as patterns, and why.
 NOT_RUN = {
     r"make demo": "its commands run, from the Makefile",
@@ -36,6 +40,7 @@ NOT_RUN = {
     r" *python train.py .*--coordinator=": "needs others; tests/test_pods.py has two",
     r"export |for |done": "shell around the two before",
     r"python -m kst_jax.study": "tests/test_study.py runs one",
+    r"python -m kst_jax.release runs/small": "needs a cell of a study",
 }
 if not (SHARED / "goldens").is_dir():
     NOT_RUN[r".*(checkpoint\.pth|runs/authors)"] = "needs development data"

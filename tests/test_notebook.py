@@ -44,11 +44,12 @@ def with_parameters(notebook, **values):
     return notebook
 
 
-def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
+@pytest.mark.parametrize("network", ["weights/uniform1d_5x", ""])
+def test_it_runs_from_top_to_bottom(network, notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     run = tmp_path / "run"
     NotebookClient(
-        with_parameters(notebook, SETTINGS=TINY, WORKDIR=str(run)),
+        with_parameters(notebook, SETTINGS=TINY, WORKDIR=str(run), NETWORK=network),
         timeout=300,
         kernel_name="python3",
         resources={"metadata": {"path": str(PATH.parent)}},

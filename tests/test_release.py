@@ -79,8 +79,15 @@ def test_mistakes_get_one_message(run, tmp_path):
 def test_of_paths_only_names_are_kept(run, tmp_path, monkeypatch):
     params, config, _ = checkpoints.read_parameters(run)
     data = dataclasses.replace(config.data, train="/home/me/a.nii,/b/*.h5,demo:test")
-    private = dataclasses.replace(config, data=data)
+    private = dataclasses.replace(
+        config,
+        data=data,
+        mask=dataclasses.replace(config.mask, kind="bank", bank="/home/me/masks.npy"),
+        eval=dataclasses.replace(config.eval, out="/home/me/out", checkpoint="best"),
+    )
     monkeypatch.setattr(checkpoints, "read_parameters", lambda *_: (params, private, 2))
     release.release(str(run), str(tmp_path / "out"))
     config = checkpoints.read_config(tmp_path / "out")
     assert config.data.train == "a.nii,*.h5,demo:test"
+    assert config.mask.bank == "masks.npy"
+    assert (config.eval.out, config.eval.checkpoint) == ("", "latest")

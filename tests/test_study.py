@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from configs.studies import small
+from configs.studies import search, small
 from kst_jax import comparison, study
 from kst_jax.errors import InputError
 from kst_jax.metrics import psnr
@@ -117,7 +117,7 @@ def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
     # The results alone tell, wherever the scans and the runs are now.
     shutil.copytree(done / "results", tmp_path / "results")
     changed = values()
-    changed["data"]["test"] = str(tmp_path / "elsewhere")
+    changed["data"]["test"] = str(tmp_path / "elsewhere" / TINY.data.test)
     study.run(study.read(changed), tmp_path, ["a/kst/0"])
     assert "a/kst/0: finished" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
@@ -126,10 +126,16 @@ def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
 
 
 def test_results_of_another_study_are_refused(done):
-    changed = values()
-    changed["methods"]["kst"]["train"]["learning_rate"] = 0.1
-    with pytest.raises(InputError, match=r"a/kst/0.json.*learning_rate"):
-        study.run(study.read(changed), done)
+    for section, key, value in (
+        ("methods.kst.train", "learning_rate", 0.1),
+        ("data", "test", "other.nii.gz"),  # masks go by names
+    ):
+        changed = part = values()
+        for name in section.split("."):
+            part = part[name]
+        part[key] = value
+        with pytest.raises(InputError, match=rf"a/kst/0.json.*{key}"):
+            study.run(study.read(changed), done)
 
 
 def test_a_damaged_result_is_told(done, tmp_path):
@@ -210,10 +216,11 @@ def test_command_line(tmp_path):
     assert "'trian'; valid keys" in misspelt.stderr
 
 
-def test_the_published_tables_are_made_from_the_published_results(tmp_path):
-    folder = ROOT / "studies" / "small"
+@pytest.mark.parametrize("config", [small, search])
+def test_published_tables_are_made_from_published_results(config, tmp_path):
+    folder = ROOT / "studies" / config.__name__.rpartition(".")[2]
     shutil.copytree(folder / "results", tmp_path / "results")
-    found = study.read(small.get_config())
+    found = study.read(config.get_config())
     comparison.write(found, study.finished(found, tmp_path), tmp_path)
-    text = (tmp_path / "tables.md").read_text()
-    assert text == (folder / "tables.md").read_text()
+    for name in ("tables.md", "tables.json"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()

@@ -5,9 +5,9 @@ r"""The paper's comparison on fastMRI knees (Tables 1 and 2), for whoever holds 
         --config.data.test=/data/singlecoil_val
 
 128x128, the paper's four settings, 200 epochs of 7,300 slices (1,460,000 images a
-cell), every method with its own published optimiser. The paper's ablation is of OASIS
-alone. --cells='uniform1d_5x/*' does a part of it, so that several machines can share
-one folder. Not run yet: the time is unknown.
+cell), every method of the paper with its own published optimiser. The paper's ablation
+is of OASIS alone. --cells='uniform1d_5x/*' does a part of it, so that several machines
+can share one folder. Not run yet: the time is unknown.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     del settings["gaussian2d_10x"]
     study = protocol.study(
         settings,
-        protocol.published(),
+        protocol.compared(),
         images=run.train.steps * run.train.batch_size,
     )
     study.data.update(run.data)

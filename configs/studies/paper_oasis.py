@@ -5,8 +5,9 @@ r"""The paper's comparison on OASIS (Tables 1 to 3), for whoever holds it and a 
         --workdir=runs/paper_oasis --config.data.train=/data/oasis_prepared
 
 128x128, five settings, 200 epochs of 44,600 slices (8,920,000 images a cell), every
-method with its own published optimiser. --cells='uniform1d_5x/*' does a part of it, so
-that several machines can share one folder. Not run yet: the time is unknown.
+method of the paper with its own published optimiser. --cells='uniform1d_5x/*' does a
+part of it, so that several machines can share one folder. Not run yet: the time is
+unknown.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ def get_config() -> ConfigDict:
     run = paper.get_config("oasis_gaussian2d_5x")
     study = protocol.study(
         protocol.settings(calibration=0),
-        protocol.published(),
+        protocol.compared(),
         images=run.train.steps * run.train.batch_size,
     )
     study.data.update(run.data)

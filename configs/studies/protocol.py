@@ -33,7 +33,7 @@ def settings(calibration: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def published(**kst: Any) -> dict[str, dict[str, Any]]:
+def compared(**kst: Any) -> dict[str, dict[str, Any]]:
     """The paper's methods as published, total variation, and `configs/kst_plus.py`.
 
     Args:

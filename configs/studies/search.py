@@ -1,8 +1,6 @@
 r"""How the K-Space Transformer's best form was found: one change at a time, briefly.
 
-    python -m kst_jax.study --config=configs/studies/search.py --workdir=runs/search \
-        --config.data.train=colin27_t1w.nii.gz,s1_t1w.nii.gz \
-        --config.data.test=sub-0017_t1w.nii.gz
+    python -m kst_jax.study --config=configs/studies/search.py --workdir=runs/search
 
 As `configs/studies/small.py`, but tested on one of its training people, so that its
 test person stays unseen, and with 2,000 images a cell. docs/study.md has the results.
@@ -54,6 +52,9 @@ def get_config() -> ConfigDict:
         ),
         "d5c5": study.methods["d5c5"].to_dict(),
     }
+    study.data.update(
+        train="colin27_t1w.nii.gz,s1_t1w.nii.gz", test="aomic_sub-0017_t1w.nii.gz"
+    )
     setting = "uniform1d_5x"
     columns = {"settings": [setting], "methods": list(methods)}
     return ConfigDict(
