@@ -4,8 +4,9 @@ r"""A run's parameters alone, to give to others.
 
 writes weights/mine/checkpoints/0, config.json and the lists of people it was trained
 on: what evaluation, export and the notebook need, and a third or less of the size of
-what training needs. Of the paths of scans only the last names are kept. It cannot be
-trained further:
+what training needs. Of the paths of scans only the last names are kept; Orbax notes the
+path of the folder that is written, in files commit_success.txt. It cannot be trained
+further:
 
     python eval.py --config=configs/saved.py:weights/mine --workdir=weights/mine \
         --config.eval.out=runs/mine_again
