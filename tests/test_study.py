@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -222,5 +223,10 @@ def test_published_tables_are_made_from_published_results(config, tmp_path):
     shutil.copytree(folder / "results", tmp_path / "results")
     found = study.read(config.get_config())
     comparison.write(found, study.finished(found, tmp_path), tmp_path)
-    for name in ("tables.md", "tables.json"):
-        assert (tmp_path / name).read_text() == (folder / name).read_text()
+    assert (tmp_path / "tables.md").read_text() == (folder / "tables.md").read_text()
+    made, kept = (
+        jax.tree.flatten(json.loads((place / "tables.json").read_text()))
+        for place in (tmp_path, folder)
+    )
+    assert made[1] == kept[1]
+    np.testing.assert_allclose(made[0], kept[0], rtol=1e-9, atol=1e-12)
