@@ -52,6 +52,17 @@ def test_gradients_are_xlas(channels, size, grid):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_kernel_gradient_of_large_images_is_a_correlation():
+    x, kernel = arrays(3, channels=(16, 17), grid=(61, 130))  # cut into unequal strips
+    g = np.random.default_rng(1).normal(size=(*x.shape[:3], 17)).astype(np.float32)
+    got = jax.grad(lambda k: jnp.sum(g * convolve(x, k)))(kernel)
+    padded = np.pad(np.float64(x), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    for i, j in np.ndindex(3, 3):
+        shifted = padded[:, i : i + 61, j : j + 130]
+        wanted = np.einsum("bhwc,bhwd->cd", shifted, np.float64(g))
+        np.testing.assert_allclose(got[i, j], wanted, atol=2e-3)
+
+
 def test_it_can_be_exported_for_accelerators():
     x, kernel = arrays(3)
     gradient = jax.jit(jax.grad(lambda k: jnp.sum(convolve(x, k) ** 2)))

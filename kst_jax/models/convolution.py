@@ -10,6 +10,8 @@ from jax import lax
 _IMAGES = ("NHWC", "HWIO", "NHWC")
 # Columns from which XLA's CPU kernel uses more than one core.
 _WIDE = 128
+# Values that the copies of a strip of an image may take: more fall out of the cache.
+_STRIP = 2**20
 
 
 def convolve(x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -73,36 +75,56 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array
 
 
 def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The kernel gradient as a matrix product an image, summed over the batch.
+    """The kernel gradient as a matrix product a strip of an image, summed.
 
     XLA's CPU kernels for a convolution with so large a "kernel" as an image reach half
     the rate of its matrix product, and inside a loop over layers a thirtieth. Channels
-    come first, and rows are padded at their end, so that an image shifted by a kernel's
+    come first, and rows are padded at their end, so that a strip shifted by a kernel's
     offset is one slice of memory. Which of the two is shifted is a matter of sign: the
     one with fewer channels is.
     """
     if x.shape[-1] > g.shape[-1]:
         mirrored = _kernel_gradient_cpu(g, x, kernel.swapaxes(2, 3))
         return jnp.flip(mirrored, (0, 1)).swapaxes(2, 3)
-    (rows, columns, C, D), (B, H, W, _) = kernel.shape, x.shape
+    (rows, columns, C, D), W = kernel.shape, x.shape[2]
     up, left = rows // 2, columns // 2
     width = W + 2 * left
-    x = jnp.pad(x, [(0, 0), (up, up), (left, left), (0, 0)]).reshape(B, -1, C)
-    x_BxCxL = jnp.pad(x, [(0, 0), (0, 2 * left), (0, 0)]).swapaxes(1, 2)
-    g_BxLxD = jnp.pad(g, [(0, 0), (0, 0), (0, 2 * left), (0, 0)]).reshape(B, -1, D)
+    x, g = _strips(x, g, up, height=max(1, _STRIP // (rows * columns * C * width)))
+    S, height = g.shape[:2]
+    x = jnp.pad(x, [(0, 0), (0, 0), (left, left), (0, 0)]).reshape(S, -1, C)
+    x_SxCxL = jnp.pad(x, [(0, 0), (0, 2 * left), (0, 0)]).swapaxes(1, 2)
+    g_SxLxD = jnp.pad(g, [(0, 0), (0, 0), (0, 2 * left), (0, 0)]).reshape(S, -1, D)
     # The barriers keep XLA from undoing the transposition, or shifting in the product.
-    x_BxCxL = lax.optimization_barrier(x_BxCxL)
+    x_SxCxL = lax.optimization_barrier(x_SxCxL)
     offsets = [i * width + j for i in range(rows) for j in range(columns)]
 
-    def add(total: jax.Array, image: tuple) -> tuple[jax.Array, None]:
-        x_CxL, g_LxD = image
-        shifted = [x_CxL[:, at : at + H * width] for at in offsets]
+    def add(total: jax.Array, strip: tuple) -> tuple[jax.Array, None]:
+        x_CxL, g_LxD = strip
+        shifted = [x_CxL[:, at : at + height * width] for at in offsets]
         stacked = lax.optimization_barrier(jnp.concatenate(shifted))
         return total + jnp.dot(stacked, g_LxD, preferred_element_type=total.dtype), None
 
     start = jnp.zeros_like(kernel, jnp.float32).reshape(-1, D)
-    total, _ = lax.scan(add, start, (x_BxCxL, g_BxLxD))
+    total, _ = lax.scan(add, start, (x_SxCxL, g_SxLxD))
     return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _strips(
+    x: jax.Array, g: jax.Array, up: int, height: int
+) -> tuple[jax.Array, jax.Array]:
+    """Images in equal strips of at most `height` rows, (S, rows, W, C).
+
+    Those of `x` have `up` more rows at either side, of their neighbours or zero.
+    """
+    B, H = g.shape[:2]
+    count = -(-H // height)
+    height = -(-H // count)
+    missing = count * height - H
+    x = jnp.pad(x, [(0, 0), (up, up + missing), (0, 0), (0, 0)])
+    g = jnp.pad(g, [(0, 0), (0, missing), (0, 0), (0, 0)])
+    starts = range(0, count * height, height)
+    x = jnp.stack([x[:, at : at + height + 2 * up] for at in starts], 1)
+    return x.reshape(-1, *x.shape[2:]), g.reshape(B * count, height, *g.shape[2:])
 
 
 _convolve = jax.custom_vjp(_convolved)

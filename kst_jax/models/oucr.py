@@ -87,8 +87,8 @@ class Branch(nn.Module):
         for width in self.widths[:-1]:
             x = there(nn.relu(_conv(x, width, self.dtype)))
         x = _conv(x, self.widths[-1], self.dtype)
-        # The first state is zero, but its layer must exist from the start.
-        hidden = jnp.zeros_like(x) if hidden is None else hidden
+        # The first state is zero everywhere, so that one pixel of it will do.
+        hidden = jnp.zeros_like(x[:, :1, :1]) if hidden is None else hidden
         hidden = nn.relu(x + _conv(hidden, self.widths[-1], self.dtype))
         x = hidden
         for width in self.widths[-2::-1]:
