@@ -212,6 +212,19 @@ def test_a_residual_is_in_units_of_its_option():
     np.testing.assert_allclose(by[0.2][unsampled], 2 * by[0.1][unsampled], atol=1e-5)
 
 
+def test_a_shared_refinement_is_that_of_every_layer():
+    model, params, batch = tiny(shared_refinement=True)
+    shared = params.pop("refinement")
+    assert "refinement" not in params["hr_decoder"]
+    repeated = jax.tree.map(lambda x: jnp.stack([x] * model.config.hr_layers), shared)
+    params["hr_decoder"]["refinement"] = repeated
+    own = KSpaceTransformer(dataclasses.replace(model.config, shared_refinement=False))
+    wanted = apply(own, params, batch).image
+    del params["hr_decoder"]["refinement"]
+    got = apply(model, params | {"refinement": shared}, batch).image
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
 def test_log_magnitude_keeps_phases_and_has_gradients_everywhere():
     value = np.random.default_rng(0).normal(size=(50, 2)).astype("f4")
     value *= 10.0 ** np.arange(-4, 4).repeat(7)[:50, None]
@@ -224,8 +237,9 @@ def test_log_magnitude_keeps_phases_and_has_gradients_everywhere():
     assert np.isfinite(slope).all()
 
 
-def test_every_parameter_belongs_to_the_first_stage_that_uses_it():
-    model, params, batch = tiny()
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_parameter_belongs_to_the_first_stage_that_uses_it(shared):
+    model, params, batch = tiny(shared_refinement=shared)
     used = {}
     for stage in ("LR", "K", "RM"):
 

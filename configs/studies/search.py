@@ -45,6 +45,23 @@ def get_config() -> ConfigDict:
             {**_RESIDUAL, "log_magnitude": True},
             **_REFINING,
         ),
+        "shared": changed(
+            "Residual, refining sooner, one refinement for all layers",
+            {**_RESIDUAL, "shared_refinement": True},
+            **_REFINING,
+        ),
+        "averaged": changed(
+            "Residual, refining sooner, moving average",
+            _RESIDUAL,
+            **_REFINING,
+            ema=0.99,
+        ),
+        "last": changed(
+            "Residual, refining sooner, earlier layers weigh 0.1",
+            _RESIDUAL,
+            **_REFINING,
+            layer_weight=0.1,
+        ),
         "wider": changed(
             "Residual, refining sooner, 64 channels",
             {**_RESIDUAL, "refinement_features": 64},

@@ -51,6 +51,7 @@ class KSTConfig(ModelConfig):
         its value.
       log_magnitude: not in the paper: values are embedded with the logarithm of
         1 + magnitude for magnitude; a spectrum's span several orders.
+      shared_refinement: not in the paper: all layers refine with the same weights.
       attention: how attention is computed; see `kst_jax.models.attention`.
       remat: what training keeps for the gradient, and so its memory; see
         `kst_jax.models.rematerialisation`.
@@ -71,6 +72,7 @@ class KSTConfig(ModelConfig):
     refinement_kernel: int = 3
     residual_spectrum: float = 0.0
     log_magnitude: bool = False
+    shared_refinement: bool = False
     attention: str = "auto"
     remat: str = "blocks"
 
@@ -179,11 +181,12 @@ class HRDecoderLayer(nn.Module):
         memory_BxLxD: jax.Array,
         valid_BxL: jax.Array | None,
         grid: Grid,
-        embedding: dict,
+        shared: dict[str, dict],
     ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
         """Queries (B, M, D) with their spectrum (B, M, 2), before and after the layer.
 
-        Also returns this layer's images (B, H, W, 2).
+        `shared` has the parameters that all layers use, by the part's name. Also
+        returns this layer's images (B, H, W, 2).
         """
         c = self.config
         x_BxMxD, value_BxMx2 = carry
@@ -197,21 +200,16 @@ class HRDecoderLayer(nn.Module):
         spectrum = tokens.fill(joined, grid.order, grid.kspace, grid.mask)
         images = {"kspace": ifft2c(spectrum)}
         if self.refine:
-            refinement = blocks.Refinement(
-                c.refinement_features,
-                c.refinement_layers,
-                c.refinement_kernel,
-                _dtype(c),
-                name="refinement",
-            )
+            if c.shared_refinement:
+                refinement = _refinement(c, parent=None).bind(shared["refinement"])
+            else:
+                refinement = _refinement(c, name="refinement")
             images["refined"], spectrum = refinement(
                 images["kspace"], grid.kspace, grid.mask
             )
             value_BxMx2 = tokens.at_queries(spectrum, grid.query)
-            embed = _embed(c, parent=None)
-            shown = _shown(c, value_BxMx2)
-            features: Any = embed.apply({"params": embedding}, shown)
-            x_BxMxD = x_BxMxD + features
+            embed = _embed(c, parent=None).bind(shared["embed_query"])
+            x_BxMxD = x_BxMxD + embed(_shown(c, value_BxMx2))
         return (x_BxMxD, value_BxMx2), images
 
 
@@ -321,10 +319,15 @@ class KSpaceTransformer(Reconstructor):
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
         order = tokens.query_order(batch.mask)
         grid = Grid(query_BxM, order, batch.kspace, batch.mask)
+        shared = {"embed_query": embed.variables}
+        if c.refinement and c.shared_refinement:
+            refinement = _refinement(c, name="refinement")
+            if self.is_initializing():
+                refinement(batch.kspace, batch.kspace, batch.mask)
+            shared["refinement"] = refinement.variables
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
-            (x_BxMxD, value_BxMx2),
-            *(memory_BxLxD, valid_BxL, grid, embed.variables["params"]),
+            (x_BxMxD, value_BxMx2), memory_BxLxD, valid_BxL, grid, shared
         )[1]
 
 
@@ -359,6 +362,17 @@ def _mlp(c: KSTConfig) -> blocks.MLPBlock:
 def _embed(c: KSTConfig, **kwargs: Any) -> blocks.Perceptron:
     """Values to features; the queries' one is shared by all layers."""
     return blocks.Perceptron(c.width, c.width, _dtype(c), **kwargs)
+
+
+def _refinement(c: KSTConfig, **kwargs: Any) -> blocks.Refinement:
+    """Each layer's own, or shared by all."""
+    return blocks.Refinement(
+        c.refinement_features,
+        c.refinement_layers,
+        c.refinement_kernel,
+        _dtype(c),
+        **kwargs,
+    )
 
 
 def reconstruct(
