@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +224,19 @@ def _require_plausible(item: Path) -> None:
         )
 
 
-def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
+def write_parameters(
+    workdir: str | Path,
+    params: dict,
+    config: Config,
+    people: Mapping[str, Sequence[str]] | None = None,
+) -> None:
     """Writes a checkpoint that can be evaluated but not trained further.
+
+    Args:
+      workdir: folder to write, without a run in it.
+      params: the network's parameters.
+      config: the run that made them.
+      people: by part of that run whom it may not be tested on; see `write_subjects`.
 
     Raises:
       InputError: the folder holds a run already, or cannot be written to.
@@ -235,6 +246,8 @@ def write_parameters(workdir: str | Path, params: dict, config: Config) -> None:
         raise InputError(f"{workdir}: holds checkpoints already; choose a new folder")
     files.make_folder(workdir)
     _write_config(workdir, config)
+    for part, subjects in (people or {}).items():
+        write_subjects(workdir, part, subjects)
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
         config=ocp.args.JsonSave(dataclasses.asdict(config)),

@@ -54,9 +54,10 @@ def reconstruction_figure(
 ) -> Figure:
     """Compare reconstructions of a few slices, a slice a row (Fig. 2 of the paper).
 
-    Columns: the sampling mask, each method's image with its PSNR and SSIM, the target,
-    each method's error map. Errors are relative to the range (max - min) of the slice
-    of the target and share one colour scale; brighter means higher error.
+    Columns: the sampling mask, each method's image with its PSNR and SSIM (of these
+    very images, which need not be on the scale of a network), the target, each method's
+    error map. Errors are relative to the range (max - min) of the slice of the target
+    and share one colour scale; brighter means higher error.
 
     Args:
       methods: name to magnitudes (S, H, W), in the order of the columns.
@@ -98,6 +99,7 @@ def reconstruction_figure(
             ax.set_xlabel(f"{psnrs[row]:.2f} dB, SSIM {ssims[row]:.3f}", **_NOTE)
         for ax, error in zip(image_axes[n + 1 :], errors.values(), strict=True):
             shown = _show(ax, error[row], cmap="inferno", vmin=0, vmax=worst)
+    axes[-1, n + 1].set_xlabel("scores of images as shown", **_NOTE)
     _add_scale(figure, shown, axes[:, -1], "error / target range")
     return figure
 

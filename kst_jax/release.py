@@ -43,10 +43,10 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
         # The one checkpoint is the latest, and results go to whoever has it.
         eval=dataclasses.replace(config.eval, out="", checkpoint="latest"),
     )
-    checkpoints.write_parameters(out, params, released)
-    for part in ("train", "validation"):
-        if subjects := checkpoints.read_subjects(run, part):
-            checkpoints.write_subjects(out, part, subjects)
+    subjects = {
+        part: checkpoints.read_subjects(run, part) for part in ("train", "validation")
+    }
+    checkpoints.write_parameters(out, params, released, subjects)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -42,6 +42,7 @@ from kst_jax.config import (
     require_key,
 )
 from kst_jax.errors import InputError
+from kst_jax.models.contract import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,7 @@ def read(values: Mapping) -> Study:
         }
     )
     _require_whole(study)
+    _require_images(study)
     for cell in cells(study):
         config_of(study, cell)
     return study
@@ -160,6 +162,10 @@ def _require_whole(study: Study) -> None:
             f"config.order={study.order} must name each of config.settings once: "
             f"{', '.join(study.settings)}"
         )
+    titles = [comparison.title_of(study, name) for name in study.methods]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise InputError(f"config.methods: several have the title {title!r}")
     for title, table in study.tables.items():
         for group in ("settings", "methods"):
             unknown = set(getattr(table, group)) - set(getattr(study, group))
@@ -167,6 +173,19 @@ def _require_whole(study: Study) -> None:
                 raise InputError(
                     f"config.tables.{title}: {unknown.pop()!r} is not in {group}"
                 )
+
+
+def _require_images(study: Study) -> None:
+    """Raises InputError where evaluations would not leave images where they belong."""
+    if study.eval.figures < 1:
+        raise InputError(
+            "config.eval.figures=0 leaves a study without figures; must be at least 1"
+        )
+    if study.eval.out:
+        raise InputError(
+            f"config.eval.out={study.eval.out!r}: each cell of a study has a folder of "
+            "its own; leave it empty"
+        )
 
 
 def cells(study: Study) -> list[Cell]:
@@ -188,17 +207,23 @@ def config_of(study: Study, cell: Cell) -> Config:
     Raises:
       InputError: a key or value of the method that cannot be.
     """
-    method = study.methods[cell.method]
-    batch = method.train.get("batch_size", TrainConfig.batch_size)
-    steps = (method.images or study.images) // batch
-    values = {
-        "data": dataclasses.asdict(study.data),
-        "mask": dataclasses.asdict(study.settings[cell.setting]),
-        "model": method.model,
-        "train": {**method.train, "steps": steps, "seed": cell.seed},
-        "eval": dataclasses.asdict(study.eval),
-    }
-    return from_dict(values, where=f"config.methods.{cell.method}")
+    method, where = study.methods[cell.method], f"config.methods.{cell.method}"
+    try:
+        train = from_dict(method.train, TrainConfig, f"{where}.train")
+        steps = (method.images or study.images) // train.batch_size
+        train = dataclasses.replace(train, steps=steps, seed=cell.seed)
+        model = from_dict(method.model, ModelConfig, f"{where}.model")
+        mask = study.settings[cell.setting]
+        config = Config(study.data, mask, model, train, study.eval)
+    except InputError as error:
+        told = str(error)
+        raise InputError(told if where in told else f"{where}: {told}") from None
+    if study.eval.checkpoint == "best" and not train.keep_best:
+        raise InputError(
+            f"config.eval.checkpoint='best' needs {where}.train.keep_best and "
+            "validate_every"
+        )
+    return config
 
 
 def run_cell(study: Study, cell: Cell, workdir: Path) -> None:
@@ -273,9 +298,10 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
     """Results of the cells that are finished.
 
     Raises:
-      InputError: a result that cannot be read, or that is of another config.
+      InputError: a result that cannot be read, that is of another config, or of other
+        slices than the ones before it.
     """
-    results = {}
+    results: dict[Cell, dict] = {}
     for cell in cells(study):
         path = _result_path(workdir, cell)
         if not path.exists():
@@ -292,7 +318,29 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
             for config in (there, config_of(study, cell))
         )
         checkpoints.require_same_run(there, wanted, path)
+        _require_same_test(there.eval, wanted.eval, path)
+        first = next(done for done in results if done.setting == cell.setting)
+        if _slices(results[cell]) != _slices(results[first]):
+            raise InputError(
+                f"{path}: its test slices are not those of {first.name}, with which it "
+                "would be compared; delete one of them to do the cell again"
+            )
     return results
+
+
+def _require_same_test(there: EvalConfig, wanted: EvalConfig, path: Path) -> None:
+    """Raises InputError where masks, weights or images of the test were others."""
+    for name in ("seed", "checkpoint", "figures"):
+        old, new = getattr(there, name), getattr(wanted, name)
+        if old != new:
+            raise InputError(
+                f"{path}: was made with config.eval.{name}={old!r}, not {new!r}; set "
+                "it so, or use another --workdir"
+            )
+
+
+def _slices(result: dict) -> list[tuple]:
+    return [(row["volume"], row["slice"]) for row in result["per_slice"]]
 
 
 def _require_key(path: str) -> None:
@@ -305,7 +353,7 @@ def _require_key(path: str) -> None:
 
 
 def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> None:
-    """Does the cells that are not finished, then writes tables and figures of all.
+    """Does the cells that are not finished, and writes tables and figures after each.
 
     Args:
       study: what is compared.
@@ -318,16 +366,7 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
       SystemExit: after SIGTERM, with the cell at hand saved.
     """
     folder = Path(workdir).absolute()
-    chosen = [
-        cell
-        for cell in cells(study)
-        if any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)
-    ]
-    if not chosen:
-        raise InputError(
-            f"--cells={','.join(patterns)}: no such cell; there are "
-            f"{', '.join(cell.name for cell in cells(study))}"
-        )
+    chosen = _chosen(study, patterns)
     done = finished(study, folder)
     for number, cell in enumerate(chosen, 1):
         is_done = cell in done
@@ -335,7 +374,23 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
         if not is_done:
             run_cell(study, cell, folder)
             jax.clear_caches()  # no other cell uses these programs
-    comparison.write(study, finished(study, folder), folder)
+            comparison.write(study, finished(study, folder), folder)
+    tables = comparison.write(study, finished(study, folder), folder)
+    print(f"\n{tables}\nwritten to {folder}")
+
+
+def _chosen(study: Study, patterns: Sequence[str]) -> list[Cell]:
+    """The cells that any pattern matches; each pattern must match one."""
+    chosen: set[Cell] = set()
+    for pattern in patterns:
+        found = {c for c in cells(study) if fnmatch.fnmatchcase(c.name, pattern)}
+        if not found:
+            raise InputError(
+                f"--cells={pattern}: no such cell; there are "
+                f"{', '.join(cell.name for cell in cells(study))}"
+            )
+        chosen |= found
+    return [cell for cell in cells(study) if cell in chosen]
 
 
 def main(study: Study, workdir: str) -> None:

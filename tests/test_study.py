@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from configs.studies import search, small
+from configs.studies import paper_fastmri, paper_oasis, search, small
 from kst_jax import comparison, study
 from kst_jax.errors import InputError
 from kst_jax.metrics import psnr
@@ -109,9 +109,32 @@ def test_tables_tell_means_differences_and_gaps(done):
     assert row.count("| - ") == 2
 
 
-def test_figures_show_all_methods(done):
+def test_figures_show_all_methods(done, tmp_path, monkeypatch):
     names = {path.name for path in (done / "figures").iterdir()}
     assert names == {"a_curves.png", "a_methods.png"}
+    shown = {}
+
+    def watched(name):
+        draw = getattr(comparison.figures, name)
+
+        def figure(methods, *images):
+            shown[name] = list(methods)
+            return draw(methods, *images)
+
+        monkeypatch.setattr(comparison.figures, name, figure)
+
+    watched("learning_figure")
+    watched("reconstruction_figure")
+    found = study.read(values())
+    comparison.write(found, study.finished(found, done), tmp_path_with(done, tmp_path))
+    methods = ["K-Space Transformer", "No RM"]
+    assert shown["learning_figure"] == methods
+    assert shown["reconstruction_figure"] == ["Zero-filled", *methods]
+
+
+def tmp_path_with(done, tmp_path):
+    shutil.copytree(done / "results", tmp_path / "results")
+    return tmp_path
 
 
 def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
@@ -130,6 +153,8 @@ def test_results_of_another_study_are_refused(done):
     for section, key, value in (
         ("methods.kst.train", "learning_rate", 0.1),
         ("data", "test", "other.nii.gz"),  # masks go by names
+        ("eval", "seed", 1),
+        ("eval", "figures", 1),
     ):
         changed = part = values()
         for name in section.split("."):
@@ -137,6 +162,15 @@ def test_results_of_another_study_are_refused(done):
         part[key] = value
         with pytest.raises(InputError, match=rf"a/kst/0.json.*{key}"):
             study.run(study.read(changed), done)
+
+
+def test_results_of_other_slices_are_refused(done, tmp_path):
+    path = tmp_path_with(done, tmp_path) / "results/a/bare/0.json"
+    changed = json.loads(path.read_text())
+    changed["per_slice"] = changed["per_slice"][::-1]
+    path.write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"bare/0.json: its test slices.*a/kst/0"):
+        study.finished(study.read(values()), tmp_path)
 
 
 def test_a_damaged_result_is_told(done, tmp_path):
@@ -157,6 +191,12 @@ def test_a_damaged_result_is_told(done, tmp_path):
         ("settings.a.kind", 3, "kind"),
         ("images", 3, "steps"),
         ("order", ["a"], "each of config.settings once"),
+        ("methods.kst.title", "No RM", "several have the title 'No RM'"),
+        ("methods.kst.train.batch_size", 0, r"methods\.kst.*batch_size=0"),
+        ("methods.kst.train.warmup_steps", 4, r"methods\.kst.*below train.steps=4"),
+        ("eval.figures", 0, "without figures"),
+        ("eval.out", "results", "a folder of its own"),
+        ("eval.checkpoint", "best", r"needs config\.methods\.kst\.train\.keep_best"),
     ],
 )
 def test_what_is_no_study_is_refused(path, value, match):
@@ -175,12 +215,25 @@ def test_what_is_no_study_is_refused(path, value, match):
 
 def test_the_interval_is_the_bootstraps():
     difference = np.random.default_rng(1).normal(0.3, 1.0, size=60) ** 3
-    low, high = comparison.paired_interval(difference, np.zeros(60))
+    low, high = comparison.paired_interval(difference, np.zeros(60), block=1)
     wanted = scipy.stats.bootstrap(
-        (difference,), np.mean, method="percentile", n_resamples=20_000
+        (difference,), np.mean, method="percentile", n_resamples=20_000, rng=0
     ).confidence_interval
     width = wanted.high - wanted.low
     np.testing.assert_allclose([low, high], wanted, atol=0.04 * width)
+
+
+def test_the_interval_allows_for_neighbours_that_resemble_each_other():
+    noise = np.random.default_rng(2).normal(size=200)
+    difference = np.convolve(noise, np.ones(8) / 8, "same")[:192]
+    block = 16
+    low, high = comparison.paired_interval(difference, np.zeros(192), block)
+    # The variance of a mean of 12 independent blocks, each as likely as any other.
+    means = [np.roll(difference, -start)[:block].mean() for start in range(192)]
+    wanted = 2 * 1.96 * np.std(means) / 12**0.5
+    np.testing.assert_allclose(high - low, wanted, rtol=0.04)
+    independent = comparison.paired_interval(difference, np.zeros(192), block=1)
+    assert high - low > 1.5 * (independent[1] - independent[0])
 
 
 def test_people_do_not_lend_each_other_slices():
@@ -190,8 +243,9 @@ def test_people_do_not_lend_each_other_slices():
     assert comparison.paired_interval(difference, subject) == (5.0, 5.0)
 
 
-def test_the_small_study_is_whole():
-    whole = study.read(small.get_config())
+@pytest.mark.parametrize("config", [small, paper_oasis, paper_fastmri])
+def test_the_studies_are_whole(config):
+    whole = study.read(config.get_config())
     assert whole.order[:2] == ("uniform1d_5x", "gaussian2d_5x")
     for cell in study.cells(whole):
         config = study.config_of(whole, cell)
@@ -208,9 +262,11 @@ def test_command_line(tmp_path):
             text=True,
         )
 
-    wrong = run("--cells=nothing/*")
+    wrong = run("--cells=*/kst/0,nothing/*")
     assert wrong.returncode == 1
-    assert "no such cell; there are uniform1d_5x/tv/0" in wrong.stderr
+    assert (
+        "--cells=nothing/*: no such cell; there are uniform1d_5x/tv/0" in wrong.stderr
+    )
     assert "Traceback" not in wrong.stderr
     misspelt = run("--config.data.trian=x")
     assert misspelt.returncode == 1
