@@ -15,7 +15,7 @@ Any setting can be changed on the command line. Those that matter first:
                                     several with commas, of fastMRI single-coil .h5,
                                     NIfTI, Analyze, or the authors' .npy
     --config.data.test=PATH         scans to set apart for eval.py
-    --config.data.size=(128,128)    rows and columns of the images
+    "--config.data.size=(128,128)"  rows and columns of the images
     --config.mask.kind=gaussian_2d  how k-space is undersampled, and
     --config.mask.acceleration=5    how much
     --config.train.steps=100000     how long

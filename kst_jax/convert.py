@@ -6,10 +6,11 @@ writes runs/authors/checkpoints/0 and runs/authors/config.json, which can be eva
 but not trained further:
 
     python eval.py --config=configs/saved.py:runs/authors --workdir=runs/authors \
-        --config.data.test=/data/scans
+        --config.data.test=/data/scans --config.mask.kind=uniform_1d
 
 PyTorch is not needed. Sizes are read from the weights; the number of heads and the
-low-resolution grid cannot be, and are flags whose defaults are the paper's.
+low-resolution grid cannot be, and are flags whose defaults are the paper's. Nor is the
+undersampling there that it was trained for: config.mask, Gaussian 2D 5x if not given.
 """
 
 import argparse
@@ -222,6 +223,10 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"  python eval.py --config=configs/saved.py:{args.out} --workdir={args.out} "
         "--config.data.test=YOUR_SCANS"
+    )
+    print(
+        "with --config.mask.kind and --config.mask.acceleration as it was trained, if "
+        f"not {config.mask.kind} {config.mask.acceleration:g}x"
     )
 
 

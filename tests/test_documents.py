@@ -40,6 +40,7 @@ NOT_RUN = {
     r" *python train.py .*--coordinator=": "needs others; tests/test_pods.py has two",
     r"export |for |done": "shell around the two before",
     r"python -m kst_jax.study": "tests/test_study.py runs one",
+    r"python -m kst_jax.data.download": "needs the network; tests/test_download.py",
     r"python -m kst_jax.release runs/small": "needs a cell of a study",
 }
 if not (SHARED / "goldens").is_dir():
@@ -85,7 +86,7 @@ def blocks(path):
     found = re.findall(
         r"^```(\w*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL
     )
-    return [(language, text) for language, text in found if language != "text"]
+    return [block for block in found if block[0] not in ("text", "bibtex")]
 
 
 def commands(text):

@@ -1,16 +1,12 @@
 r"""The paper's comparison at 48x48 on real T1w brains, for two CPU cores.
 
+    python -m kst_jax.data.download
     python -m kst_jax.study --config=configs/studies/small.py --workdir=runs/small
 
 T1-weighted volumes of four people, three to train on and one to test on, brought to
 4 mm by cropping their spectra; in the folder where the command is typed, or elsewhere
-by --config.data.train and --config.data.test. Masks go by the files' names:
-
-* `colin27_t1w.nii.gz`: `ch2.nii.gz` of Debian's package mricron-data;
-* `s1_t1w.nii.gz`: of the subject S1 in PyPI's source distribution of pycortex 1.4.0;
-* `aomic_sub-0017_t1w.nii.gz`, `aomic_sub-0042_t1w.nii.gz`: AOMIC-PIOP1 as in the
-  reports of PyPI's mriqc 24.0.2, 8 bits, windowed for display and cropped to the brain.
-  48 of the 128 slices of each are bundled (kst_jax/data/demo/README.md).
+by --config.data.train and --config.data.test. `kst_jax.data.download` fetches them and
+tells where they come from. Masks go by the files' names.
 
 Of uniform 1D's columns 2 of 48 are fixed at the centre, in proportion to 5 of 128. All
 methods see the same 20,000 images in the same order with the same masks, those of the
