@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import test_util
-from scipy import optimize, signal
+from scipy import ndimage, optimize, signal
 
 from kst_jax import benchmark, losses, parallel, tokens, training
 from kst_jax.config import Config, DataConfig, TrainConfig
@@ -147,6 +147,13 @@ def inverse(spectrum):
     return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(spectrum), norm="ortho"))
 
 
+def convolved(x_CxHxW, layer):
+    correlate = functools.partial(signal.correlate2d, mode="same")
+    kernels = layer["kernel"].transpose(3, 2, 0, 1)
+    sums = np.stack([sum(map(correlate, x_CxHxW, kernel)) for kernel in kernels])
+    return sums + layer["bias"][:, None, None]
+
+
 def test_d5c5_is_convolution_and_consistency_in_turn(batch):
     """Both cascades by numpy's own transforms and scipy's correlation."""
     _, params, apply = tiny("d5c5")
@@ -154,14 +161,6 @@ def test_d5c5_is_convolution_and_consistency_in_turn(batch):
     # One cascade would not do: its input has no values where none were measured, so
     # that the residual connection makes no difference.
     layers = [[params[f"Cascade_{c}"][f"Conv_{n}"] for n in range(3)] for c in (0, 1)]
-
-    def convolved(x, layer):
-        correlate = functools.partial(signal.correlate2d, mode="same")
-        kernels = layer["kernel"].transpose(3, 2, 0, 1)
-        return (
-            np.stack([sum(map(correlate, x, k)) for k in kernels])
-            + (layer["bias"][:, None, None])
-        )
 
     for b in range(2):
         spectrum = batch.kspace[b, ..., 0] + 1j * batch.kspace[b, ..., 1]
@@ -175,6 +174,50 @@ def test_d5c5_is_convolution_and_consistency_in_turn(batch):
             image = inverse(np.where(batch.mask[b], spectrum, spectrum_of(image)))
         np.testing.assert_allclose(got[b, ..., 0], image.real, atol=1e-4)
         np.testing.assert_allclose(got[b, ..., 1], image.imag, atol=1e-4)
+
+
+def test_oucr_is_two_recurrent_branches_and_their_fusion(batch):
+    """Two iterations of each by scipy's correlation, zoom and largest of patches."""
+    _, params, apply = tiny("oucr")
+    got = apply(params, batch).image
+
+    def enlarge(x):
+        return np.stack(
+            [ndimage.zoom(c, 2, order=1, mode="nearest", grid_mode=True) for c in x]
+        )
+
+    def halve(x):
+        return np.stack([ndimage.maximum_filter(c, 2, origin=-1) for c in x])[
+            :, ::2, ::2
+        ]
+
+    def relu(x):
+        return np.maximum(x, 0)
+
+    for b in range(2):
+        measured = batch.kspace[b, ..., 0] + 1j * batch.kspace[b, ..., 1]
+
+        def consistent(x, b=b, measured=measured):
+            spectrum = spectrum_of(x[0] + 1j * x[1])
+            image = inverse(np.where(batch.mask[b], measured, spectrum))
+            return np.stack([image.real, image.imag])
+
+        images = []
+        for name, there, back in (("over", enlarge, halve), ("under", halve, enlarge)):
+            first, deep, recurrent, shallow, last = (
+                params[name][f"Conv_{n}"] for n in range(5)
+            )
+            image = np.stack([inverse(measured).real, inverse(measured).imag])
+            hidden = 0 * convolved(there(np.repeat(image, 2, 0)), deep)
+            for _ in range(2):
+                x = convolved(there(relu(convolved(image, first))), deep)
+                hidden = relu(x + convolved(hidden, recurrent))
+                x = relu(convolved(back(hidden), shallow))
+                image = consistent(image + convolved(x, last))
+            images.append(image)
+        x = relu(convolved(np.concatenate(images), params["Conv_0"]))
+        image = consistent(sum(images) / 2 + convolved(x, params["Conv_1"]))
+        np.testing.assert_allclose(got[b], np.moveaxis(image, 0, -1), atol=1e-4)
 
 
 def unet_parameters(weights):
