@@ -245,8 +245,7 @@ def train(config: Config, workdir: str | Path) -> State:
             )
             state = loop.run(state, batches)
             saved = checkpoints.latest()
-    if int(state.step) < config.train.steps:
-        interruption.obey(f"Stopped. The same command carries on from {saved}")
+    interruption.obey(f"Stopped. The same command carries on from {saved}")
     return state
 
 
