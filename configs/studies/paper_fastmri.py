@@ -7,7 +7,8 @@ r"""The paper's comparison on fastMRI knees (Tables 1 and 2), for whoever holds 
 128x128, the paper's four settings, 200 epochs of 7,300 slices (1,460,000 images a
 cell), every method of the paper with its own published optimiser. The paper's ablation
 is of OASIS alone. --cells='uniform1d_5x/*' does a part of it, so that several machines
-can share one folder. Not run yet: the time is unknown.
+can share one folder. Fixed columns at the centre: see configs/studies/paper_oasis.py.
+Not run yet: the time is unknown.
 """
 
 from ml_collections import ConfigDict

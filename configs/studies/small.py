@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     brief = {"images": 6_500, "title": f"{kst_plus.TITLE}, as briefly as D5C5"}
     study.methods["kst_plus_brief"] = methods["kst_plus"] | brief
     study.references += ["kst_plus_brief"]
-    study.tables["Table 4: at equal time"] = {
+    study.tables["Table 4: in about the same time"] = {
         "settings": ["uniform1d_5x", "gaussian2d_5x"],
         "methods": ["d5c5", "kst_plus_brief"],
     }
