@@ -301,6 +301,24 @@ def write_subjects(workdir: str | Path, part: str, subjects: Sequence[str]) -> N
     _write(path, json.dumps(list(subjects), indent=1) + "\n")
 
 
+def note_subjects(
+    workdir: str | Path, part: str, subjects: Sequence[str], *, carries_on: bool
+) -> None:
+    """`write_subjects`, but a run that carries on must have the people it began with.
+
+    Raises:
+      InputError: others than were noted.
+    """
+    noted = read_subjects(workdir, part)
+    if carries_on and noted and (changed := set(noted) ^ set(subjects)):
+        raise InputError(
+            f"{workdir}: the run was begun with other people than its scans are of now "
+            f"({part}: {', '.join(sorted(changed)[:5])} came or went). Put the scans "
+            "back, or choose a new --workdir."
+        )
+    write_subjects(workdir, part, subjects)
+
+
 def read_subjects(workdir: str | Path, part: str) -> list[str]:
     """What `write_subjects` noted; empty where nothing was.
 
@@ -318,8 +336,6 @@ def read_subjects(workdir: str | Path, part: str) -> list[str]:
 
 
 def _require_own_run(workdir: Path, config: Config) -> None:
-    if not (workdir / "config.json").exists():
-        return
     if not _has_checkpoints(workdir):
         return  # nothing would be lost
     require_same_run(read_config(workdir), config, workdir)

@@ -28,15 +28,19 @@ def run(main: Callable[[], None]) -> None:
     given = [_spelt(argument) for argument in sys.argv[1:] if argument != "--debug"]
     sys.argv[1:] = given
     logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
+    # As an exception, so that what is unfinished is tidied up; training saves first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as shells tell of it
-    except (InputError, OSError) as error:
-        if debug:
+    except (InputError, OSError, jax.errors.JaxRuntimeError) as error:
+        memory = "RESOURCE_EXHAUSTED" in str(error)
+        if debug or (isinstance(error, jax.errors.JaxRuntimeError) and not memory):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        advice = "\nToo little memory: docs/training.md tells what takes less of it."
+        print(f"error: {error}{advice * memory}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)  # as shells tell of it

@@ -193,6 +193,12 @@ class MaskConfig:
         )
         _require(self.calibration >= 0, "mask.calibration", self.calibration, ">= 0")
         _require(
+            not self.bank or self.kind == "bank",
+            "mask.bank",
+            self.bank,
+            f"empty where mask.kind={self.kind!r}, or mask.kind=bank",
+        )
+        _require(
             self.kind != "fastmri_equispaced" or self.acceleration % 1 == 0,
             "mask.acceleration",
             self.acceleration,
@@ -374,6 +380,15 @@ class Config:
     def __post_init__(self):
         """Raises InputError where two sections do not fit."""
         self.model.require_size(self.data.size)
+        _require(
+            not self.data.validation or self.train.validate_every > 0,
+            "data.validation",
+            self.data.validation,
+            "empty where train.validate_every=0, which validates nothing",
+        )
+        for name in ("data", "train", "eval"):
+            seed = getattr(self, name).seed
+            _require(0 <= seed < 2**32, f"{name}.seed", seed, "from 0 to 2^32 - 1")
 
 
 def as_config_dict(config: Config) -> ConfigDict:

@@ -31,6 +31,7 @@ from kst_jax.models.attention_maps import attention_on_grid
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
+from kst_jax.stages import reached
 from kst_jax.tokens import Batch
 
 
@@ -123,7 +124,11 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     out = Path(config.eval.out or Path(workdir) / "eval").absolute()
     reports.require_same_test(out, config, workdir)
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
-    reconstructor = make_reconstructor(model, mesh)
+    stage = reached(saved.train, step, model.stages)
+    complete = stage == model.stages[-1]
+    if not complete:
+        print(f"Step {step} is of training stage {stage}: the network goes no further")
+    reconstructor = make_reconstructor(model, mesh, stage)
     everywhere = parallel.replicate(params, mesh)
     slices = reconstruct(source, config, sampler, reconstructor, everywhere, mesh)
     if not parallel.is_first():
@@ -131,10 +136,10 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
             pass
         return None
     with files.together(out) as unfinished:
-        report = reports.Report(unfinished, config, workdir, step, source)
+        report = reports.Report(unfinished, config, workdir, (step, stage), source)
         for number, found in slices:
             report.add(number, found)
-        if isinstance(model, KSpaceTransformer) and report.chosen:
+        if isinstance(model, KSpaceTransformer) and complete and report.chosen:
             middle = report.chosen[len(report.chosen) // 2]
             batch = pipeline.test_slice(source, config, sampler, middle)
             report.add_attention(attention_on_grid(model, params, batch))

@@ -32,6 +32,7 @@ from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.kst import KSTConfig
 from kst_jax.models.registry import build
+from kst_jax.stages import require_trained
 from kst_jax.tokens import Batch
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -154,6 +155,8 @@ def main() -> None:
     args = parser.parse_args()
     _require_new(Path(args.out).absolute())
     params, config, step = checkpoints.read_parameters(args.workdir, args.checkpoint)
+    model = build(config.model)
+    require_trained(config.train, step, model.stages, args.workdir)
     write(export(config, params, tuple(args.platforms)), args.out)
     print(f"wrote {args.out}: the network of {args.workdir} at step {step}")
     print(f"  python {args.out}/reconstruct.py INPUT.npz IMAGE.npy")

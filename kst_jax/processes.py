@@ -9,11 +9,12 @@ import threading
 def pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
     """A pool of fresh processes, which end with this one, even where it is killed."""
     return concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
     )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Ends this worker process as soon as the one that started it has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # pools are not of the first process
 

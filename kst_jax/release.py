@@ -17,6 +17,8 @@ import dataclasses
 from pathlib import PurePath
 
 from kst_jax import checkpoints, cli
+from kst_jax.models import registry
+from kst_jax.stages import require_trained
 
 
 def release(run: str, out: str, which: str = "latest", test: str | None = None) -> None:
@@ -29,9 +31,12 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
       test: scans that are tested by default; None for the run's.
 
     Raises:
-      InputError: no such checkpoint, or a folder that holds one already.
+      InputError: no such checkpoint, one that is not trained in all its parts, or a
+        folder that holds one already.
     """
-    params, config, _ = checkpoints.read_parameters(run, which)
+    params, config, step = checkpoints.read_parameters(run, which)
+    model = registry.build(config.model)
+    require_trained(config.train, step, model.stages, run)
     data = config.data.by_name()
     if test is not None:
         data = dataclasses.replace(data, test=test)

@@ -34,14 +34,26 @@ _STAGES = {
 class Report:
     """Collects an evaluation in a new folder; holds images of one volume at a time.
 
+    Args:
+      out: the folder.
+      config: of the evaluation.
+      workdir: the run.
+      reached: step of the checkpoint, and its training stage.
+      source: test slices.
+
     Attributes:
       chosen: numbers of the slices that the figures show.
     """
 
     def __init__(
-        self, out: Path, config: Config, workdir: str | Path, step: int, source: Source
+        self,
+        out: Path,
+        config: Config,
+        workdir: str | Path,
+        reached: tuple[int, str],
+        source: Source,
     ):
-        self._out, self._source, self._step = out, source, step
+        self._out, self._source, self._reached = out, source, reached
         self._title = registry.build(config.model).title
         self._test = _identity(config, workdir)
         for folder in ("reconstructions", "figures"):
@@ -71,7 +83,7 @@ class Report:
             self._write_figures()
         report = {
             **self._test,
-            "step": self._step,
+            **dict(zip(("step", "stage"), self._reached, strict=True)),
             "kspace": _kspace(self._source.measured),
             "slices": {
                 "count": len(self._slices),

@@ -72,9 +72,14 @@ def tokenise(
       left out where the counts are equal.
 
     Raises:
-      InputError: a mask without a sampled point, of the wrong shape, or whose number of
-        points is outside `counts`.
+      InputError: a mask that is not bool, without a sampled point, of the wrong shape,
+        or whose number of points is outside `counts`.
     """
+    if mask.dtype != bool:
+        raise InputError(
+            f"the mask is of {mask.dtype}; give one of bool, True where sampled, such "
+            "as mask > 0"
+        )
     if mask.shape != kspace.shape[:2]:
         raise InputError(
             f"mask {mask.shape} does not fit the k-space grid {kspace.shape[:2]}; "
@@ -124,7 +129,11 @@ def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:
     Returns:
       The fields of `Batch` as `tokenise` gives them; `kspace`, `mask` and `query` are
       on the new grid.
+
+    Raises:
+      InputError: as `tokenise`.
     """
+    slice_tokens = tokenise(kspace, mask)
     rows, columns = (
         _coinciding(old, new) for old, new in zip(mask.shape, grid, strict=True)
     )
@@ -133,7 +142,7 @@ def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:
     new_kspace = np.where(
         new_mask[..., None], kspace[rows[:, None], columns[None, :]], 0
     )
-    return tokenise(kspace, mask) | {
+    return slice_tokens | {
         "query": np.flatnonzero(~new_mask).astype(np.int32),
         "kspace": new_kspace.astype(np.float32),
         "mask": new_mask,

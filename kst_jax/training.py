@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from kst_jax import losses, metrics, parallel
-from kst_jax.checkpoints import Checkpoints, write_subjects
+from kst_jax.checkpoints import Checkpoints, note_subjects
 from kst_jax.config import Config, TrainConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -29,6 +29,7 @@ from kst_jax.interruption import Interruption
 from kst_jax.logs import Logs
 from kst_jax.models.contract import STAGES, Reconstructor
 from kst_jax.models.registry import build
+from kst_jax.stages import first_steps, stage_at
 from kst_jax.tokens import Batch
 from kst_jax.validation import Validator
 
@@ -41,21 +42,6 @@ class State:
     params: dict
     ema: dict | None
     optimizer: optax.OptState
-
-
-def first_steps(config: TrainConfig, stages: tuple[str, ...]) -> dict[str, int]:
-    """The step at which each of the model's stages begins; the first one is 0.
-
-    A stage that the model lacks is left to the one after it, or before it at the end.
-    """
-    first, second = (round(sum(config.stages[:n]) * config.steps) for n in (1, 2))
-    begun = dict(zip(STAGES, (0, first, second), strict=True))
-    return {stage: begun[stage] for stage in stages} | {stages[0]: 0}
-
-
-def stage_at(step: int, begun: dict[str, int]) -> str:
-    """The stage that a step belongs to: the last one that has begun."""
-    return [stage for stage, first in begun.items() if first <= step][-1]
 
 
 def make_optimizer(
@@ -224,8 +210,13 @@ def train(config: Config, workdir: str | Path) -> State:
         validator = Validator(config, validation, sampler, model)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
-        write_subjects(workdir, "train", source.subjects)
-        write_subjects(workdir, "validation", validation.subjects if validation else ())
+        people = {
+            "train": source.subjects,
+            "validation": validation.subjects if validation else (),
+        }
+        carries_on = bool(checkpoints.latest())
+        for part, subjects in people.items():
+            note_subjects(workdir, part, subjects, carries_on=carries_on)
         example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
         state = parallel.replicate(checkpoints.restore(state), mesh)

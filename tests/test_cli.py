@@ -5,16 +5,18 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
 import h5py
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax import export, files
+from kst_jax import cli, export, files
 from kst_jax.checkpoints import write_parameters
 from kst_jax.config import from_dict, require_key
 from kst_jax.data import pipeline
@@ -347,6 +349,45 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     for path in (folder, folder / "below"):
         with pytest.raises(InputError, match="cannot be written to"):
             files.make_folder(path)
+
+
+def test_a_program_that_is_terminated_tidies_up(tmp_path):
+    program = f"""
+import pathlib, time
+from kst_jax import cli, files
+def main():
+    with files.together(pathlib.Path({str(tmp_path)!r})) as folder:
+        (folder / "half").touch()
+        print("begun", flush=True)
+        time.sleep(60)
+cli.run(main)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        assert list(tmp_path.rglob("half"))
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cause", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: x"])
+def test_lack_of_device_memory_is_told(cause, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program"])
+
+    def main():
+        raise jax.errors.JaxRuntimeError(cause)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises((SystemExit, jax.errors.JaxRuntimeError)) as ended:
+            cli.run(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr().err
+    assert isinstance(ended.value, SystemExit) == ("Too little memory" in told)
+    assert ("Too little memory" in told) == cause.startswith("RESOURCE")
 
 
 def test_an_evaluation_that_is_interrupted_leaves_nothing(

@@ -66,6 +66,11 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"data": {"size": (100, 128)}}, r"model\.lr_size.*data\.size=\(100, 128\)"),
         ({"eval": {"batch_size": 0}}, r"eval\.batch_size"),
         ({"model": {"remat": "some"}}, r"model\.remat='some'.*none, blocks, layers"),
+        ({"mask": {"bank": "masks.npy"}}, r"mask\.bank.*mask\.kind='gaussian_2d'"),
+        ({"data": {"validation": "a.nii"}}, r"data\.validation.*validate_every=0"),
+        ({"data": {"seed": -1}}, r"data\.seed=-1.*from 0"),
+        ({"train": {"seed": 2**32}}, r"train\.seed=4294967296"),
+        ({"eval": {"seed": -1}}, r"eval\.seed=-1"),
     ],
 )
 def test_bad_values_are_refused(values, message):

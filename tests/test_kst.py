@@ -341,6 +341,11 @@ def test_bad_sizes_are_refused():
         KSTConfig(attention="sparse")
     with pytest.raises(InputError, match="bfloat16"):
         KSTConfig(dtype="float64")
+    with pytest.raises(InputError, match=r"'cudnn' cannot compute in .*float32"):
+        KSTConfig(attention="cudnn")
+    KSTConfig(lr_decoder=False).require_size((100, 100))  # without such a grid
+    with pytest.raises(InputError, match="whole fractions"):
+        KSTConfig().require_size((100, 100))
 
 
 def test_remat_saves_memory_and_changes_no_gradient():

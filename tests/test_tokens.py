@@ -64,6 +64,14 @@ def test_bad_masks_are_refused():
         tokens.tokenise(kspace, mask, (0, int(mask.sum()) - 1))
 
 
+@pytest.mark.parametrize("dtype", [int, float])
+def test_masks_of_numbers_are_refused(dtype):
+    mask = np.eye(8).astype(dtype)
+    for function in (tokens.tokenise, lambda *x: tokens.regrid(*x, (8, 8))):
+        with pytest.raises(InputError, match="one of bool, True where sampled"):
+            function(np.zeros((8, 8, 2), np.float32), mask)
+
+
 def test_regrid_to_the_same_grid_changes_nothing():
     kspace, mask = slice_of()
     same = tokens.regrid(kspace, mask, mask.shape)

@@ -14,6 +14,7 @@ from kst_jax.checkpoints import Checkpoints, read_parameters
 from kst_jax.config import Config, DataConfig, MaskConfig, TrainConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.stages import first_steps, reached, require_trained, stage_at
 
 TINY = Config(
     data=DataConfig(
@@ -164,10 +165,19 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, monkeypatch
     ],
 )
 def test_stage_schedule(stages, has, wanted):
-    begun = training.first_steps(TrainConfig(steps=100, stages=stages), has)
+    begun = first_steps(TrainConfig(steps=100, stages=stages), has)
     assert begun == wanted
-    assert training.stage_at(0, begun) == [s for s, n in begun.items() if n == 0][-1]
-    assert training.stage_at(99, begun) == has[-1]
+    assert stage_at(0, begun) == [s for s, n in begun.items() if n == 0][-1]
+    assert stage_at(99, begun) == has[-1]
+
+
+def test_parameters_before_the_last_stage_are_not_given_away():
+    config, has = TrainConfig(steps=100), ("LR", "K", "RM")
+    wanted = {1: "LR", 25: "LR", 26: "K", 50: "K", 51: "RM", 100: "RM", 0: "RM"}
+    assert {step: reached(config, step, has) for step in wanted} == wanted
+    require_trained(config, 51, has, "run")
+    with pytest.raises(InputError, match=r"run: .* step 50 is of training stage K"):
+        require_trained(config, 50, has, "run")
 
 
 def test_late_parameters_start_as_if_new():
@@ -176,7 +186,7 @@ def test_late_parameters_start_as_if_new():
     stages = (5e-6, 4e-6, 1 - 9e-6)
     config = TrainConfig(steps=10**6, weight_decay=0.1, stages=stages)
     model = KSpaceTransformer(KSTConfig())
-    assert training.first_steps(config, model.stages) == {"LR": 0, "K": 5, "RM": 9}
+    assert first_steps(config, model.stages) == {"LR": 0, "K": 5, "RM": 9}
     optimizer = training.make_optimizer(config, model)
     state = optimizer.init(params)
     for n in range(6):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import nibabel as nib
@@ -17,6 +18,7 @@ from kst_jax.errors import InputError
 from kst_jax.evaluation import evaluate
 from kst_jax.fourier import magnitude
 from kst_jax.models.kst import KSpaceTransformer, reconstruct
+from kst_jax.release import release
 from kst_jax.training import train
 from tests.test_training import TINY, rows
 
@@ -142,6 +144,39 @@ def test_the_best_checkpoint_is_evaluated(finished, tmp_path):
     out = EvalConfig(checkpoint="best", out=str(tmp_path), figures=0)
     report = evaluate(dataclasses.replace(config, eval=out), workdir)
     assert report["step"] == best
+
+
+def test_an_early_checkpoint_is_evaluated_as_far_as_it_was_trained(
+    finished, folder, tmp_path, capsys
+):
+    config, workdir, _ = finished
+    people = scans(folder, read_subjects(workdir, "validation"))
+    run = checkpoint_only(workdir, 2, tmp_path)
+    report = evaluate(
+        dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, test=people),
+            eval=EvalConfig(figures=1),
+        ),
+        run,
+    )
+    assert (report["step"], report["stage"]) == (2, "LR")
+    assert "Step 2 is of training stage LR" in capsys.readouterr().out
+    mean = report["slices"]["normalised"]["reconstruction"]["psnr"]["mean"]
+    assert mean == pytest.approx(rows(workdir)[1]["validation_psnr"], abs=1e-4)
+    with pytest.raises(InputError, match="step 2 is of training stage LR"):
+        release(str(run), str(tmp_path / "released"))
+
+
+def test_a_run_carries_on_with_the_people_it_began_with(finished, tmp_path):
+    config, workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / "train_subjects.json"
+    path.write_text(json.dumps([*json.loads(path.read_text()), "sub-9"]))
+    before = path.read_text()
+    with pytest.raises(InputError, match=r"train: sub-9 came or went.*new --workdir"):
+        train(config, tmp_path / "run")
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])

@@ -17,6 +17,7 @@ import base64
 import functools
 import gzip
 import hashlib
+import http.client
 import io
 import re
 import tarfile
@@ -114,10 +115,10 @@ def _get(package: Package) -> bytes:
             while part := source.read(2**16):
                 content += part
                 bar.update(len(part))
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise InputError(
-            f"{package.url}: cannot be downloaded ({error}). Try again later; what is "
-            "there already stays."
+            f"{package.url}: cannot be downloaded ({error}). Try again later; if it "
+            "has gone, find the same file elsewhere and put the scan into the folder."
         ) from error
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise InputError(

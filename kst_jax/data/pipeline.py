@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from kst_jax import sampling, tokens
+from kst_jax import processes, sampling, tokens
 from kst_jax.config import Config, DataConfig
 from kst_jax.data import fourier, sources, transforms
 from kst_jax.data.npy import read_mask_bank
@@ -238,12 +238,17 @@ def _ahead(stream: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
         flags.FLAGS.mark_as_parsed()  # workers get grain's own flags, also in Colab
     read = grain.ReadOptions(config.threads, config.prefetch)
     workers = grain.MultiprocessingOptions(num_workers=config.workers)
-    return stream.to_iter_dataset(read).mp_prefetch(workers, _leave_control_c)
+    return stream.to_iter_dataset(read).mp_prefetch(workers, _follow_parent)
 
 
-def _leave_control_c(worker: int, count: int) -> None:
-    """Leaves Ctrl-C, which a terminal sends to workers too, to the run's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_parent(worker: int, count: int) -> None:
+    """Leaves signals, which a terminal or `timeout` sends to all, to the run's process.
+
+    The worker is needed until that has saved, and ends with it, even if it is killed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    processes.end_with_parent()
 
 
 def _training_slice(

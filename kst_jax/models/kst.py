@@ -98,6 +98,11 @@ class KSTConfig(ModelConfig):
                 f"model.attention={self.attention!r} is unknown; use one of "
                 f"{', '.join(('auto', *IMPLEMENTATIONS))}"
             )
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise InputError(
+                f"model.attention='cudnn' cannot compute in model.dtype={self.dtype}; "
+                "take bfloat16, or model.attention=auto"
+            )
         if self.remat not in POLICIES:
             raise InputError(
                 f"model.remat={self.remat!r} is unknown; use one of "
@@ -106,6 +111,8 @@ class KSTConfig(ModelConfig):
 
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError where the low-resolution grid does not divide the image."""
+        if not self.lr_decoder:
+            return
         if any(s % n for s, n in zip(size, self.lr_size, strict=True)):
             raise InputError(
                 f"config.model.lr_size={self.lr_size!r} is out of range: it must be "
@@ -115,6 +122,8 @@ class KSTConfig(ModelConfig):
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "KSTConfig":
         """Keeps the low-resolution grid's share of the image."""
         self.require_size(size)
+        if not self.lr_decoder:
+            return self
         shares = [s // n for s, n in zip(size, self.lr_size, strict=True)]
         lr_size = new[0] // shares[0], new[1] // shares[1]
         resized = dataclasses.replace(self, lr_size=lr_size)
