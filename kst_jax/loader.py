@@ -57,13 +57,23 @@ def main(source: str, target: str) -> None:
         kspace, mask = read(source, network.in_avals[1].shape[1:])
     except Exception as error:  # damaged files fail in many ways inside the libraries
         sys.exit(f"error: {named}: {error}")
-    image = np.asarray(jax.jit(network.call)(kspace, mask))
+    try:
+        image = np.asarray(jax.jit(network.call)(kspace, mask))
+    except ValueError as error:  # such as a platform that it was not exported for
+        sys.exit(f"error: {folder}: {error}")
     if not np.isfinite(image).all():
         sys.exit(
             f"error: {source}: a mask samples more or fewer points than those that the "
             "network was trained for, or the k-space holds what is not a number"
         )
-    np.save(target, image[..., 0] + 1j * image[..., 1])
+    partial = Path(f"{target}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, image[..., 0] + 1j * image[..., 1])
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        sys.exit(f"error: {target}: cannot be written ({error})")
 
 
 if __name__ == "__main__":

@@ -62,13 +62,19 @@ def test_command_line_and_loader(run):
         check=True,
         cwd=folder,
     )
-    failed = subprocess.run(
-        [sys.executable, "-I", out / "reconstruct.py", folder / "none.npz", target],
-        capture_output=True,
-        text=True,
-    )
-    assert failed.returncode == 1
-    assert failed.stderr.startswith(f"error: {folder / 'none.npz'}: ")
+    nowhere = folder / "none" / "image.npy"
+    for paths, named in (
+        ((folder / "none.npz", target), folder / "none.npz"),
+        ((source, nowhere), nowhere),
+    ):
+        failed = subprocess.run(
+            [sys.executable, "-I", out / "reconstruct.py", *paths],
+            capture_output=True,
+            text=True,
+        )
+        assert failed.returncode == 1
+        assert failed.stderr.startswith(f"error: {named}: ")
+    assert not list(folder.glob("**/*.partial"))
     got = np.load(target)
     for number in range(3):
         wanted = reconstruct(model, params, kspace[number], masks[number]).image[0]
