@@ -1,6 +1,6 @@
 r"""The paper's comparison at 48x48 on real T1w brains, for two CPU cores.
 
-    python -m kst_jax.data.download
+    python -m kst_jax.data.download .
     python -m kst_jax.study --config=configs/studies/small.py --workdir=runs/small
 
 T1-weighted volumes of four people, three to train on and one to test on, brought to

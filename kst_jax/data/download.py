@@ -1,9 +1,9 @@
 """Downloads the four public scans of `configs/studies/small.py` (132 MB).
 
-    python -m kst_jax.data.download
+    python -m kst_jax.data.download .
 
-puts them into the folder where it is typed, or another that is named, under the names
-that the study has for them. Scans that are there are left alone.
+puts them into this folder, under the names that the study has for them. Scans that are
+there are left alone.
 
 * colin27_t1w: `ch2.nii.gz` of Debian's package mricron-data (BSD-3);
 * s1_t1w: of the subject S1 in PyPI's source distribution of pycortex (BSD);
