@@ -28,13 +28,13 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from kst_jax import files, integrity, parallel
+from kst_jax import files, integrity, parallel, subjects
 from kst_jax.config import Config, TrainConfig, from_dict
 from kst_jax.errors import InputError
 from kst_jax.tokens import Batch
 
-# What a run may change when it carries on, and what does not change a model's weights.
-_MAY_CHANGE = (
+# What does not change a model's weights, nor the outcome of its training.
+TRAINING_MAY_CHANGE = (
     "train.accumulate",
     "model.remat",
     "train.log_every",
@@ -43,7 +43,6 @@ _MAY_CHANGE = (
     "train.keep",
     "train.keep_best",
     *("data.workers", "data.threads", "data.prefetch"),
-    "eval",
 )
 _MAX_UNSTORED = 2**26  # bytes of parameters that a checkpoint need not store
 _NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
@@ -236,7 +235,7 @@ def write_parameters(
       workdir: folder to write, without a run in it.
       params: the network's parameters.
       config: the run that made them.
-      people: by part of that run whom it may not be tested on; see `write_subjects`.
+      people: by part of that run whom it may not be tested on; see `kst_jax.subjects`.
 
     Raises:
       InputError: the folder holds a run already, or cannot be written to.
@@ -246,8 +245,8 @@ def write_parameters(
         raise InputError(f"{workdir}: holds checkpoints already; choose a new folder")
     files.make_folder(workdir)
     _write_config(workdir, config)
-    for part, subjects in (people or {}).items():
-        write_subjects(workdir, part, subjects)
+    for part, names in (people or {}).items():
+        subjects.write(workdir, part, names)
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
         config=ocp.args.JsonSave(dataclasses.asdict(config)),
@@ -289,62 +288,21 @@ def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> Non
             )
 
 
-def write_subjects(workdir: str | Path, part: str, subjects: Sequence[str]) -> None:
-    """Notes whom a model is trained or chosen on, so that it is not tested on them.
-
-    Args:
-      workdir: folder of the run.
-      part: "train" or "validation".
-      subjects: these people.
-    """
-    path = Path(workdir) / f"{part}_subjects.json"
-    _write(path, json.dumps(list(subjects), indent=1) + "\n")
-
-
-def note_subjects(
-    workdir: str | Path, part: str, subjects: Sequence[str], *, carries_on: bool
-) -> None:
-    """`write_subjects`, but a run that carries on must have the people it began with.
-
-    Raises:
-      InputError: others than were noted.
-    """
-    noted = read_subjects(workdir, part)
-    if carries_on and noted and (changed := set(noted) ^ set(subjects)):
-        raise InputError(
-            f"{workdir}: the run was begun with other people than its scans are of now "
-            f"({part}: {', '.join(sorted(changed)[:5])} came or went). Put the scans "
-            "back, or choose a new --workdir."
-        )
-    write_subjects(workdir, part, subjects)
-
-
-def read_subjects(workdir: str | Path, part: str) -> list[str]:
-    """What `write_subjects` noted; empty where nothing was.
-
-    Raises:
-      InputError: the file is damaged.
-    """
-    path = Path(workdir) / f"{part}_subjects.json"
-    subjects = files.read_json(path) if path.exists() else []
-    if not (isinstance(subjects, list) and all(isinstance(s, str) for s in subjects)):
-        raise InputError(
-            f"{path}: holds no list of names. Copy it again from where the run was "
-            "made."
-        )
-    return subjects
-
-
 def _require_own_run(workdir: Path, config: Config) -> None:
     if not _has_checkpoints(workdir):
         return  # nothing would be lost
     require_same_run(read_config(workdir), config, workdir)
 
 
-def require_same_run(saved: Config, config: Config, where: str | Path) -> None:
+def require_same_run(
+    saved: Config,
+    config: Config,
+    where: str | Path,
+    may_change: tuple[str, ...] = (*TRAINING_MAY_CHANGE, "eval"),
+) -> None:
     """Raises InputError that names the first difference that makes it another run."""
     if difference := _first_difference(
-        dataclasses.asdict(saved), dataclasses.asdict(config), "config", _MAY_CHANGE
+        dataclasses.asdict(saved), dataclasses.asdict(config), "config", may_change
     ):
         raise InputError(
             f"{where}: holds a run with another config: {difference}; choose a new "
@@ -390,15 +348,10 @@ def read_config(workdir: str | Path) -> Config:
 
 
 def _write_config(workdir: Path, config: Config) -> None:
-    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    _write(workdir / "config.json", text)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, once for all processes."""
+    """Once for all processes."""
     if parallel.is_first():
-        with files.whole(path) as partial:
-            partial.write_text(text)
+        with files.whole(workdir / "config.json") as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def _manager(workdir: Path, config: TrainConfig) -> ocp.CheckpointManager:

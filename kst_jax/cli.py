@@ -35,12 +35,16 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as shells tell of it
-    except (InputError, OSError, jax.errors.JaxRuntimeError) as error:
-        memory = "RESOURCE_EXHAUSTED" in str(error)
-        if debug or (isinstance(error, jax.errors.JaxRuntimeError) and not memory):
+    except (InputError, OSError) as error:
+        if debug:
             raise
-        advice = "\nToo little memory: docs/training.md tells what takes less of it."
-        print(f"error: {error}{advice * memory}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except jax.errors.JaxRuntimeError as error:
+        if debug or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        print("docs/training.md tells what takes less memory", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)  # as shells tell of it

@@ -21,11 +21,10 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kst_jax import checkpoints, files, metrics, parallel, reports
+from kst_jax import checkpoints, files, metrics, parallel, reports, subjects
 from kst_jax.config import Config
 from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
-from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, magnitude
 from kst_jax.models.attention_maps import attention_on_grid
 from kst_jax.models.contract import Reconstructor
@@ -115,7 +114,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
     checkpoints.require_same_model(saved, config, workdir)
     source = pipeline.open_test_source(config)
-    _require_unseen(source, workdir)
+    subjects.require_unseen(workdir, source.subjects)
     sampler = pipeline.open_sampler(config)
     model = build(config.model)
     checkpoints.require_fit(
@@ -136,7 +135,9 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
             pass
         return None
     with files.together(out) as unfinished:
-        report = reports.Report(unfinished, config, workdir, (step, stage), source)
+        report = reports.Report(
+            unfinished, config, workdir, {"step": step, "stage": stage}, source
+        )
         for number, found in slices:
             report.add(number, found)
         if isinstance(model, KSpaceTransformer) and complete and report.chosen:
@@ -175,14 +176,3 @@ def reconstruct(
                     jax.tree.map(lambda x, place=place: x[place], found),
                 )
                 bar.update()
-
-
-def _require_unseen(source: Source, workdir: str | Path) -> None:
-    for part, use in (("train", "trained"), ("validation", "chosen in validation")):
-        known = checkpoints.read_subjects(workdir, part)
-        if seen := sorted(set(known) & set(source.subjects)):
-            raise InputError(
-                f"{seen[0]} is among the test scans, but the model in {workdir} was "
-                f"{use} on this person ({len(seen)} such people); name other scans "
-                "with --config.data.test"
-            )

@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 from pathlib import PurePath
 
-from kst_jax import checkpoints, cli
+from kst_jax import checkpoints, cli, subjects
 from kst_jax.models import registry
 from kst_jax.stages import require_trained
 
@@ -48,10 +48,8 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
         # The one checkpoint is the latest, and results go to whoever has it.
         eval=dataclasses.replace(config.eval, out="", checkpoint="latest"),
     )
-    subjects = {
-        part: checkpoints.read_subjects(run, part) for part in ("train", "validation")
-    }
-    checkpoints.write_parameters(out, params, released, subjects)
+    people = {part: subjects.read(run, part) for part in subjects.PARTS}
+    checkpoints.write_parameters(out, params, released, people)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,7 +38,7 @@ class Report:
       out: the folder.
       config: of the evaluation.
       workdir: the run.
-      reached: step of the checkpoint, and its training stage.
+      reached: `step` of the checkpoint, and the `stage` of training that is of.
       source: test slices.
 
     Attributes:
@@ -50,7 +50,7 @@ class Report:
         out: Path,
         config: Config,
         workdir: str | Path,
-        reached: tuple[int, str],
+        reached: dict[str, Any],
         source: Source,
     ):
         self._out, self._source, self._reached = out, source, reached
@@ -83,7 +83,7 @@ class Report:
             self._write_figures()
         report = {
             **self._test,
-            **dict(zip(("step", "stage"), self._reached, strict=True)),
+            **self._reached,
             "kspace": _kspace(self._source.measured),
             "slices": {
                 "count": len(self._slices),

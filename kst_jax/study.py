@@ -44,6 +44,12 @@ from kst_jax.config import (
 from kst_jax.errors import InputError
 from kst_jax.models.contract import ModelConfig
 
+# What does not change the result of a cell.
+_MAY_CHANGE = (
+    *checkpoints.TRAINING_MAY_CHANGE,
+    *("eval.batch_size", "eval.query_devices"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -317,8 +323,7 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
             dataclasses.replace(config, data=config.data.by_name())
             for config in (there, config_of(study, cell))
         )
-        checkpoints.require_same_run(there, wanted, path)
-        _require_same_test(there.eval, wanted.eval, path)
+        checkpoints.require_same_run(there, wanted, path, _MAY_CHANGE)
         first = next(done for done in results if done.setting == cell.setting)
         if _slices(results[cell]) != _slices(results[first]):
             raise InputError(
@@ -326,17 +331,6 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
                 "would be compared; delete one of them to do the cell again"
             )
     return results
-
-
-def _require_same_test(there: EvalConfig, wanted: EvalConfig, path: Path) -> None:
-    """Raises InputError where masks, weights or images of the test were others."""
-    for name in ("seed", "checkpoint", "figures"):
-        old, new = getattr(there, name), getattr(wanted, name)
-        if old != new:
-            raise InputError(
-                f"{path}: was made with config.eval.{name}={old!r}, not {new!r}; set "
-                "it so, or use another --workdir"
-            )
 
 
 def _slices(result: dict) -> list[tuple]:
@@ -374,8 +368,8 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
         if not is_done:
             run_cell(study, cell, folder)
             jax.clear_caches()  # no other cell uses these programs
-            comparison.write(study, finished(study, folder), folder)
-    tables = comparison.write(study, finished(study, folder), folder)
+        if not is_done or number == len(chosen):
+            tables = comparison.write(study, finished(study, folder), folder)
     print(f"\n{tables}\nwritten to {folder}")
 
 

@@ -19,8 +19,8 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kst_jax import losses, metrics, parallel
-from kst_jax.checkpoints import Checkpoints, note_subjects
+from kst_jax import losses, metrics, parallel, subjects
+from kst_jax.checkpoints import Checkpoints
 from kst_jax.config import Config, TrainConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -214,9 +214,10 @@ def train(config: Config, workdir: str | Path) -> State:
             "train": source.subjects,
             "validation": validation.subjects if validation else (),
         }
-        carries_on = bool(checkpoints.latest())
-        for part, subjects in people.items():
-            note_subjects(workdir, part, subjects, carries_on=carries_on)
+        for part, names in people.items():
+            if checkpoints.latest():
+                subjects.require_same(workdir, part, names)
+            subjects.write(workdir, part, names)
         example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
         state = parallel.replicate(checkpoints.restore(state), mesh)

@@ -22,7 +22,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from kst_jax import checkpoints, files, integrity, loader, torch_file
+from kst_jax import checkpoints, files, integrity, loader, subjects, torch_file
 from kst_jax.config import Config, DataConfig
 from kst_jax.data import prepare, sources
 from kst_jax.data.npy import read_mask_bank
@@ -62,7 +62,7 @@ READERS = {
     "bank": lambda folder: read_mask_bank(folder / "bank.npy"),
     "weights": lambda folder: torch_file.load(folder / "model.pth"),
     "config": checkpoints.read_config,
-    "people": lambda folder: checkpoints.read_subjects(folder, "train"),
+    "people": lambda folder: subjects.read(folder, "train"),
     "run": checkpoints.read_parameters,
     "network": loader.load,
     "arrays": lambda folder: loader.read(str(folder / "in.npz"), (6, 5)),

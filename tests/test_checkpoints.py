@@ -272,3 +272,10 @@ def test_the_first_difference_between_models_is_named():
     with pytest.raises(InputError, match=r"model\.width is 256 there and 64 here"):
         checkpoints.require_same_model(CONFIG, wider, "runs/x")
     checkpoints.require_same_model(CONFIG, CONFIG, "runs/x")
+
+
+def test_checkpoints_without_the_runs_config_are_not_carried_on(tmp_path):
+    checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json: not found"):
+        checkpoints.Checkpoints(tmp_path, CONFIG)

@@ -386,8 +386,8 @@ def test_lack_of_device_memory_is_told(cause, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     told = capsys.readouterr().err
-    assert isinstance(ended.value, SystemExit) == ("Too little memory" in told)
-    assert ("Too little memory" in told) == cause.startswith("RESOURCE")
+    assert isinstance(ended.value, SystemExit) == ("less memory" in told)
+    assert ("less memory" in told) == cause.startswith("RESOURCE")
 
 
 def test_an_evaluation_that_is_interrupted_leaves_nothing(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import checkpoints, release, training
+from kst_jax import checkpoints, release, subjects, training
 from kst_jax.errors import InputError
 from kst_jax.evaluation import evaluate
 from tests.conftest import ROOT
@@ -44,7 +44,7 @@ def test_what_is_evaluated_is_what_was_trained(run, tmp_path):
     trained, _, _ = checkpoints.read_parameters(run)
     jax.tree.map(np.testing.assert_array_equal, params, trained)
     assert config.data.test == "demo:test"
-    assert checkpoints.read_subjects(tmp_path / "out", "train") == ["sub-0017"]
+    assert subjects.read(tmp_path / "out", "train") == ["sub-0017"]
     scores = [
         evaluate(config, folder)["per_slice"] for folder in (run, tmp_path / "out")
     ]

@@ -80,7 +80,8 @@ def end(process, number):
         process.send_signal(number)
     else:  # as a terminal or `timeout` does, to its workers as well
         os.killpg(process.pid, number)
-    output, errors = process.communicate()
+    # Its workers hold the pipes as well: they must end, too.
+    output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 
 
@@ -165,7 +166,8 @@ def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(compiled, tmp
     assert f"The same command carries on from {run}/checkpoints/{later}\n" in errors
 
     count = later + np.random.default_rng().integers(1, 4)
-    code, *_ = after_row(count, run, start(run, compiled), signal.SIGKILL)
+    process = start(run, compiled, "--config.data.workers=1")
+    code, *_ = after_row(count, run, process, signal.SIGKILL)
     assert code == -signal.SIGKILL, f"when {count} rows were logged"
     code, *_ = while_writing(run, start(run, compiled), signal.SIGKILL)
     assert code == -signal.SIGKILL

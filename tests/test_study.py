@@ -43,6 +43,12 @@ def values():
     }
 
 
+def copy_of(done, tmp_path):
+    """A folder with the results alone."""
+    shutil.copytree(done / "results", tmp_path / "results")
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
@@ -126,20 +132,15 @@ def test_figures_show_all_methods(done, tmp_path, monkeypatch):
     watched("learning_figure")
     watched("reconstruction_figure")
     found = study.read(values())
-    comparison.write(found, study.finished(found, done), tmp_path_with(done, tmp_path))
+    comparison.write(found, study.finished(found, done), copy_of(done, tmp_path))
     methods = ["K-Space Transformer", "No RM"]
     assert shown["learning_figure"] == methods
     assert shown["reconstruction_figure"] == ["Zero-filled", *methods]
 
 
-def tmp_path_with(done, tmp_path):
-    shutil.copytree(done / "results", tmp_path / "results")
-    return tmp_path
-
-
 def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
     # The results alone tell, wherever the scans and the runs are now.
-    shutil.copytree(done / "results", tmp_path / "results")
+    copy_of(done, tmp_path)
     changed = values()
     changed["data"]["test"] = str(tmp_path / "elsewhere" / TINY.data.test)
     study.run(study.read(changed), tmp_path, ["a/kst/0"])
@@ -165,7 +166,7 @@ def test_results_of_another_study_are_refused(done):
 
 
 def test_results_of_other_slices_are_refused(done, tmp_path):
-    path = tmp_path_with(done, tmp_path) / "results/a/bare/0.json"
+    path = copy_of(done, tmp_path) / "results/a/bare/0.json"
     changed = json.loads(path.read_text())
     changed["per_slice"] = changed["per_slice"][::-1]
     path.write_text(json.dumps(changed))
@@ -174,7 +175,7 @@ def test_results_of_other_slices_are_refused(done, tmp_path):
 
 
 def test_a_damaged_result_is_told(done, tmp_path):
-    shutil.copytree(done / "results", tmp_path / "results")
+    copy_of(done, tmp_path)
     (tmp_path / "results/a/kst/0.json").write_text('{"config": ')
     with pytest.raises(InputError, match="delete it to do the cell again"):
         study.run(study.read(values()), tmp_path)

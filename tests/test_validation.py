@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax import fourier
-from kst_jax.checkpoints import read_parameters, read_subjects
+from kst_jax import fourier, subjects
+from kst_jax.checkpoints import read_parameters
 from kst_jax.config import DataConfig, EvalConfig, TrainConfig, from_dict
 from kst_jax.data import pipeline, transforms
 from kst_jax.errors import InputError
@@ -121,7 +121,7 @@ def test_every_validation_is_logged_and_saved(finished):
 
 def test_validation_does_not_change_training(finished, folder, tmp_path):
     _, workdir, state = finished
-    trained = read_subjects(workdir, "train")
+    trained = subjects.read(workdir, "train")
     alone = config_of(folder, trained, validate_every=0)
     other = train(alone, tmp_path)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, other)))
@@ -130,7 +130,7 @@ def test_validation_does_not_change_training(finished, folder, tmp_path):
         for row in rows(workdir)
     ]
     assert rows(tmp_path) == without
-    assert read_subjects(tmp_path, "validation") == []
+    assert subjects.read(tmp_path, "validation") == []
 
 
 def test_the_best_checkpoint_is_evaluated(finished, tmp_path):
@@ -150,7 +150,7 @@ def test_an_early_checkpoint_is_evaluated_as_far_as_it_was_trained(
     finished, folder, tmp_path, capsys
 ):
     config, workdir, _ = finished
-    people = scans(folder, read_subjects(workdir, "validation"))
+    people = scans(folder, subjects.read(workdir, "validation"))
     run = checkpoint_only(workdir, 2, tmp_path)
     report = evaluate(
         dataclasses.replace(
@@ -182,7 +182,7 @@ def test_a_run_carries_on_with_the_people_it_began_with(finished, tmp_path):
 @pytest.mark.parametrize("part", ["train", "validation"])
 def test_people_a_model_was_made_on_are_not_tested(finished, folder, part):
     config, workdir, _ = finished
-    people = read_subjects(workdir, part)
+    people = subjects.read(workdir, part)
     assert len(people) == {"train": 3, "validation": 1}[part]
     data = dataclasses.replace(config.data, test=scans(folder, people[-1:]))
     use = {"train": "trained on", "validation": "chosen in validation on"}[part]
