@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
 from kst_jax.models import registry
 from kst_jax.models.contract import ModelConfig
@@ -115,36 +116,31 @@ class DataConfig:
         for name in ("size", "crop", "slices"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _require(min(self.size) >= 8, "data.size", self.size, "at least (8, 8)")
-        planes = ("axial", "coronal", "sagittal")
-        _require(self.plane in planes, "data.plane", self.plane, f"one of {planes}")
-        _require(0 < self.fraction <= 1, "data.fraction", self.fraction, "in (0, 1]")
+        self.selection(self.seed)
         for name in ("test_fraction", "validation_fraction"):
             value = getattr(self, name)
             _require(0 < value < 1, f"data.{name}", value, "between 0 and 1")
-        _require(
-            0 <= self.slices[0] < self.slices[1] <= 1,
-            "data.slices",
-            self.slices,
-            "a range within (0, 1)",
-        )
         large_enough = all(
             c == 0 or c >= s for c, s in zip(self.crop, self.size, strict=True)
         )
         _require(
             large_enough, "data.crop", self.crop, f"at least data.size={self.size}"
         )
-        _require(
-            0 <= self.min_foreground <= 1,
-            "data.min_foreground",
-            self.min_foreground,
-            "in [0, 1]",
-        )
-        for name in ("drop_first", "workers"):
-            value = getattr(self, name)
-            _require(value >= 0, f"data.{name}", value, "0 or more")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         for name in ("threads", "prefetch"):
             value = getattr(self, name)
             _require(value >= 1, f"data.{name}", value, "at least 1")
+
+    def selection(self, seed: int) -> Selection:
+        """Which slices of a scan are taken, drawn by `seed` where `fraction` is."""
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(Selection)
+        }
+        try:
+            return Selection(**options | {"seed": seed})
+        except InputError as error:
+            raise InputError(f"config.data.{error}") from None
 
     def by_name(self) -> "DataConfig":
         """The same scans by their last names, wherever somebody keeps them."""

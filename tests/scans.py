@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 
 from kst_jax.data.sources import open_source
+from kst_jax.data.volumes import Selection
 
 RNG = np.random.default_rng(0)
 IMAGES = (RNG.normal(size=(4, 6, 5)) + 1j * RNG.normal(size=(4, 6, 5))).astype("c8")
@@ -30,5 +31,5 @@ def write_npy(path, array=CHANNELS):
 
 
 def read_all(paths, **options):
-    source = open_source(str(paths), **options)
+    source = open_source(str(paths), Selection(**options))
     return [source[i] for i in range(len(source))]

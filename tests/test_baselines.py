@@ -12,7 +12,7 @@ import pytest
 from jax import test_util
 from scipy import ndimage, optimize, signal
 
-from kst_jax import benchmark, losses, parallel, tokens, training
+from kst_jax import benchmark, losses, parallel, speed, tokens, training
 from kst_jax.config import Config, DataConfig, TrainConfig
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
@@ -432,10 +432,10 @@ def test_command_line_trains_and_evaluates(tmp_path):
 
 
 def test_benchmark_measures_a_network_without_attention(monkeypatch):
-    monkeypatch.setattr(benchmark, "_MATRIX", 64)
+    monkeypatch.setattr(speed, "_MATRIX", 64)
     config = Config(data=DataConfig(size=(16, 16)), model=TINY["d5c5"])
-    case = benchmark.Case("forward", config, batch=2, calls=1)
-    row = benchmark.summary(case, [benchmark.measure(case)])
+    case = speed.Case("forward", config, batch=2, calls=1)
+    row = speed.summary(case, [speed.measure(case)])
     assert "| forward | 16x16 | 2 | float32 | - |" in benchmark.table([row])
 
 
@@ -444,5 +444,5 @@ def test_operations_are_the_convolutions():
     # Two for each of 9 taps of 5 cascades; beyond the edge there are none, but
     # Fourier transforms and activations count as well.
     taps = 5 * 9 * (2 * 32 + 3 * 32 * 32 + 32 * 2)
-    share = benchmark.Case("forward", config).flops / (2 * 32 * 32 * taps)
+    share = speed.Case("forward", config).flops / (2 * 32 * 32 * taps)
     assert 0.95 < share < 1.1

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import benchmark
+from kst_jax import benchmark, speed
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
@@ -35,40 +35,40 @@ SMALL = Config(
 def test_operations_are_those_that_xla_counts(ablation):
     model = dataclasses.replace(SMALL.model, **ablation)
     config = dataclasses.replace(SMALL, model=model)
-    batch = benchmark.example(config, 1)
+    batch = speed.example(config, 1)
     network = KSpaceTransformer(model)
     params = jax.eval_shape(network.init, jax.random.key(0), batch)
     cost = jax.jit(network.apply).lower(params, batch).compile().cost_analysis()
-    share = benchmark.Case("forward", config).flops / cost["flops"]
+    share = speed.Case("forward", config).flops / cost["flops"]
     assert 0.9 < share < 1  # it also counts LayerNorm, softmax and activations
 
 
 def test_a_step_is_measured_and_summed_up(monkeypatch):
-    monkeypatch.setattr(benchmark, "_MATRIX", 64)
+    monkeypatch.setattr(speed, "_MATRIX", 64)
     model = dataclasses.replace(SMALL.model, width=16, mlp=16, attention="auto")
     config = dataclasses.replace(SMALL, model=model)
-    case = benchmark.Case("train step", config, batch=2, devices=(2, 1), calls=2)
-    found = benchmark.measure(case)
+    case = speed.Case("train step", config, batch=2, devices=(2, 1), calls=2)
+    found = speed.measure(case)
     assert found["mesh"] == {"data": 2, "query": 1}
     assert len(found["seconds"]) == 2
     assert found["compile_s"] > 0 < found["temporary_bytes"]
-    row = benchmark.summary(case, [found, found])
+    row = speed.summary(case, [found, found])
     assert row["median_s"] == np.median(found["seconds"])
     assert row["images_per_s"] == 2 / row["median_s"]
-    assert row["flops"] == 6 * benchmark.Case("forward", config).flops
+    assert row["flops"] == 6 * speed.Case("forward", config).flops
     assert "| train step | 32x32 | 2 |" in benchmark.table([row])
 
 
 def test_devices_that_do_not_fit_are_refused():
     for devices in ((2, 1), (1, 3)):
         with pytest.raises(InputError, match="3 slices at a time and 8 devices"):
-            benchmark.measure(benchmark.Case("forward", SMALL, 3, devices))
+            speed.measure(speed.Case("forward", SMALL, 3, devices))
     with pytest.raises(InputError, match="only with --what=forward"):
-        benchmark.measure(benchmark.Case("train step", SMALL, 3, (1, 4)))
+        speed.measure(speed.Case("train step", SMALL, 3, (1, 4)))
     train = dataclasses.replace(SMALL.train, accumulate=2)
     config = dataclasses.replace(SMALL, train=train)
     with pytest.raises(InputError, match="no 2 equal parts"):
-        benchmark.measure(benchmark.Case("train step", config, 3))
+        speed.measure(speed.Case("train step", config, 3))
 
 
 def run(*arguments):

@@ -85,7 +85,7 @@ def require_equal(one, other):
     ],
 )
 def test_a_source_is_the_same_from_the_scans_and_prepared(scans, whole, options):
-    raw, ready = (open_source(str(x), **options) for x in (scans, whole))
+    raw, ready = (open_source(str(x), Selection(**options)) for x in (scans, whole))
     require_equal(raw, ready)
     assert repr(raw) == repr(ready)
     assert raw.subjects == ready.subjects
@@ -169,14 +169,15 @@ def test_a_volume_is_decoded_once(scans, tmp_path, monkeypatch):
 )
 def test_another_cut_is_refused_for_volumes_alone(scans, whole, options, cause):
     with pytest.raises(InputError, match=cause):
-        open_source(str(whole), **options)
+        open_source(str(whole), Selection(**options))
 
 
 def test_measured_scans_have_no_plane(scans, tmp_path):
     prepare.prepare(f"{scans}/*.h5", tmp_path / "out")
     options = {"plane": "coronal", "min_foreground": 0.5}
     raw, ready = (
-        open_source(x, **options) for x in (f"{scans}/*.h5", str(tmp_path / "out"))
+        open_source(x, Selection(**options))
+        for x in (f"{scans}/*.h5", str(tmp_path / "out"))
     )
     require_equal(raw, ready)
 
@@ -186,10 +187,12 @@ def test_a_part_serves_runs_that_take_no_more(scans, tmp_path):
     out = str(tmp_path / "out")
     prepare.prepare(str(scans), out, Selection(**kept))
     for options in (kept, kept | {"fraction": 0.3}):
-        require_equal(*(open_source(str(x), **options) for x in (scans, out)))
+        require_equal(
+            *(open_source(str(x), Selection(**options)) for x in (scans, out))
+        )
     for options in ({}, kept | {"fraction": 0.7}, kept | {"seed": 2}):
         with pytest.raises(InputError, match=r"does not hold slice \d of .*seed 1"):
-            open_source(out, **options)
+            open_source(out, Selection(**options))
 
 
 @pytest.fixture(scope="module")

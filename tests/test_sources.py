@@ -15,6 +15,7 @@ from kst_jax.data.sources import (
     require_disjoint,
     split_subjects,
 )
+from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
 from tests.scans import (
     read_all,
@@ -81,7 +82,10 @@ def test_range_and_dropped_slices(tmp_path):
     write_npy(tmp_path / "a.npy", np.ones((20, 3, 3), "c8"))
 
     def indices(**options):
-        return [index for _, index in open_source(str(tmp_path), **options).entries]
+        return [
+            index
+            for _, index in open_source(str(tmp_path), Selection(**options)).entries
+        ]
 
     assert indices(slices=(0.25, 0.75)) == list(range(5, 15))
     assert indices(drop_first=5) == list(range(5, 20))
@@ -95,7 +99,7 @@ def test_fraction_draws_each_volume_for_itself(tmp_path):
         write_npy(tmp_path / f"{name}.npy", np.ones((40, 3, 3), "c8"))
 
     def drawn(paths, fraction, seed=0):
-        source = open_source(str(paths), fraction=fraction, seed=seed)
+        source = open_source(str(paths), Selection(fraction=fraction, seed=seed))
         return [(volume.path.stem, index) for volume, index in source.entries]
 
     together = drawn(tmp_path, 0.25)
@@ -121,7 +125,7 @@ def test_fraction_draws_each_volume_for_itself(tmp_path):
 )
 def test_options_out_of_range(option):
     with pytest.raises(InputError, match=next(iter(option))):
-        open_source("demo:train", **option)
+        open_source("demo:train", Selection(**option))
 
 
 # --- subjects ---

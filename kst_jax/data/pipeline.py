@@ -108,15 +108,7 @@ def _open(config: DataConfig, paths: str, seed: int) -> Source:
             "config.data.train is empty; name a folder or file of scans, such as "
             "--config.data.train=/data/train, or the bundled demo:train"
         )
-    return sources.open_source(
-        paths,
-        plane=config.plane,
-        slices=config.slices,
-        drop_first=config.drop_first,
-        fraction=config.fraction,
-        seed=seed,
-        min_foreground=config.min_foreground,
-    )
+    return sources.open_source(paths, config.selection(seed))
 
 
 def open_sampler(config: Config) -> Sampler:

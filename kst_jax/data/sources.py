@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 from tqdm import tqdm
@@ -121,7 +121,7 @@ class Source:
         return Source(tuple(e for e in self.entries if e[0].subject in wanted))
 
 
-def open_source(paths: str, **options: Any) -> Source:
+def open_source(paths: str, selection: Selection | None = None) -> Source:
     """Open scans: every file is looked at once, slices are read on demand.
 
     Args:
@@ -131,13 +131,13 @@ def open_source(paths: str, **options: Any) -> Source:
         separated by commas. The kind of a file goes by its suffix: .h5 (fastMRI
         single-coil), .nii, .nii.gz, .hdr/.img (Analyze), .npy (the authors' k-space).
         Other files and hidden ones are ignored.
-      **options: fields of `Selection`: which slices are taken.
+      selection: which slices are taken; by default all that hold something.
 
     Raises:
       InputError: nothing found, a file that cannot be used, two volumes of one name,
-        an option out of range, or slices that a prepared folder does not hold.
+        or slices that a prepared folder does not hold.
     """
-    selection = Selection(**options)
+    selection = selection or Selection()
     entries: list[tuple[Volume, int]] = []
     for found in tqdm(find(paths), "Looking at scans", unit="file", delay=3):
         if isinstance(found, Prepared):

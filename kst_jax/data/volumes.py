@@ -85,24 +85,19 @@ class Selection:
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
-        if self.plane not in nifti.PLANES:
-            raise InputError(
-                f"plane {self.plane!r}: choose one of {', '.join(nifti.PLANES)}."
-            )
-        if not 0 <= self.slices[0] < self.slices[1] <= 1:
-            raise InputError(
-                f"slices {self.slices}: give shares with 0 <= start < stop <= 1."
-            )
-        if self.drop_first < 0:
-            raise InputError(f"drop_first {self.drop_first}: give 0 or more.")
-        if not 0 < self.fraction <= 1:
-            raise InputError(
-                f"fraction {self.fraction}: give a share above 0, at most 1."
-            )
-        if not 0 <= self.min_foreground <= 1:
-            raise InputError(
-                f"min_foreground {self.min_foreground}: give a share from 0 to 1."
-            )
+        first, stop = self.slices
+        for name, holds, valid in (
+            ("plane", self.plane in nifti.PLANES, f"one of {', '.join(nifti.PLANES)}"),
+            ("slices", 0 <= first < stop <= 1, "shares with 0 <= start < stop <= 1"),
+            ("drop_first", self.drop_first >= 0, "0 or more"),
+            ("fraction", 0 < self.fraction <= 1, "a share above 0, at most 1"),
+            ("min_foreground", 0 <= self.min_foreground <= 1, "a share from 0 to 1"),
+        ):
+            if not holds:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} is out of range: it must be "
+                    f"{valid}"
+                )
 
     def of(self, volume: Volume) -> list[int]:
         """Numbers of the slices taken; raise InputError where none is left."""
