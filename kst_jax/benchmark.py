@@ -141,7 +141,13 @@ def main(config: Config, workdir: str) -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of the cases' processes
     cases, path, rate = _cases(config), Path(workdir) / "benchmark.json", None
     files.make_folder(path.parent)
-    _require_same(path, cases)
+    files.require_same_json(
+        path,
+        "cases",
+        _as_dicts(cases),
+        f"{path}: holds other measurements; name another folder with --workdir, or "
+        "move it away",
+    )
     if flags.FLAGS.pipeline:
         rate = pipeline.pipeline_rate(config, flags.FLAGS.pipeline)
         print(f"input pipeline alone: {rate:.0f} slices/s")
@@ -186,23 +192,8 @@ def _whole(text: str, flag: str) -> int:
     return int(text)
 
 
-def _require_same(path: Path, cases: list[Case]) -> None:
-    """Refuses to overwrite what other cases gave."""
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text()).get("cases")
-    except (ValueError, AttributeError):
-        before = None
-    if before != _as_json(cases):
-        raise InputError(
-            f"{path}: holds other measurements; name another folder with --workdir, or "
-            "move it away"
-        )
-
-
-def _as_json(cases: list[Case]) -> list[dict]:
-    return json.loads(json.dumps([dataclasses.asdict(case) for case in cases]))
+def _as_dicts(cases: list[Case]) -> list[dict]:
+    return [dataclasses.asdict(case) for case in cases]
 
 
 def _write(
@@ -216,7 +207,7 @@ def _write(
         "python": platform.python_version(),
         "jax": jax.__version__,
         "cpu_cores": os.cpu_count(),
-        "cases": _as_json(cases),
+        "cases": _as_dicts(cases),
         "results": results,
         "pipeline_slices_per_s": pipeline_rate,
     }

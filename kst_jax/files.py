@@ -61,6 +61,28 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None:
+    """Refuses to go on where a JSON file is there that was made from other things.
+
+    Args:
+      path: the file; it need not exist.
+      name: the key under which it tells what it was made from.
+      value: what it should have there, once written as JSON and read.
+      otherwise: what to tell where it has another value, or is damaged.
+
+    Raises:
+      InputError: `otherwise`.
+    """
+    try:
+        same = read_json(path)[name] == json.loads(json.dumps(value))
+    except FileNotFoundError:
+        return
+    except (InputError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise InputError(otherwise)
+
+
 @contextlib.contextmanager
 def together(folder: Path) -> Iterator[Path]:
     """A temporary folder, whose files go to `folder` at the end, if nothing fails.

@@ -14,7 +14,6 @@ import numpy as np
 from kst_jax import figures, files, metrics
 from kst_jax.config import Config
 from kst_jax.data.sources import About, Source
-from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
 from kst_jax.models.attention_maps import Attention
@@ -55,7 +54,7 @@ class Report:
     ):
         self._out, self._source, self._reached = out, source, reached
         self._title = registry.build(config.model).title
-        self._test = _identity(config, workdir)
+        self._test = _test(config, workdir)
         for folder in ("reconstructions", "figures"):
             (out / folder).mkdir()
         middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
@@ -82,7 +81,7 @@ class Report:
         if self._shown:
             self._write_figures()
         report = {
-            **self._test,
+            "test": self._test,
             **self._reached,
             "kspace": _kspace(self._source.measured),
             "slices": {
@@ -210,7 +209,7 @@ def _kspace(measured: bool) -> str:
     return "measured" if measured else "simulated from magnitude images"
 
 
-def _identity(config: Config, workdir: str | Path) -> dict:
+def _test(config: Config, workdir: str | Path) -> dict:
     """What decides which slices are evaluated, how undersampled, and by what model."""
     data = dataclasses.asdict(config.data)
     for name in (
@@ -218,25 +217,23 @@ def _identity(config: Config, workdir: str | Path) -> dict:
         *("workers", "threads", "prefetch"),
     ):
         del data[name]
-    parts: dict[str, Any] = {"data": data, "mask": dataclasses.asdict(config.mask)}
-    parts |= {"seed": config.eval.seed, "run": str(Path(workdir).absolute())}
-    return {"test": json.loads(json.dumps(parts))}
+    return {
+        "data": data,
+        "mask": dataclasses.asdict(config.mask),
+        "seed": config.eval.seed,
+        "run": str(Path(workdir).absolute()),
+    }
 
 
 def require_same_test(out: Path, config: Config, workdir: str | Path) -> None:
     """Raises InputError where a folder holds the results of another evaluation."""
-    path = out / "metrics.json"
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text()).get("test")
-    except (ValueError, AttributeError):
-        before = None
-    if before != _identity(config, workdir)["test"]:
-        raise InputError(
-            f"{out}: holds the results of other scans, another undersampling or "
-            "another run; name another folder with --config.eval.out"
-        )
+    files.require_same_json(
+        out / "metrics.json",
+        "test",
+        _test(config, workdir),
+        f"{out}: holds the results of other scans, another undersampling or another "
+        "run; name another folder with --config.eval.out",
+    )
 
 
 def _finite(value: object) -> object:
