@@ -73,10 +73,10 @@ def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None
     Raises:
       InputError: `otherwise`.
     """
+    if not path.exists():
+        return
     try:
         same = read_json(path)[name] == json.loads(json.dumps(value))
-    except FileNotFoundError:
-        return
     except (InputError, KeyError, TypeError):
         same = False
     if not same:
