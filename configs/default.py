@@ -9,7 +9,8 @@ A start for configs of one's own: import it and change what differs.
 
 from ml_collections import ConfigDict
 
-from kst_jax.config import Config, as_config_dict
+from kst_jax.config import Config
+from kst_jax.config_dict import as_config_dict
 
 
 def get_config() -> ConfigDict:

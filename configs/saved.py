@@ -7,7 +7,7 @@ r"""The config that a run was made with, from its folder.
 from ml_collections import ConfigDict
 
 from kst_jax.checkpoints import read_config
-from kst_jax.config import as_config_dict
+from kst_jax.config_dict import as_config_dict
 from kst_jax.errors import InputError
 
 

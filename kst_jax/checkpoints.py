@@ -29,7 +29,8 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from kst_jax import files, integrity, parallel, subjects
-from kst_jax.config import Config, TrainConfig, from_dict
+from kst_jax.config import Config, TrainConfig
+from kst_jax.config_dict import from_dict
 from kst_jax.errors import InputError
 from kst_jax.tokens import Batch
 

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from kst_jax import parallel
-from kst_jax.config import from_dict, require_key
+from kst_jax.config_dict import from_dict, require_key
 from kst_jax.errors import InputError
 
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}: "

@@ -1,4 +1,4 @@
-"""The one exception that speaks to users."""
+"""The one exception that speaks to users, and what raises it for options."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,9 @@ class InputError(ValueError):
     The message names what was given, why it cannot be used and what to do about it;
     the command line prints it without a traceback and exits with code 1.
     """
+
+
+def require(holds: bool, name: str, value: object, valid: str) -> None:
+    """Raises InputError where an option's value is not `valid`, said in words."""
+    if not holds:
+        raise InputError(f"{name}={value!r} is out of range: it must be {valid}")

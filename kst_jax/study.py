@@ -32,15 +32,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from kst_jax import checkpoints, cli, comparison, evaluation, files, training
-from kst_jax.config import (
-    Config,
-    DataConfig,
-    EvalConfig,
-    MaskConfig,
-    TrainConfig,
-    from_dict,
-    require_key,
-)
+from kst_jax.config import Config, DataConfig, EvalConfig, MaskConfig, TrainConfig
+from kst_jax.config_dict import from_dict, require_key
 from kst_jax.errors import InputError
 from kst_jax.models.contract import ModelConfig
 

@@ -18,7 +18,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax import cli, export, files
 from kst_jax.checkpoints import write_parameters
-from kst_jax.config import from_dict, require_key
+from kst_jax.config_dict import from_dict, require_key
 from kst_jax.data import pipeline
 from kst_jax.data.prepare import prepare
 from kst_jax.errors import InputError

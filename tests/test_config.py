@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from kst_jax import config
-from kst_jax.config import Config, as_config_dict, from_dict
+from kst_jax.config import Config
+from kst_jax.config_dict import as_config_dict, from_dict, require_key
 from kst_jax.errors import InputError
 from tests.conftest import ROOT
 
@@ -79,11 +79,11 @@ def test_bad_values_are_refused(values, message):
 
 
 def test_keys_of_the_command_line_are_checked():
-    config.require_key("data.augment.rotation")
+    require_key("data.augment.rotation")
     with pytest.raises(InputError, match=r"no key 'trian'; valid keys: .*train"):
-        config.require_key("data.trian")
+        require_key("data.trian")
     with pytest.raises(InputError, match="is a value"):
-        config.require_key("data.train.x")
+        require_key("data.train.x")
 
 
 def test_configs_have_recipes():

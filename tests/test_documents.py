@@ -22,7 +22,7 @@ from absl import flags
 
 from configs import demo
 from kst_jax import processes
-from kst_jax.config import from_dict
+from kst_jax.config_dict import from_dict
 from kst_jax.models import registry
 from tests.conftest import ROOT, SHARED
 

@@ -1,7 +1,6 @@
 """Prepared folders: the same slices as the scans, whole or not at all."""
 
 import concurrent.futures
-import dataclasses
 import errno
 import hashlib
 import json
@@ -15,23 +14,16 @@ import signal
 import subprocess
 import sys
 
-import jax
 import msgpack
 import numpy as np
 import pytest
 
-from kst_jax import integrity
-from kst_jax.checkpoints import Checkpoints, write_parameters
-from kst_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, TrainConfig
-from kst_jax.data import nifti, pipeline, prepare, prepared
+from kst_jax.data import nifti, prepare, prepared
 from kst_jax.data.sources import open_source, split_subjects
 from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
-from kst_jax.evaluation import evaluate
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from tests.conftest import ROOT
 from tests.scans import IMAGES, KSPACE, write_h5, write_nifti, write_npy
-from tests.test_cli import TINY
 
 RNG = np.random.default_rng(0)
 
@@ -195,59 +187,6 @@ def test_a_part_serves_runs_that_take_no_more(scans, tmp_path):
             open_source(out, Selection(**options))
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    out = tmp_path_factory.mktemp("demo") / "out"
-    prepare.prepare("demo:train,demo:test", out)
-    return out
-
-
-def config_of(train, **data):
-    return Config(
-        data=DataConfig(
-            train=train,
-            size=(32, 24),
-            crop=(176, 176),
-            pad=True,
-            slices=(0.4, 0.6),
-            test_fraction=0.5,
-            augment=AugmentConfig(rotation=10.0),
-            **data,
-        ),
-        train=TrainConfig(batch_size=3),
-        model=KSTConfig(lr_size=(16, 12)),
-    )
-
-
-def stream(config, count=7):
-    source, test = pipeline.open_sources(config)
-    sampler = pipeline.open_sampler(config)
-    batches = pipeline.training_batches(source, config, sampler)
-    found = [next(batches) for _ in range(count)]
-    batches.close()
-    return found, list(pipeline.test_batches(test, config, sampler))
-
-
-def digest(batches):
-    leaves = jax.tree.leaves(jax.tree.map(np.asarray, batches))
-    return hashlib.sha256(b"".join(x.tobytes() for x in leaves)).hexdigest()
-
-
-def test_the_stream_is_the_same(demo):
-    raw = stream(config_of("demo:train,demo:test"))
-    assert digest(stream(config_of(str(demo)))) == digest(raw)
-    workers = config_of(str(demo), workers=2, threads=1, prefetch=3)
-    assert digest(stream(workers)) == digest(raw)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("workers", -1), ("threads", 0), ("prefetch", 0)]
-)
-def test_reading_ahead_out_of_range(name, value):
-    with pytest.raises(InputError, match=f"data.{name}={value} is out of range"):
-        DataConfig(**{name: value})
-
-
 def test_other_processes_read_a_pickled_source_without_jax(whole):
     source = open_source(str(whole))
     assert source[0].index == 0  # its shard is open now
@@ -325,7 +264,7 @@ def test_shards_of_another_folder_are_noticed(copy, tmp_path):
 def test_a_damaged_manifest(copy, text, cause):
     (copy / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=cause):
-        pipeline.open_sources(config_of(str(copy)))
+        open_source(str(copy))
 
 
 # --- interruption, and what is already there ---
@@ -430,13 +369,14 @@ def run(*args):
     )
 
 
-def test_the_command_line(tmp_path, demo):
+def test_the_command_line(tmp_path):
     out = tmp_path / "out"
     done = run("demo:train,demo:test", out, "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert "96 slices, 2 volumes, 2 subjects" in done.stdout
     assert f"--config.data.train={out}" in done.stdout
-    assert contents(out) == contents(demo)
+    prepare.prepare("demo:train,demo:test", tmp_path / "same")
+    assert contents(out) == contents(tmp_path / "same")
     done = run("--verify", out)
     assert done.returncode == 0, done.stderr
     assert "every file is as it was written" in done.stdout
@@ -461,64 +401,3 @@ def test_a_bad_scan_stops_all_workers_with_one_message(scans, tmp_path):
         (here / f"{number}.h5").write_bytes(b"<html>")
     with pytest.raises(InputError, match=r"0\.h5: not an HDF5 file"):
         prepare.prepare(str(here), tmp_path / "out", workers=2)
-
-
-def test_evaluation_is_the_same(demo, tmp_path):
-    config = config_of("demo:train,demo:test")
-    model = KSTConfig(
-        **{"width": 8, "heads": 2, "mlp": 8, "lr_size": (16, 12)},
-        **dict.fromkeys(("encoder_layers", "lr_layers", "hr_layers"), 1),
-        refinement_features=4,
-    )
-    config = dataclasses.replace(config, model=model)
-    example = pipeline.example_batch(config, pipeline.open_sampler(config))
-    params = jax.jit(KSpaceTransformer(model).init)(jax.random.key(0), example)
-    run = tmp_path / "run"
-    write_parameters(run, params["params"], config)
-    reports, files = [], []
-    for number, train in enumerate(("demo:train,demo:test", str(demo))):
-        data = dataclasses.replace(config.data, train=train, workers=number)
-        out = tmp_path / str(number)
-        report = evaluate(
-            dataclasses.replace(
-                config, data=data, eval=EvalConfig(figures=0, out=str(out))
-            ),
-            run,
-        )
-        del report["test"]  # tells the path to the data
-        reports.append(report)
-        files.append(sorted(p.name for p in (out / "reconstructions").iterdir()))
-    assert reports[0] == reports[1]
-    assert files[0] == files[1] == [f"{name}.h5" for name in report["per_volume"]]
-
-
-def test_workers_of_train_py_report_a_damaged_file(demo, tmp_path):
-    copy = shutil.copytree(demo, tmp_path / "copy")
-    (shard,) = copy.glob("*.array_record")
-    shard.write_bytes(bytes(shard.stat().st_size))
-    done = subprocess.run(
-        [
-            *(sys.executable, "train.py", *TINY, f"--workdir={tmp_path / 'run'}"),
-            *(f"--config.data.train={copy}", "--config.data.test="),
-            "--config.data.workers=2",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stderr
-    assert f"error: {shard}: record" in done.stderr
-    assert "--verify" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_run_may_change_how_it_reads_ahead(tmp_path):
-    config = config_of("demo:train")
-    Checkpoints(tmp_path, config).close()
-    (tmp_path / "checkpoints" / "1").mkdir()
-    integrity.note(tmp_path / "checkpoints" / "1")
-    Checkpoints(
-        tmp_path, config_of("demo:train", workers=2, threads=1, prefetch=3)
-    ).close()
-    with pytest.raises(InputError, match=r"data\.seed is 0 there and 1 here"):
-        Checkpoints(tmp_path, config_of("demo:train", seed=1))

@@ -1,6 +1,6 @@
-import collections
+"""Checkpoints of PyTorch, read without it: the very values, and views of them."""
+
 import pickle
-import struct
 import zipfile
 
 import ml_dtypes
@@ -8,74 +8,16 @@ import numpy as np
 import pytest
 
 from kst_jax import torch_file
-from kst_jax.errors import InputError
-
-# A checkpoint is written here by hand, as torch.save lays it out, so that these tests
-# need no PyTorch and can also write what it never would.
-
-
-class Global(collections.namedtuple("Global", "module name")):
-    """A function or class that the pickle names."""
-
-
-class Call(collections.namedtuple("Call", "function arguments state", defaults=[None])):
-    """A function that the pickle calls, and the state that BUILD then sets."""
-
-
-class Reference(collections.namedtuple("Reference", "identity")):
-    """A persistent id, which is how a tensor names its storage."""
-
-
-class Raw(bytes):
-    """Pickle instructions as they are."""
-
-
-def encode(value):
-    match value:
-        case Raw():
-            return value
-        case Global(module, name):
-            return f"c{module}\n{name}\n".encode()
-        case Call(function, arguments, None):
-            return encode(function) + encode(arguments) + pickle.REDUCE
-        case Call(function, arguments, state):
-            called = encode(Call(function, arguments))
-            return called + encode(state) + pickle.BUILD
-        case Reference(identity):
-            return encode(identity) + pickle.BINPERSID
-        case dict():
-            items = b"".join(encode(k) + encode(v) for k, v in value.items())
-            return b"}(" + items + b"u"
-        case list():
-            return b"](" + b"".join(map(encode, value)) + b"e"
-        case tuple():
-            return b"(" + b"".join(map(encode, value)) + b"t"
-        case _:
-            return pickle.dumps(value, protocol=2)[2:-1]
-
-
-def storage(kind, numel, key="0"):
-    return Reference(("storage", Global("torch", f"{kind}Storage"), key, "cpu", numel))
-
-
-def tensor(source, offset, size, stride, *metadata):
-    hooks = Call(Global("collections", "OrderedDict"), ())
-    return Call(
-        Global("torch._utils", "_rebuild_tensor_v2"),
-        (source, offset, size, stride, False, hooks, *metadata),
-    )
-
-
-def write(path, value, storages=(), program=None, order=b"little", zipped=0):
-    """A file as torch.save writes it; `storages` holds the bytes of 0, 1, ..."""
-    program = program or b"\x80\x02" + encode(value) + b"."
-    with zipfile.ZipFile(path, "w", zipped) as archive:
-        archive.writestr("small/data.pkl", program)
-        archive.writestr("small/byteorder", order)
-        for key, data in enumerate(storages):
-            archive.writestr(f"small/data/{key}", data)
-        archive.writestr("small/version", b"3\n")
-    return path
+from tests.torch_files import (
+    FLOATS,
+    Call,
+    Global,
+    Raw,
+    encode,
+    storage,
+    tensor,
+    write,
+)
 
 
 @pytest.fixture
@@ -84,19 +26,6 @@ def saved(tmp_path):
         return write(tmp_path / "model.pth", *args, **kwargs)
 
     return save
-
-
-def refusal(path):
-    """The message of a file that is refused, which names it and ends with a remedy."""
-    with pytest.raises(InputError) as caught:
-        torch_file.load(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert message.endswith(".")
-    return message
-
-
-FLOATS = np.arange(12, dtype=np.float32)
 
 
 def test_plain_containers(saved):
@@ -190,16 +119,6 @@ def test_numpy_scalars_are_plain_numbers(saved, value):
     assert (type(got), got) == (type(value.item()), value.item())
 
 
-@pytest.mark.parametrize(
-    ("code", "data"), [("f8", "1234567"), ("O8", "12345678"), ("V9", "123456789")]
-)
-def test_other_numpy_scalars_are_refused(saved, code, data):
-    dtype = Call(Global("numpy", "dtype"), (code, False, True))
-    data = Call(Global("_codecs", "encode"), (data, "latin1"))
-    scalar = Call(Global("numpy._core.multiarray", "scalar"), (dtype, data))
-    assert "numpy scalar" in refusal(saved([scalar]))
-
-
 def test_a_tensor_without_elements(saved):
     got = torch_file.load(saved(tensor(storage("Float", 0), 0, (0, 5), (5, 1)), [b""]))
     assert got.shape == (0, 5)
@@ -224,286 +143,6 @@ def test_views_of_one_storage_share_memory_and_cannot_be_written(saved):
     assert not np.shares_memory(whole, other)
     with pytest.raises(ValueError, match="read-only"):
         part[0] = 1
-
-
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("os", "system"),
-        ("builtins", "eval"),
-        ("__builtin__", "exec"),
-        ("subprocess", "Popen"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("torch", "load"),
-        ("torch", "QInt8Storage"),
-        ("collections", "Counter"),
-        ("kst_jax.torch_file", "load"),
-    ],
-)
-def test_other_functions_and_classes_are_refused(saved, module, name):
-    message = refusal(saved({"x": Global(module, name)}))
-    assert f"{module}.{name}" in message
-    assert "model_state_dict" in message
-
-
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_a_hostile_pickle_runs_nothing(saved, tmp_path, protocol):
-    marker = tmp_path / "marker"
-
-    class Hostile:
-        def __reduce__(self):
-            return open, (str(marker), "w")
-
-    program = pickle.dumps({"weights": Hostile()}, protocol)
-    refusal(saved(None, program=program))
-    assert not marker.exists()
-    pickle.loads(program)["weights"].close()  # the trap itself works
-    assert marker.exists()
-
-
-def test_attributes_of_functions_and_arrays_cannot_be_set(saved):
-    rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-    array = encode(tensor(storage("Float", 12), 0, (12,), (1,)))
-    for target in (encode(rebuild), array):
-        poisoned = Raw(target + encode({"__call__": 1}) + pickle.BUILD)
-        assert "no dict" in refusal(saved([poisoned], [FLOATS.tobytes()]))
-
-
-@pytest.mark.parametrize(
-    ("offset", "size", "stride"),
-    [
-        (1, (12,), (1,)),
-        (12, (1,), (1,)),
-        (0, (3, 4), (5, 1)),
-        (-1, (2,), (1,)),
-        (11, (2,), (-1,)),
-        (0, (-1,), (1,)),
-        (0, (-3, -4), (4, 1)),
-        (0, (2**62,), (1,)),
-        (0, (2,), (2**62,)),
-        (2**70, (1,), (1,)),
-        (0, (13,), (0,)),
-        (0, (2**40, 2**40), (0, 0)),
-        (0, (6, 6), (1, 1)),
-    ],
-)
-def test_views_beyond_their_storage_are_refused(saved, offset, size, stride):
-    value = tensor(storage("Float", 12), offset, size, stride)
-    assert "outside its storage" in refusal(saved(value, [FLOATS.tobytes()]))
-
-
-@pytest.mark.parametrize(
-    ("offset", "size", "stride"),
-    [
-        (0, (2.0,), (1,)),
-        (0, ("a",), (1,)),
-        (None, (2,), (1,)),
-        (0, 2, 1),
-        (0, (0, 2**62, 2**62), (1, 1, 1)),
-    ],
-)
-def test_views_that_make_no_sense_are_refused(saved, offset, size, stride):
-    value = tensor(storage("Float", 12), offset, size, stride)
-    assert "damaged" in refusal(saved(value, [FLOATS.tobytes()]))
-
-
-@pytest.mark.parametrize(("rank", "strides"), [(1, 2), (2, 1), (65, 65)])
-def test_sizes_and_strides_must_fit_before_anything_is_computed(saved, rank, strides):
-    value = tensor(storage("Float", 12), 0, (1,) * rank, (1,) * strides)
-    assert "strides do not fit" in refusal(saved(value, [FLOATS.tobytes()]))
-
-
-def test_numbers_of_many_digits_are_refused(saved):
-    assert torch_file.load(saved(2**2000)) == 2**2000
-    assert "instruction LONG4" in refusal(saved(2**20_000))
-
-
-@pytest.mark.parametrize("metadata", [{"conj": True}, {"neg": True}])
-def test_lazily_conjugated_views_are_refused(saved, metadata):
-    value = tensor(storage("Float", 12), 0, (12,), (1,), metadata)
-    assert "resolve_conj" in refusal(saved(value, [FLOATS.tobytes()]))
-
-
-@pytest.mark.parametrize("numel", [0, 6, 11, 13, -12, 2**40])
-def test_a_storage_of_another_size_than_announced_is_refused(saved, numel):
-    value = tensor(storage("Float", numel), 0, (0,), (1,))
-    message = refusal(saved(value, [FLOATS.tobytes()]))
-    assert "storage 0 has 48 bytes" in message
-
-
-def test_a_missing_storage_is_named(saved):
-    value = tensor(storage("Float", 12, key="7"), 0, (12,), (1,))
-    assert "storage 7 is missing" in refusal(saved(value, [FLOATS.tobytes()]))
-
-
-@pytest.mark.parametrize(
-    "identity",
-    [
-        "0",
-        ("storage", "Float", "0", "cpu", 12),
-        ("storage", Global("collections", "OrderedDict"), "0", "cpu", 12),
-        ("storage", Global("torch", "FloatStorage"), 0, "cpu", 12),
-        ("module", Global("torch", "FloatStorage"), "0", "cpu", 12),
-        ("storage", Global("torch", "FloatStorage"), "0", "cpu", 12, None),
-    ],
-)
-def test_other_references_are_refused(saved, identity):
-    value = tensor(Reference(identity), 0, (12,), (1,))
-    assert "other than a storage" in refusal(saved(value, [FLOATS.tobytes()]))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        storage("Float", 12),
-        Global("torch", "FloatStorage"),
-        [Global("collections", "OrderedDict")],
-        {"x": (storage("Float", 12),)},
-    ],
-)
-def test_nothing_but_plain_values_comes_out(saved, value):
-    message = refusal(saved(value, [FLOATS.tobytes()]))
-    assert "where a value should be" in message
-
-
-NESTED = 100_000
-LAUGHS = b"](K\x01K\x01eq\x00" + b"](h\x00h\x00eq\x00" * 60
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"]" * NESTED + b"a" * (NESTED - 1),
-        b"K\x01" + b"\x85" * NESTED,
-        b"(" * NESTED + b"t" * NESTED,
-        b"}" + b"X\x01\x00\x00\x00a}" * NESTED + b"s" * NESTED,
-        b"]q\x00h\x00a",  # a list inside itself
-        LAUGHS,  # 60 lists, each twice in the next
-    ],
-    ids=["lists", "tuples", "marks", "dicts", "loop", "laughs"],
-)
-def test_endless_nesting_is_refused(saved, program):
-    assert "nested deeper" in refusal(saved(None, program=b"\x80\x02" + program + b"."))
-
-
-def test_a_dict_key_that_would_be_hashed_endlessly_is_refused(saved):
-    program = b"}K\x01" + b"\x85" * NESTED + b"Ns."
-    assert "dict key" in refusal(saved(None, program=program))
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"",
-        b".",
-        b"\x80\x02]",
-        b"a.",
-        b"t.",
-        b"h\x05.",
-        b"]K\x01K\x02s.",
-        b"}(K\x01u.",
-        b"K\x01)R.",
-        b"ccollections\nOrderedDict\n(K\x01tR.",
-        b"X\xff\xff\xff\x7fabc.",
-        b"\x8b\xff\xff\xff\x7f\x00.",
-        b"X\x02\x00\x00\x00\xff\xfe.",
-        b"\xff\xff.",
-        b"\x00garbage",
-    ],
-)
-def test_a_damaged_pickle_is_refused(saved, program):
-    # writestr would take an empty program for a missing one
-    path = saved(None, program=program or Raw(b"\x80"))
-    assert "damaged" in refusal(path)
-
-
-def test_an_instruction_that_asks_for_gigabytes_gets_none(saved):
-    huge = struct.pack("<I", 2**32 - 1)
-    program = b"\x80\x02K\x07r" + huge + b"0j" + huge + b"."
-    assert "instruction POP" in refusal(saved(None, program=program))
-    program = program.replace(b"0j", b"j")
-    assert torch_file.load(saved(None, program=program)) == 7
-    bytearray8 = b"\x96" + struct.pack("<Q", 2**40) + b"."
-    assert "damaged" in refusal(saved(None, program=bytearray8))
-
-
-def test_a_pickle_beyond_any_checkpoint_is_refused_unread(saved):
-    program = b"\x80\x02" + b"N" * (9 << 20) + b"."
-    assert "more than any checkpoint" in refusal(saved(None, program=program))
-
-
-def test_long_names_are_cut_in_messages(saved):
-    assert len(refusal(saved(Global("m" * 10_000, "n")))) < 500
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    assert "cannot be read (No such file" in refusal(tmp_path / "none.pth")
-    assert "is a folder, not a file" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"<html>", b"\x89HDF\r\n"])
-def test_not_a_zip(tmp_path, content):
-    path = tmp_path / "model.pth"
-    path.write_bytes(content)
-    assert "not a PyTorch checkpoint" in refusal(path)
-
-
-def test_a_truncated_file_is_refused_wherever_it_ends(saved):
-    path = saved(tensor(storage("Float", 12), 0, (12,), (1,)), [FLOATS.tobytes()])
-    content = path.read_bytes()
-    for end in range(0, len(content), 7):
-        path.write_bytes(content[:end])
-        refusal(path)
-
-
-def test_a_flipped_bit_in_a_storage_is_noticed(saved):
-    data = FLOATS.tobytes()
-    path = saved(tensor(storage("Float", 12), 0, (12,), (1,)), [data])
-    content = path.read_bytes()
-    path.write_bytes(content.replace(data, data[:-1] + b"\x01"))
-    assert "CRC" in refusal(path)
-
-
-def test_compressed_entries_are_refused(saved):
-    path = saved({"x": 1}, zipped=zipfile.ZIP_DEFLATED)
-    assert "compressed" in refusal(path)
-
-
-def test_entries_that_claim_more_than_the_file_has_are_refused(saved):
-    path = saved({"x": 1}, [bytes(1000)])
-    content = bytearray(path.read_bytes())
-    entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"small/data/0"))
-    content[entry + 20 : entry + 28] = struct.pack("<II", 1 << 30, 1 << 30)
-    path.write_bytes(content)
-    assert "claim more bytes" in refusal(path)
-
-
-def test_big_endian_files_are_refused(saved):
-    assert "big-endian" in refusal(saved({"x": 1}, order=b"big"))
-
-
-@pytest.mark.parametrize("entry", ["code/__torch__.py", "constants.pkl"])
-def test_torchscript_is_recognised(saved, entry):
-    path = saved({"x": 1})
-    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"small/{entry}", b"class M: ...")
-    assert "TorchScript" in refusal(path)
-
-
-def test_other_zips_are_refused(tmp_path):
-    path = tmp_path / "arrays.npz"
-    np.savez(path, x=FLOATS)
-    assert "not of torch.save" in refusal(path)
-
-
-def test_the_old_format_is_recognised(tmp_path):
-    path = tmp_path / "old.pth"
-    # Before 1.6: a magic number, a protocol and a description, one pickle each.
-    parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
-    path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in parts))
-    message = refusal(path)
-    assert "before 1.6" in message
-    assert "weights_only=True" in message
 
 
 def test_the_authors_checkpoint(shared):
@@ -551,16 +190,6 @@ def test_equal_to_torch(tmp_path):
     got = torch_file.load(path)
     assert_same(torch, got, expected)
     assert got["views"][0].strides == tuple(4 * n for n in base[1:, ::2].stride())
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_torchs_other_formats_are_recognised(tmp_path):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "model.pth"
-    torch.save({"x": 1}, path, _use_new_zipfile_serialization=False)
-    assert "before 1.6" in refusal(path)
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
-    assert "TorchScript" in refusal(path)
 
 
 def assert_same(torch, got, expected):

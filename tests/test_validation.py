@@ -12,7 +12,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax import fourier, subjects
 from kst_jax.checkpoints import read_parameters
-from kst_jax.config import DataConfig, EvalConfig, TrainConfig, from_dict
+from kst_jax.config import DataConfig, EvalConfig, TrainConfig
+from kst_jax.config_dict import from_dict
 from kst_jax.data import pipeline, transforms
 from kst_jax.errors import InputError
 from kst_jax.evaluation import evaluate

@@ -12,7 +12,7 @@ import numpy as np
 
 from kst_jax import files
 from kst_jax.data import fastmri, nifti, npy
-from kst_jax.errors import InputError
+from kst_jax.errors import InputError, require
 
 
 class Volume(Protocol):
@@ -93,11 +93,7 @@ class Selection:
             ("fraction", 0 < self.fraction <= 1, "a share above 0, at most 1"),
             ("min_foreground", 0 <= self.min_foreground <= 1, "a share from 0 to 1"),
         ):
-            if not holds:
-                raise InputError(
-                    f"{name}={getattr(self, name)!r} is out of range: it must be "
-                    f"{valid}"
-                )
+            require(holds, name, getattr(self, name), valid)
 
     def of(self, volume: Volume) -> list[int]:
         """Numbers of the slices taken; raise InputError where none is left."""

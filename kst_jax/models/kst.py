@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from kst_jax import parallel, tokens
-from kst_jax.errors import InputError
+from kst_jax.errors import InputError, require
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
 from kst_jax.models.attention import IMPLEMENTATIONS
@@ -113,11 +113,12 @@ class KSTConfig(ModelConfig):
         """Raises InputError where the low-resolution grid does not divide the image."""
         if not self.lr_decoder:
             return
-        if any(s % n for s, n in zip(size, self.lr_size, strict=True)):
-            raise InputError(
-                f"config.model.lr_size={self.lr_size!r} is out of range: it must be "
-                f"whole fractions of data.size={size}"
-            )
+        require(
+            not any(s % n for s, n in zip(size, self.lr_size, strict=True)),
+            "config.model.lr_size",
+            self.lr_size,
+            f"whole fractions of data.size={size}",
+        )
 
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "KSTConfig":
         """Keeps the low-resolution grid's share of the image."""

@@ -1,0 +1,89 @@
+"""Configs as the nested keys and values of config files, flags and JSON.
+
+Config files (`configs/`) start from `as_config_dict(Config())` and change what differs;
+`from_dict` turns the result back into the checked dataclasses of `kst_jax.config`.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from kst_jax.config import Config
+from kst_jax.errors import InputError
+from kst_jax.models import registry
+from kst_jax.models.contract import ModelConfig
+from kst_jax.models.kst import KSTConfig
+
+
+def as_config_dict(config: Config) -> ConfigDict:
+    """The config as a ConfigDict, which files in `configs/` and flags may change."""
+    return ConfigDict(dataclasses.asdict(config))
+
+
+def from_dict(
+    values: Mapping, kind: type = Config, where: str = "config"
+) -> typing.Any:
+    """Builds the dataclass `kind` from nested mappings.
+
+    Raises:
+      InputError: an unknown key (the valid ones are listed) or a value out of range.
+    """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise InputError(f"{where}={values!r} cannot be used: give keys and values")
+    if kind is ModelConfig:  # each network has a kind of its own
+        kind = registry.entry(values.get("name", KSTConfig.name)).config
+    fields = {name: _field(kind, name, where) for name in values}
+    return kind(
+        **{
+            name: from_dict(value, _type(fields[name]), f"{where}.{name}")
+            if dataclasses.is_dataclass(fields[name].type)
+            else _checked(value, fields[name], where)
+            for name, value in values.items()
+        }
+    )
+
+
+def require_key(path: str) -> None:
+    """Raises InputError for a key such as "data.trian"; the valid ones are listed."""
+    kind: typing.Any = Config
+    where = "config"
+    if path.startswith("model."):  # the config file tells which network's they are
+        return
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(kind):
+            raise InputError(f"{where} is a value and has no keys such as {name!r}")
+        kind, where = _field(kind, name, where).type, f"{where}.{name}"
+
+
+def _field(kind: typing.Any, name: str, where: str) -> dataclasses.Field:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if name not in fields:
+        raise InputError(
+            f"{where} has no key {name!r}; valid keys: {', '.join(sorted(fields))}"
+        )
+    return fields[name]
+
+
+def _type(field: dataclasses.Field) -> typing.Any:
+    return field.type
+
+
+def _checked(value: typing.Any, field: dataclasses.Field, where: str) -> typing.Any:
+    """The value, if it has the type of the field's default."""
+    default = field.default
+    if isinstance(default, tuple):
+        good = isinstance(value, tuple | list) and len(value) == len(default)
+        kinds = int if isinstance(default[0], int) else int | float
+        good = good and all(isinstance(x, kinds) for x in value)
+    elif isinstance(default, float):
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        good = type(value) is type(default)
+    if not good:
+        raise InputError(
+            f"{where}.{field.name}={value!r} cannot be used: give a value like "
+            f"{default!r}"
+        )
+    return value
