@@ -258,7 +258,7 @@ def test_shards_of_another_folder_are_noticed(copy, tmp_path):
         ("{", "manifest.json: cannot be read"),
         ('{"format": 2}', "has format 2"),
         ('{"format": 1, "shards": [{}]}', "cannot be read"),
-        ('{"format": 1, "shards": [], "selection": {}}', "no"),
+        ('{"format": 1, "shards": [], "selection": {}}', "names no scan"),
     ],
 )
 def test_a_damaged_manifest(copy, text, cause):

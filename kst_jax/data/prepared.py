@@ -215,7 +215,8 @@ def open_folder(path: Path) -> Prepared:
     """Read a folder's manifest; look at its files' sizes, not at what they hold.
 
     Raises:
-      InputError: preparation has not finished, or a file is missing or truncated.
+      InputError: preparation has not finished, a file is missing or truncated, or the
+        manifest is damaged or names no scan.
     """
     if not (path / MANIFEST).is_file():
         raise InputError(
@@ -242,6 +243,11 @@ def open_folder(path: Path) -> Prepared:
                     f"{file}: {found}, but {MANIFEST} says {shard['bytes']} bytes. "
                     "Copy the folder again, or prepare the scans again."
                 )
+        if not any(shard["volumes"] for shard in manifest["shards"]):
+            raise InputError(
+                f"{path / MANIFEST}: names no scan. Copy the folder again, or prepare "
+                "the scans again."
+            )
     return Prepared(path, manifest)
 
 
