@@ -80,9 +80,7 @@ def get_config() -> ConfigDict:
                 f"D5C5, rate {rate:g}, cosine",
                 {},
                 d5c5,
-                learning_rate=rate,
-                schedule="cosine",
-                clip_norm=1.0,
+                **small.TUNED_D5C5 | {"learning_rate": rate},
             )
             for name, rate in (("d5c5_5e4", 5e-4), ("d5c5_2e3", 2e-3))
         },
