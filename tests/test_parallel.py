@@ -9,11 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from kst_jax import fourier, parallel, sampling, tokens, training
+from kst_jax import fourier, parallel, sampling, speed, tokens, training
 from kst_jax.config import MaskConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.models.registry import build
+from tests import baselines
 from tests.test_training import TINY, with_train
 
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "c64": 8, "pred": 1}
@@ -124,9 +126,24 @@ def test_accelerators_round_no_factor_in_training():
     )
     step = training.make_step(model, optimizer, TINY.train, "RM", mesh)
     text = step.trace(state, batch).lower(lowering_platforms=("tpu",)).as_text()
-    products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
-    assert len(products) > 50
-    assert not [line for line in products if "HIGHEST" not in line]
+    assert len(products(text)) > 50
+    assert not [line for line in products(text) if "HIGHEST" not in line]
+
+
+@pytest.mark.parametrize("name", ["kst", *baselines.TINY])
+def test_accelerators_round_no_factor_of_any_network(name):
+    config = baselines.TINY.get(name, TINY.model)
+    batch = speed.example(dataclasses.replace(TINY, model=config), 1)
+    model = build(config)
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    traced = jax.jit(model.reconstruct).trace(params, batch)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert products(text) or name == "tv"
+    assert not [line for line in products(text) if "HIGHEST" not in line]
+
+
+def products(text):
+    return re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
 
 
 def some_slices(mask_config, count):
@@ -195,6 +212,18 @@ def test_devices_share_the_queries_of_a_slice(mask, remainder):
 )
 def test_slices_take_the_devices_that_share_them_evenly(slices, query_devices, shape):
     assert parallel.make_mesh(slices, query_devices).devices.shape == shape
+
+
+def test_idle_devices_are_told(capsys):
+    for slices, query_devices in ((6, 1), (8, 1), (1, 4), (2, 4)):
+        mesh = parallel.make_mesh(slices, query_devices)
+        parallel.warn_of_idle_devices(mesh, "eval.batch_size", slices)
+    six, one = capsys.readouterr().err.splitlines()
+    assert "2 of 8 devices" in six
+    assert "eval.batch_size=6" in six
+    assert "multiple of 8" in six
+    assert "4 of 8 devices" in one
+    assert "multiple of 2" in one
 
 
 def test_devices_that_cannot_share_queries_are_refused():

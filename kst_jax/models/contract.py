@@ -110,6 +110,16 @@ class Reconstructor(nn.Module):
         return STAGES[-1:]
 
     @nn.nowrap
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module's, with float32 products that accelerators do not round.
+
+        By default they round the factors to fewer bits. bfloat16 factors are what they
+        are.
+        """
+        with jax.default_matmul_precision("highest"):
+            return super().apply(*args, **kwargs)
+
+    @nn.nowrap
     def reconstruct(
         self, params: dict, batch: Batch, stage: str = "RM"
     ) -> Reconstruction:

@@ -260,13 +260,6 @@ class KSpaceTransformer(Reconstructor):
             one that was sampled (`tokens.regrid`).
           stage: how far to go, one of STAGES; what the network lacks is passed over.
         """
-        # Without it accelerators round float32 factors of products to fewer bits;
-        # bfloat16 factors are what they are.
-        with jax.default_matmul_precision("highest"):
-            return self._reconstruct(batch, stage)
-
-    @nn.nowrap
-    def _reconstruct(self, batch: Batch, stage: str) -> Reconstruction:
         c = self.config
         memory, valid = self.encode(batch), batch.valid
         supervised = {}
