@@ -24,8 +24,8 @@ format: $(VENV)/.installed-dev  ## Mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove the virtual environment and all runs
-	rm -rf $(VENV) runs
+clean:  ## Remove the virtual environment; runs stay
+	rm -rf $(VENV)
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -63,13 +63,19 @@ def table(results: list[dict[str, Any]]) -> str:
         "images/s | GFLOP/s | of matrix product | temporary GB | peak GB"
     )
     rows = [head, " | ".join("---" for _ in head.split(" | "))]
+    speeds = [
+        ("-", "-")
+        if r["flops_per_s"] is None
+        else (f"{r['flops_per_s'] / 1e9:.0f}", f"{r['share_of_matrix_product']:.0%}")
+        for r in results
+    ]
     rows += [
         f"{r['what']} | {r['size'][0]}x{r['size'][1]} | {r['batch']} | {r['dtype']} | "
         f"{r['attention']} | {r['compile_s']:.1f} | {r['median_s']:.3f} "
         f"({r['min_s']:.3f}-{r['max_s']:.3f}) | {r['images_per_s']:.2f} | "
-        f"{r['flops_per_s'] / 1e9:.0f} | {r['share_of_matrix_product']:.0%} | "
+        f"{speed} | {share} | "
         f"{r['temporary_bytes'] / 1e9:.2f} | {r['peak_bytes'] / 1e9:.2f}"
-        for r in results
+        for r, (speed, share) in zip(results, speeds, strict=True)
     ]
     return "\n".join(f"| {row} |" for row in rows)
 
@@ -179,7 +185,9 @@ def _cases(config: Config) -> list[Case]:
         raise InputError("--what and --batch_sizes leave nothing to measure")
     devices = None
     if given.mesh:
-        data, _, query = given.mesh.partition("x")
+        data, x, query = given.mesh.partition("x")
+        if not x:
+            raise InputError(f"--mesh={given.mesh}: give DATAxQUERY, such as 8x1")
         devices = _whole(data, "mesh"), _whole(query, "mesh")
     return [
         dataclasses.replace(case, calls=given.calls, devices=devices) for case in cases

@@ -5,6 +5,7 @@ workdir/train_subjects.json      whom the model is trained on
 workdir/validation_subjects.json whom it is validated on
 workdir/checkpoints/<step>/      params, ema, training, config, metrics, checksums
 workdir/checkpoints/<step>.damaged*  set aside, when a run carries on from another one
+workdir/.lock                    held by the one training that may use the folder
 
 The position in the data is the step. A checkpoint is written while training goes on,
 and is complete when its folder has its name.
@@ -21,32 +22,18 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import linen as nn
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     BestN,
     LatestN,
 )
 
-from kst_jax import files, integrity, parallel, subjects
+from kst_jax import agreement, files, integrity, parallel, subjects
 from kst_jax.config import Config, TrainConfig
 from kst_jax.config_dict import from_dict
 from kst_jax.errors import InputError
-from kst_jax.tokens import Batch
 
-# What does not change a model's weights, nor the outcome of its training.
-TRAINING_MAY_CHANGE = (
-    "train.accumulate",
-    "model.remat",
-    "train.log_every",
-    "train.image_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.keep_best",
-    *("data.workers", "data.threads", "data.prefetch"),
-)
 _MAX_UNSTORED = 2**26  # bytes of parameters that a checkpoint need not store
-_NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
 
 
 class Checkpoints:
@@ -56,7 +43,7 @@ class Checkpoints:
 
     Raises:
       InputError: the folder holds a run with another config, or damaged checkpoints
-        alone, or cannot be written to.
+        alone, or cannot be written to, or another training is using it.
     """
 
     def __init__(self, workdir: str | Path, config: Config):
@@ -65,9 +52,14 @@ class Checkpoints:
         self._config = config
         _require_own_run(self.workdir, config)
         files.make_folder(self.workdir)
-        integrity.set_damaged_aside(self._folder)
-        _write_config(self.workdir, config)
-        self._manager = _manager(self.workdir, config.train)
+        with contextlib.ExitStack() as open_things:
+            if parallel.is_first():
+                open_things.enter_context(files.alone_in(self.workdir))
+            integrity.set_damaged_aside(self._folder)
+            _write_config(self.workdir, config)
+            self._manager = _manager(self.workdir, config.train)
+            open_things.callback(self._manager.close)
+            self._open_things = open_things.pop_all()
 
     def close(self) -> None:
         """Waits for what is being written.
@@ -75,13 +67,18 @@ class Checkpoints:
         Raises:
           InputError: it could not be written.
         """
-        with contextlib.closing(self._manager):
+        with self._open_things:
             self._wait()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to carry on from."""
+        return self._manager.latest_step() is not None
 
     def latest(self) -> str:
         """Where the latest checkpoint is, or "none"; waits for it to be written."""
         self._wait()
-        return self._latest()
+        return _latest(self._folder)
 
     def save(self, step: int, state: Any, scores: dict[str, float]) -> None:
         """Begins to write a checkpoint, whole or not at all; drops what is not kept.
@@ -104,7 +101,7 @@ class Checkpoints:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         self._wait()
-        with self._writing():
+        with _writing(self._folder):
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics=scores or None
             )
@@ -126,30 +123,32 @@ class Checkpoints:
             self._folder / str(step),
             {name: ocp.args.StandardRestore(item) for name, item in items.items()},
         )
-        print(f"Carrying on from {self._latest()}")
+        print(f"Carrying on from {_latest(self._folder)}")
         return state.replace(
             params=found["params"], ema=found.get("ema"), **found["training"]
         )
 
     def _wait(self) -> None:
-        with self._writing():
+        with _writing(self._folder):
             self._manager.wait_until_finished()
 
-    def _latest(self) -> str:
-        steps = integrity.steps_in(self._folder)
-        return str(self._folder / str(steps[0])) if steps else "none"
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # full disks and the like, in Orbax's many words
-            cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            raise InputError(
-                f"{self._folder}: a checkpoint cannot be written ({cause}). The last "
-                f"good one is {self._latest()}; see that the disk has space and can be "
-                "written, then the same command carries on from there"
-            ) from error
+def _latest(folder: Path) -> str:
+    steps = integrity.steps_in(folder)
+    return str(folder / str(steps[0])) if steps else "none"
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # full disks and the like, in Orbax's many words
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        raise InputError(
+            f"{folder}: a checkpoint cannot be written ({cause}). The last good one is "
+            f"{_latest(folder)}; see that the disk has space and can be written, then "
+            "give the same command again"
+        ) from error
 
 
 def _training(state: Any) -> dict:
@@ -210,8 +209,10 @@ def _unreadable(path: Path) -> Iterator[None]:
 
 def _require_plausible(item: Path) -> None:
     """Refuses arrays that Orbax would make up: it stores zeros in no space at all."""
-    with _unreadable(item), ocp.StandardCheckpointer() as reader:
-        metadata = reader.metadata(item).item_metadata
+    # The handler's own: a Checkpointer warns where a file is missing that none needs.
+    handler = ocp.StandardCheckpointHandler()
+    with _unreadable(item), contextlib.closing(handler):
+        metadata = handler.metadata(item)
         if metadata is None:
             raise ValueError("nothing says what arrays it holds")
         arrays = jax.tree.leaves(metadata.tree)
@@ -246,89 +247,24 @@ def write_parameters(
         raise InputError(f"{workdir}: holds checkpoints already; choose a new folder")
     files.make_folder(workdir)
     _write_config(workdir, config)
-    for part, names in (people or {}).items():
-        subjects.write(workdir, part, names)
+    subjects.write(workdir, people or {})
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(jax.tree.map(np.asarray, params)),
         config=ocp.args.JsonSave(dataclasses.asdict(config)),
     )
-    with _manager(workdir, config.train) as manager:
+    with _writing(workdir / "checkpoints"), _manager(workdir, config.train) as manager:
         manager.save(0, args=items)
-
-
-def require_same_model(saved: Config, config: Config, workdir: str | Path) -> None:
-    """Raises InputError that names the first difference between two models' weights."""
-    if difference := _first_difference(
-        dataclasses.asdict(saved.model),
-        dataclasses.asdict(config.model),
-        "model",
-        _NOT_WEIGHTS,
-    ):
-        raise InputError(
-            f"the checkpoint in {workdir} does not fit the config: {difference}; use "
-            f"--config=configs/saved.py:{workdir} for the config it was made with"
-        )
-
-
-def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> None:
-    """Raises InputError that names the first parameter that does not fit a model."""
-    wanted = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
-    shapes, found = (
-        {
-            "/".join(key.key for key in path): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (wanted, params)
-    )
-    for name in sorted(set(shapes) | set(found)):
-        if shapes.get(name) != found.get(name):
-            raise InputError(
-                f"the parameters in {where} do not fit the model: {name} is "
-                f"{found.get(name, 'missing')} there, {shapes.get(name, 'unknown')} in "
-                "the model"
-            )
 
 
 def _require_own_run(workdir: Path, config: Config) -> None:
     if not _has_checkpoints(workdir):
         return  # nothing would be lost
-    require_same_run(read_config(workdir), config, workdir)
-
-
-def require_same_run(
-    saved: Config,
-    config: Config,
-    where: str | Path,
-    may_change: tuple[str, ...] = (*TRAINING_MAY_CHANGE, "eval"),
-) -> None:
-    """Raises InputError that names the first difference that makes it another run."""
-    if difference := _first_difference(
-        dataclasses.asdict(saved), dataclasses.asdict(config), "config", may_change
-    ):
-        raise InputError(
-            f"{where}: holds a run with another config: {difference}; choose a new "
-            "--workdir, or give the run's own config to carry on with it"
-        )
+    agreement.require_same_run(read_config(workdir), config, workdir)
 
 
 def _has_checkpoints(workdir: Path) -> bool:
     folder = workdir / "checkpoints"
     return folder.is_dir() and bool(integrity.steps_in(folder))
-
-
-def _first_difference(
-    saved: dict, new: dict, where: str, ignored: tuple[str, ...]
-) -> str | None:
-    for name, value in saved.items():
-        path = name if where == "config" else f"{where}.{name}"
-        if path in ignored:
-            continue
-        if isinstance(value, dict):
-            if difference := _first_difference(value, new[name], path, ignored):
-                return difference
-        elif value != new[name]:
-            return f"{path} is {value} there and {new[name]} here"
-    return None
 
 
 def read_config(workdir: str | Path) -> Config:

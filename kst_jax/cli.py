@@ -1,7 +1,10 @@
 """Command lines: a user's mistake is one clear message and exit code 1."""
 
 import contextlib
+import difflib
 import functools
+import glob
+import itertools
 import os
 import signal
 import sys
@@ -199,6 +202,7 @@ def _parse(argv: list[str], require_key: Callable[[str], None]) -> list[str]:
     if {"-h", "--help"} & set(argv):
         print(_help())
         sys.exit(0)
+    _require_config_file(argv)
     try:
         return flags.FLAGS(argv)
     except SystemExit:  # from --helpfull, which absl ends as if it were a mistake
@@ -207,8 +211,26 @@ def _parse(argv: list[str], require_key: Callable[[str], None]) -> list[str]:
         # Where a config file failed, absl quotes its whole traceback.
         cause = str(error).strip().splitlines()[-1].strip()
         raise InputError(cause.removeprefix(_INPUT_ERROR)) from error
-    except (AttributeError, KeyError, OSError) as error:
+    except (AttributeError, KeyError) as error:  # of a network's or a method's keys
+        key: Any = error
+        while isinstance(key, Exception):  # ml_collections wraps them in each other
+            key = key.args[0]
+        told = " ".join(str(key).split())
+        raise InputError(f"--config has no key {told}") from error
+    except OSError as error:
         raise InputError(f"--config cannot be loaded: {error}") from error
+
+
+def _require_config_file(argv: list[str]) -> None:
+    """Raises InputError for a config file that is not there, with the nearest name."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        name, equals, value = argument.partition("=")
+        path = (value if equals else following).partition(":")[0]
+        if name == "--config" and path and not os.path.isfile(path):
+            there = glob.glob("configs/**/*.py", recursive=True)
+            near = difflib.get_close_matches(path, there, n=1)
+            hint = f"is it {near[0]}?" if near else "they are in configs/"
+            raise InputError(f"--config={path}: no such file in {os.getcwd()}; {hint}")
 
 
 def _checked(values: Any, read: Callable[[Any], Any]) -> Any:

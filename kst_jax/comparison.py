@@ -30,6 +30,7 @@ _DIGITS = {"psnr": 2, "ssim": 3}
 _SCALES = ("normalised", "input")
 _DRAWS = 10_000
 _BLOCK = 16  # slices; differences of methods were seen to resemble each other so far
+_MIN_BLOCKS = 4  # of a person: turning one block around a person changes no mean
 _ZERO_FILLED = "zero_filled"
 
 
@@ -67,15 +68,17 @@ def paired_interval(
     Args:
       difference: (slices,) of one method's score and another's, neighbours together.
       subject: (slices,) whose slice each is; blocks are drawn anew within a person.
-      block: slices that are drawn together; the last follows on the first.
+      block: most slices that are drawn together, and no more than a quarter of a
+        person's; the last follows on the first.
     """
     rng = np.random.default_rng(0)
     total = np.zeros(_DRAWS)
     for person in np.unique(subject):
         values = difference[subject == person]
         n = len(values)
-        starts = rng.integers(n, size=(_DRAWS, -(-n // block), 1))
-        drawn = (starts + np.arange(block)) % n
+        length = max(1, min(block, n // _MIN_BLOCKS))
+        starts = rng.integers(n, size=(_DRAWS, -(-n // length), 1))
+        drawn = (starts + np.arange(length)) % n
         total += values[drawn.reshape(_DRAWS, -1)[:, :n]].sum(axis=1)
     low, high = np.quantile(total / len(difference), [0.025, 0.975])
     return float(low), float(high)
@@ -197,7 +200,7 @@ def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
             ]
             parts += [
                 f"{title_of(study, reference)} less each method: mean difference, and "
-                "its 95 % interval by a paired bootstrap over blocks of "
+                "its 95 % interval by a paired bootstrap over blocks of up to "
                 f"{_BLOCK} neighbouring slices within people.",
                 _table(["method", *columns], differences),
             ]

@@ -13,6 +13,13 @@ from kst_jax.errors import InputError, require
 from kst_jax.models.contract import ModelConfig
 from kst_jax.models.kst import KSTConfig
 
+EXACT_MASKS = ("gaussian_2d", "uniform_1d")
+FASTMRI_MASKS = (
+    "fastmri_random",
+    "fastmri_equispaced",
+    "fastmri_equispaced_fraction",
+)
+_MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank")
 _CHOICES = {
     "optimizer": ("adamw", "rmsprop"),
     "schedule": ("cosine", "constant", "step", "halving"),
@@ -158,7 +165,7 @@ class MaskConfig:
       acceleration: all points over sampled points.
       calibration: width of the fully sampled centre: columns (uniform_1d) or the side
         of a square (gaussian_2d), counted within the acceleration's budget.
-      center_fraction: share of columns in fastMRI's fully sampled centre.
+      center_fraction: share of columns in the fully sampled centre of fastMRI's kinds.
       bank: path of a .npy array of masks (M, H, W), for kind "bank".
     """
 
@@ -170,6 +177,9 @@ class MaskConfig:
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
+        _require(
+            self.kind in _MASKS, "mask.kind", self.kind, f"one of {', '.join(_MASKS)}"
+        )
         _require(
             self.acceleration >= 1,
             "mask.acceleration",
@@ -183,6 +193,22 @@ class MaskConfig:
             "in (0, 1]",
         )
         _require(self.calibration >= 0, "mask.calibration", self.calibration, ">= 0")
+        if self.kind not in EXACT_MASKS:
+            _require(
+                self.calibration == 0,
+                "mask.calibration",
+                self.calibration,
+                f"0 where mask.kind={self.kind!r}, whose centre is mask."
+                "center_fraction's or the bank's",
+            )
+        if self.kind not in FASTMRI_MASKS:
+            _require(
+                self.center_fraction == MaskConfig.center_fraction,
+                "mask.center_fraction",
+                self.center_fraction,
+                f"left alone where mask.kind={self.kind!r}, whose centre is mask."
+                "calibration's or the bank's",
+            )
         _require(
             not self.bank or self.kind == "bank",
             "mask.bank",
@@ -266,15 +292,15 @@ class TrainConfig:
     def __post_init__(self):
         """Raises InputError for values out of range."""
         object.__setattr__(self, "stages", tuple(self.stages))
-        _require(
-            self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0"
-        )
         for name in (
             *("clip_norm", "weight_decay", "image_every"),
-            *("validate_every", "keep_best"),
+            *("validate_every", "keep_best", "layer_weight"),
         ):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name}", value, "0 or more")
+        for name in ("learning_rate", "last_weight"):
+            value = getattr(self, name)
+            _require(value > 0, f"train.{name}", value, "above 0")
         _require(
             self.validate_every > 0 or self.keep_best == 0,
             "train.keep_best",
@@ -380,3 +406,12 @@ class Config:
         for name in ("data", "train", "eval"):
             seed = getattr(self, name).seed
             _require(0 <= seed < 2**32, f"{name}.seed", seed, "from 0 to 2^32 - 1")
+
+
+def require_config(config: object) -> None:
+    """Raises InputError where a run is given what a config file gives, unchecked."""
+    if not isinstance(config, Config):
+        raise InputError(
+            f"a run takes a kst_jax.config.Config, not a {type(config).__name__}: give "
+            "it kst_jax.config_dict.from_dict(config)"
+        )

@@ -60,8 +60,12 @@ def require_key(path: str) -> None:
 def _field(kind: typing.Any, name: str, where: str) -> dataclasses.Field:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if name not in fields:
+        hint = ""
+        if issubclass(kind, ModelConfig):
+            hint = "; each network has a config of its own in configs/"
         raise InputError(
             f"{where} has no key {name!r}; valid keys: {', '.join(sorted(fields))}"
+            f"{hint}"
         )
     return fields[name]
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kst_jax import checkpoints, cli, tokens, torch_file
+from kst_jax import agreement, checkpoints, cli, tokens, torch_file
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
@@ -193,7 +193,7 @@ def _require_whole(params: dict, config: KSTConfig) -> None:
     size = 2 * config.lr_size[0], 2 * config.lr_size[1]
     example = tokens.tokenise(np.zeros((*size, 2), np.float32), np.eye(*size) > 0)
     model = KSpaceTransformer(config)
-    checkpoints.require_fit(params, model, tokens.batch_of([example]), "the file")
+    agreement.require_fit(params, model, tokens.batch_of([example]), "the file")
 
 
 def main(argv: list[str] | None = None) -> None:

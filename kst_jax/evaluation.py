@@ -21,8 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kst_jax import checkpoints, files, metrics, parallel, reports, subjects
-from kst_jax.config import Config
+from kst_jax import agreement, checkpoints, files, metrics, parallel, reports, subjects
+from kst_jax.config import Config, require_config
 from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
 from kst_jax.fourier import ifft2c, magnitude
@@ -111,18 +111,21 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
         someone among them whom the model was trained or chosen on, or a folder with
         results of another evaluation, or that cannot be written to.
     """
+    require_config(config)
     params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
-    checkpoints.require_same_model(saved, config, workdir)
-    source = pipeline.open_test_source(config)
-    subjects.require_unseen(workdir, source.subjects)
+    agreement.require_same_model(saved, config, workdir)
     sampler = pipeline.open_sampler(config)
     model = build(config.model)
-    checkpoints.require_fit(
+    agreement.require_fit(
         params, model, pipeline.example_batch(config, sampler), workdir
     )
     out = Path(config.eval.out or Path(workdir) / "eval").absolute()
+    files.make_folder(out)
     reports.require_same_test(out, config, workdir)
+    source = pipeline.open_test_source(config)
+    subjects.require_unseen(workdir, source.subjects)
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
+    parallel.warn_of_idle_devices(mesh, "eval.batch_size", config.eval.batch_size)
     stage = reached(saved.train, step, model.stages)
     complete = stage == model.stages[-1]
     if not complete:
@@ -134,7 +137,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
         for _ in slices:  # takes part, and leaves the report to the first
             pass
         return None
-    with files.together(out) as unfinished:
+    with files.together(out, reports.FIGURES) as unfinished:
         report = reports.Report(
             unfinished, config, workdir, {"step": step, "stage": stage}, source
         )

@@ -163,15 +163,16 @@ def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     O(ml + nl + l^2), brought to the largest size's time.
 
     Args:
-      results: by image size: size, median_s, min_s, max_s, flops, temporary_bytes; the
-        lines of a precision and an attention are told apart.
+      results: by image size: size, median_s, min_s, max_s, flops (or None, which draws
+        no dashed line), temporary_bytes; the lines of a precision and an attention are
+        told apart.
     """
     figure = Figure(figsize=(8, 3.2), dpi=_DPI, layout="constrained")
     time, memory = figure.subplots(1, 2)
     for name, group in itertools.groupby(
         results, lambda r: f"{r['dtype']}, {r['attention']}"
     ):
-        line = sorted(group, key=lambda r: r["flops"])
+        line = sorted(group, key=lambda r: r["size"])
         pixels = [r["size"][0] * r["size"][1] for r in line]
         median, least, most, flops, used = (
             np.array([r[field] for r in line], float)

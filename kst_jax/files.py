@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +85,55 @@ def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None
 
 
 @contextlib.contextmanager
-def together(folder: Path) -> Iterator[Path]:
+def together(folder: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
     """A temporary folder, whose files go to `folder` at the end, if nothing fails.
 
-    Files at the top go last, so that one there can tell that the others are whole.
+    Files at the top tell that the others are whole: earlier ones go first, new ones
+    come last. What a killed process leaves behind is hidden in `.partial-*`.
+
+    Args:
+      folder: where they go; what has another name stays there.
+      replaced: files of an earlier time, which go whether there are new ones or not.
     """
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
         temporary = Path(name)
         yield temporary
         files = [path for path in temporary.rglob("*") if path.is_file()]
+        tops = [file.name for file in files if file.parent == temporary]
+        for name in (*tops, *replaced):
+            (folder / name).unlink(missing_ok=True)
         for file in sorted(files, key=lambda file: -len(file.parts)):
             target = folder / file.relative_to(temporary)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same out of a folder.
+
+    The system frees it when the process ends, however that ends, where a lock file of a
+    killed machine would stay. A file system that has no locks keeps nobody out, nor
+    does Windows.
+
+    Raises:
+      InputError: another one is there.
+    """
+    with (folder / ".lock").open("a") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{folder}: another process is training here; stop it or wait for "
+                    "it, or choose a new --workdir"
+                ) from None
+            except OSError:
+                pass
+        yield
 
 
 def make_folder(path: Path) -> None:

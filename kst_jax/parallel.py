@@ -9,6 +9,7 @@ QUERY, of one device unless evaluation asks for more, they share the queries of 
 """
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,24 @@ def make_mesh(slices: int, query_devices: int = 1) -> Mesh:
     )
     grid = np.array(devices).reshape(groups, query_devices)[:used]
     return Mesh(grid, (DATA, QUERY), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def warn_of_idle_devices(mesh: Mesh, name: str, slices: int) -> None:
+    """Tells where slices do not divide among all devices.
+
+    Args:
+      mesh: what `make_mesh` made for them.
+      name: the option that says how many they are.
+      slices: how many.
+    """
+    used, groups = mesh.shape[DATA], jax.device_count() // mesh.shape[QUERY]
+    if used < groups:
+        print(
+            f"warning: {used * mesh.shape[QUERY]} of {jax.device_count()} devices are "
+            f"used; {name}={slices} does not divide among all: make it a multiple of "
+            f"{groups}",
+            file=sys.stderr,
+        )
 
 
 def map_over_devices(

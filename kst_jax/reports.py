@@ -19,6 +19,11 @@ from kst_jax.models import registry
 from kst_jax.models.attention_maps import Attention
 
 METHODS = ("zero_filled", "reconstruction")
+# Which of them there are goes by the config, and by the parts of the network.
+FIGURES = tuple(
+    f"figures/{name}"
+    for name in ("slices.npz", "reconstructions.png", "stages.png", "attention.png")
+)
 # Columns of Fig. 3, as far as the model has the parts.
 _STAGES = {
     "lr": "LR",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from kst_jax.config import MaskConfig
+from kst_jax.config import EXACT_MASKS, FASTMRI_MASKS, MaskConfig
 from kst_jax.errors import InputError
 
 Shape = tuple[int, int]
@@ -78,11 +78,16 @@ def _draw(
     acceleration: float,
 ) -> np.ndarray:
     """The centre and, in all, `count` distinct points drawn by density."""
-    if count < max(1, centre.sum()):
+    if count < 1:
+        raise InputError(
+            f"acceleration {acceleration} leaves none of {centre.size} places to "
+            "sample; lower mask.acceleration"
+        )
+    if count < centre.sum():
         raise InputError(
             f"acceleration {acceleration} leaves {count} of {centre.size} places to "
-            f"sample, fewer than the calibration's {centre.sum()} (and at least 1); "
-            "lower mask.acceleration or mask.calibration"
+            f"sample, fewer than the calibration's {centre.sum()}; lower "
+            "mask.acceleration or mask.calibration"
         )
     # The largest of density + Gumbel noise are distributed as draws one by one in which
     # repetitions do not count.
@@ -191,12 +196,14 @@ def _columns(columns_W: np.ndarray, shape: Shape) -> np.ndarray:
     return np.broadcast_to(columns_W, shape).copy()
 
 
-_EXACT = {"gaussian_2d": gaussian_2d, "uniform_1d": uniform_1d}
-_FASTMRI: dict[str, Callable] = {
-    "fastmri_random": fastmri_random,
-    "fastmri_equispaced": fastmri_equispaced,
-    "fastmri_equispaced_fraction": fastmri_equispaced_fraction,
-}
+_EXACT = dict(zip(EXACT_MASKS, (gaussian_2d, uniform_1d), strict=True))
+_FASTMRI: dict[str, Callable] = dict(
+    zip(
+        FASTMRI_MASKS,
+        (fastmri_random, fastmri_equispaced, fastmri_equispaced_fraction),
+        strict=True,
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,14 +258,9 @@ def sampler(
       bank: masks (M, H, W) bool, for kind "bank".
 
     Raises:
-      InputError: unknown kind, a mask without points, a bank of another size.
+      InputError: a mask without points, a bank of another size, or masks
+        that leave nothing to reconstruct.
     """
-    kinds = (*_EXACT, *_FASTMRI, "bank")
-    if config.kind not in kinds:
-        raise InputError(
-            f"config.mask.kind={config.kind!r} is unknown; use one of "
-            f"{', '.join(kinds)}"
-        )
     if bank is not None and bank.shape[1:] != shape:
         raise InputError(
             f"{config.bank}: masks are {bank.shape[1:]} but data.size is {shape}; set "
@@ -275,6 +277,11 @@ def sampler(
             np.random.default_rng(0), shape, config.acceleration, config.calibration
         )
         counts = (int(mask.sum()), int(mask.sum()))
+    if counts[0] == math.prod(shape):
+        raise InputError(
+            "masks measure all of k-space and leave nothing to reconstruct; raise "
+            "mask.acceleration, or take another mask.bank"
+        )
     return Sampler(config, shape, bank, counts)
 
 

@@ -47,15 +47,15 @@ class Case:
     calls: int = 5
 
     @property
-    def flops(self) -> int:
-        """Operations of one call; a gradient counts twice its forward pass."""
+    def flops(self) -> int | None:
+        """Operations of one call, where known; a gradient counts as two forward."""
         config = self.config
         if isinstance(config.model, KSTConfig):
             sampled = round(np.mean(pipeline.open_sampler(config).counts))
-            one = network_flops(config.model, sampled, config.data.size)
+            one: int | None = network_flops(config.model, sampled, config.data.size)
         else:
             one = traced_flops(build(config.model), example(config, 1))
-        return self.batch * one * (3 if self.what == "train step" else 1)
+        return one and self.batch * one * (3 if self.what == "train step" else 1)
 
 
 def example(config: Config, count: int) -> Batch:
@@ -199,6 +199,8 @@ def summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = [second for found in rounds for second in found["seconds"]]
     median = statistics.median(seconds)
     product = max(found["matrix_product_flops_per_s"] for found in rounds)
+    flops = case.flops
+    rate = flops and flops / median
     return rounds[0] | {
         "what": case.what,
         "size": config.data.size,
@@ -213,9 +215,9 @@ def summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         "min_s": min(seconds),
         "max_s": max(seconds),
         "images_per_s": case.batch / median,
-        "flops": case.flops,
-        "flops_per_s": case.flops / median,
+        "flops": flops,
+        "flops_per_s": rate,
         "matrix_product_flops_per_s": product,
-        "share_of_matrix_product": case.flops / median / product,
+        "share_of_matrix_product": rate and rate / product,
         "peak_bytes": max(found["peak_bytes"] for found in rounds),
     }

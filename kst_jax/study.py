@@ -1,4 +1,4 @@
-"""Methods compared under one protocol: a study of methods x settings x seeds.
+r"""Methods compared under one protocol: a study of methods x settings x seeds.
 
     python -m kst_jax.study --config=configs/studies/small.py --workdir=runs/small \
         --config.data.train=SCANS --config.data.test=OTHER_SCANS
@@ -31,15 +31,15 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from kst_jax import checkpoints, cli, comparison, evaluation, files, training
+from kst_jax import agreement, checkpoints, cli, comparison, evaluation, files, training
 from kst_jax.config import Config, DataConfig, EvalConfig, MaskConfig, TrainConfig
 from kst_jax.config_dict import from_dict, require_key
-from kst_jax.errors import InputError
+from kst_jax.errors import InputError, require
 from kst_jax.models.contract import ModelConfig
 
 # What does not change the result of a cell.
 _MAY_CHANGE = (
-    *checkpoints.TRAINING_MAY_CHANGE,
+    *agreement.TRAINING_MAY_CHANGE,
     *("eval.batch_size", "eval.query_devices"),
 )
 
@@ -59,6 +59,11 @@ class Method:
     train: Mapping
     images: int = 0
     title: str = ""
+
+    def __post_init__(self):
+        """Raises InputError for values that cannot be."""
+        _require_count("images", self.images)
+        require(isinstance(self.title, str), "title", self.title, "a text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,22 @@ class Study:
     settings: Mapping[str, MaskConfig]
     methods: Mapping[str, Method]
     tables: Mapping[str, comparison.Table]
+
+    def __post_init__(self):
+        """Raises InputError for values that cannot be."""
+        _require_count("config.images", self.images)
+        for seed in self.seeds:
+            _require_count("config.seeds", seed)
+        require(
+            0 < len(set(self.seeds)) == len(self.seeds),
+            "config.seeds",
+            self.seeds,
+            "at least one, each once",
+        )
+
+
+def _require_count(name: str, value: object) -> None:
+    require(type(value) is int and value >= 0, name, value, "a whole number, 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +169,7 @@ def _one(kind: type, value: Mapping, where: str) -> object:
         return from_dict(value, kind, where)
     try:
         return kind(**value)
-    except TypeError as error:
+    except (TypeError, InputError) as error:
         raise InputError(f"{where}: {error}") from None
 
 
@@ -316,7 +337,7 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
             dataclasses.replace(config, data=config.data.by_name())
             for config in (there, config_of(study, cell))
         )
-        checkpoints.require_same_run(there, wanted, path, _MAY_CHANGE)
+        agreement.require_same_run(there, wanted, path, _MAY_CHANGE)
         first = next(done for done in results if done.setting == cell.setting)
         if _slices(results[cell]) != _slices(results[first]):
             raise InputError(
@@ -354,9 +375,9 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
     """
     folder = Path(workdir).absolute()
     chosen = _chosen(study, patterns)
-    done = finished(study, folder)
+    finished(study, folder)  # raises where they are of another study
     for number, cell in enumerate(chosen, 1):
-        is_done = cell in done
+        is_done = _result_path(folder, cell).exists()  # by now, perhaps elsewhere
         print(f"\n[{number}/{len(chosen)}] {cell.name}{': finished' * is_done}")
         if not is_done:
             run_cell(study, cell, folder)
@@ -368,6 +389,8 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
 
 def _chosen(study: Study, patterns: Sequence[str]) -> list[Cell]:
     """The cells that any pattern matches; each pattern must match one."""
+    if not patterns:
+        raise InputError("--cells names none; give patterns, or leave it out for all")
     chosen: set[Cell] = set()
     for pattern in patterns:
         found = {c for c in cells(study) if fnmatch.fnmatchcase(c.name, pattern)}

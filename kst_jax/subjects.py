@@ -1,7 +1,7 @@
 """Whom a model is trained or chosen on, so that it is not tested on them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kst_jax import files, parallel
@@ -10,17 +10,25 @@ from kst_jax.errors import InputError
 PARTS = {"train": "trained", "validation": "chosen in validation"}
 
 
-def write(workdir: str | Path, part: str, subjects: Sequence[str]) -> None:
+def write(
+    workdir: str | Path, people: Mapping[str, Sequence[str]], carries_on: bool = False
+) -> None:
     """Notes them in a run's folder, once for all processes.
 
     Args:
       workdir: folder of the run.
-      part: a key of PARTS.
-      subjects: these people.
+      people: names, by keys of PARTS.
+      carries_on: the run has a checkpoint, and must have been begun with them.
+
+    Raises:
+      InputError: it was begun with other people.
     """
-    if parallel.is_first():
-        with files.whole(_path(workdir, part)) as partial:
-            partial.write_text(json.dumps(list(subjects), indent=1) + "\n")
+    for part, subjects in people.items():
+        if carries_on:
+            _require_same(workdir, part, subjects)
+        if parallel.is_first():
+            with files.whole(_path(workdir, part)) as partial:
+                partial.write_text(json.dumps(list(subjects), indent=1) + "\n")
 
 
 def read(workdir: str | Path, part: str) -> list[str]:
@@ -39,8 +47,7 @@ def read(workdir: str | Path, part: str) -> list[str]:
     return subjects
 
 
-def require_same(workdir: str | Path, part: str, subjects: Sequence[str]) -> None:
-    """Raises InputError where a run that carries on began with other people."""
+def _require_same(workdir: str | Path, part: str, subjects: Sequence[str]) -> None:
     noted = read(workdir, part)
     if noted and (changed := set(noted) ^ set(subjects)):
         raise InputError(

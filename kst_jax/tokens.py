@@ -72,9 +72,15 @@ def tokenise(
       left out where the counts are equal.
 
     Raises:
-      InputError: a mask that is not bool, without a sampled point, of the wrong shape,
-        or whose number of points is outside `counts`.
+      InputError: k-space that is not (H, W, 2), a mask that is not bool, without a
+        sampled point or an unsampled one, of the wrong shape, or whose number of points
+        is outside `counts`.
     """
+    if kspace.ndim != 3 or kspace.shape[2] != 2:
+        raise InputError(
+            f"k-space is {kspace.shape} of {kspace.dtype}; give (H, W, 2), its real "
+            "and imaginary parts: np.stack([k.real, k.imag], -1)"
+        )
     if mask.dtype != bool:
         raise InputError(
             f"the mask is of {mask.dtype}; give one of bool, True where sampled, such "
@@ -89,6 +95,8 @@ def tokenise(
     least, most = counts or (sampled.size, sampled.size)
     if sampled.size == 0:
         raise InputError("the mask samples no point; lower the acceleration")
+    if least == mask.size:
+        raise InputError("the mask samples every point; nothing is to reconstruct")
     if not least <= sampled.size <= most:
         raise InputError(
             f"the mask samples {sampled.size} points, outside the {least} to {most} of "

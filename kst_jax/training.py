@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from kst_jax import losses, metrics, parallel, subjects
 from kst_jax.checkpoints import Checkpoints
-from kst_jax.config import Config, TrainConfig
+from kst_jax.config import Config, TrainConfig, require_config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, magnitude
@@ -198,26 +198,29 @@ def train(config: Config, workdir: str | Path) -> State:
       SystemExit: with code 0, after SIGTERM.
       KeyboardInterrupt: after Ctrl-C.
     """
-    mesh = parallel.make_mesh(config.train.batch_size // config.train.accumulate)
-    source, test = pipeline.open_sources(config)
-    source, validation = pipeline.set_validation_apart(config, source, test)
-    print(f"Training on {source}; set apart for testing: {test}")
+    require_config(config)
+    at_a_time = config.train.batch_size // config.train.accumulate
+    mesh = parallel.make_mesh(at_a_time)
+    parallel.warn_of_idle_devices(
+        mesh, "train.batch_size / train.accumulate", at_a_time
+    )
+    # Before the scans, which may take long to open: what can fail at once.
     sampler = pipeline.open_sampler(config)
     model = build(config.model)
-    validator = None
-    if validation:
-        print(f"Validating on {validation}")
-        validator = Validator(config, validation, sampler, model)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
+        source, test = pipeline.open_sources(config)
+        source, validation = pipeline.set_validation_apart(config, source, test)
+        print(f"Training on {source}; set apart for testing: {test}")
+        validator = None
+        if validation:
+            print(f"Validating on {validation}")
+            validator = Validator(config, validation, sampler, model)
         people = {
             "train": source.subjects,
             "validation": validation.subjects if validation else (),
         }
-        for part, names in people.items():
-            if checkpoints.latest():
-                subjects.require_same(workdir, part, names)
-            subjects.write(workdir, part, names)
+        subjects.write(workdir, people, carries_on=checkpoints.begun)
         example = pipeline.example_batch(config, sampler)
         state = init_state(model, optimizer, example, config.train)
         state = parallel.replicate(checkpoints.restore(state), mesh)
@@ -261,7 +264,8 @@ class _Loop:
             pending: list[tuple[int, dict]] = []
             for number in range(first + 1, c.steps + 1):
                 stage = stage_at(number - 1, begun)
-                if stage not in step_of:
+                begins = stage not in step_of
+                if begins:
                     bar.set_postfix_str(f"compiling stage {stage}")
                     step_of = {stage: self._step(stage)}
                 batch = next(batches)
@@ -271,6 +275,8 @@ class _Loop:
                 if pending:  # no more than two steps under way: a stop is soon
                     jax.block_until_ready(pending[-1][1])
                 pending.append((number, scalars))
+                if begins:
+                    bar.set_postfix_str(f"stage {stage}")
                 bar.update()
                 validates = bool(c.validate_every) and self._due(
                     number, c.validate_every

@@ -13,6 +13,7 @@ from kst_jax import benchmark, speed
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.tv import TVConfig
 from tests.conftest import ROOT
 
 SMALL = Config(
@@ -57,6 +58,15 @@ def test_a_step_is_measured_and_summed_up(monkeypatch):
     assert row["images_per_s"] == 2 / row["median_s"]
     assert row["flops"] == 6 * speed.Case("forward", config).flops
     assert "| train step | 32x32 | 2 |" in benchmark.table([row])
+
+
+def test_operations_of_a_loop_are_not_made_up():
+    case = speed.Case("forward", dataclasses.replace(SMALL, model=TVConfig()))
+    assert case.flops is None
+    times = {"seconds": [0.1], "compile_s": 1.0, "matrix_product_flops_per_s": 1e9}
+    used = {"temporary_bytes": 10**6, "peak_bytes": 10**8}
+    row = speed.summary(case, [times | used])
+    assert "| - | - | 0.00 | 0.10 |" in benchmark.table([row])
 
 
 def test_devices_that_do_not_fit_are_refused():
@@ -110,7 +120,7 @@ def test_command_line_sweeps_sizes(tmp_path):
         ("--attention=sparse", "model.attention='sparse' is unknown"),
         ("--what=backward", "none of forward"),
         ("--what=", "nothing to measure"),
-        ("--mesh=2", "--mesh: '' is not a whole number"),
+        ("--mesh=2", "--mesh=2: give DATAxQUERY, such as 8x1"),
         (f"--workdir={__file__}", "cannot be a folder"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from kst_jax import checkpoints, integrity
+from kst_jax import agreement, checkpoints, integrity
 from kst_jax.checkpoints import Checkpoints
 from kst_jax.config import Config, DataConfig, KSTConfig, TrainConfig
 from kst_jax.errors import InputError
@@ -258,6 +258,25 @@ def test_what_cannot_be_written_is_told_and_the_last_good_one_stays(
     assert names(tmp_path) == ["4"]
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, CONFIG)) as run:
+        assert not run.begun
+        with pytest.raises(InputError, match="another process is training here"):
+            Checkpoints(tmp_path, CONFIG)
+        run.save(2, state(2), {})
+    with contextlib.closing(Checkpoints(tmp_path, CONFIG)) as run:
+        assert run.begun
+
+
+def test_parameters_that_cannot_be_written_are_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(InputError, match=r"cannot be written .*No space left"):
+        checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
+
+
 def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"data": ')
     with pytest.raises(InputError, match=r"config\.json: cannot be read"):
@@ -270,8 +289,8 @@ def test_a_damaged_config_is_refused(tmp_path):
 def test_the_first_difference_between_models_is_named():
     wider = dataclasses.replace(CONFIG, model=KSTConfig(width=64, lr_size=(16, 16)))
     with pytest.raises(InputError, match=r"model\.width is 256 there and 64 here"):
-        checkpoints.require_same_model(CONFIG, wider, "runs/x")
-    checkpoints.require_same_model(CONFIG, CONFIG, "runs/x")
+        agreement.require_same_model(CONFIG, wider, "runs/x")
+    agreement.require_same_model(CONFIG, CONFIG, "runs/x")
 
 
 def test_checkpoints_without_the_runs_config_are_not_carried_on(tmp_path):

@@ -201,6 +201,8 @@ def refused(program, *args):
         (["--config.data.pad=False"], "smaller than the crop"),
         (["--config.data.test=demo:train"], "sub-0017"),
         (["--config.model.heads=0"], "model.heads=0"),
+        (["--config.model.widht=8"], 'Did you mean "width"'),
+        (["--config.mask.kind=spiral"], "one of gaussian_2d, uniform_1d"),
         (["surplus"], "'surplus' is no flag"),
         (["--num-processes=2", "--process_id=0"], "belong together"),
         (["--config.train.batch-size=0"], "train.batch_size=0"),
@@ -217,7 +219,9 @@ def test_missing_flags_and_configs(tmp_path):
     assert "--workdir is missing" in refused("train.py", "--config=configs/demo.py")
     workdir = f"--workdir={tmp_path}"
     assert "--config is missing" in refused("train.py", workdir)
-    assert "no_such.py" in refused("train.py", workdir, "--config=configs/no_such.py")
+    assert "is it configs/demo.py" in refused(
+        "train.py", workdir, "--config=configs/dmeo.py"
+    )
     assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py:x")
     assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py")
     refused("train.py", "--config=configs/demo.py", "--workdir=/proc/none")

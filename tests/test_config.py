@@ -6,9 +6,12 @@ import pathlib
 
 import pytest
 
+from configs import demo
 from kst_jax.config import Config
 from kst_jax.config_dict import as_config_dict, from_dict, require_key
 from kst_jax.errors import InputError
+from kst_jax.evaluation import evaluate
+from kst_jax.training import train
 from tests.conftest import ROOT
 
 FILES = sorted(
@@ -66,7 +69,21 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"data": {"size": (100, 128)}}, r"model\.lr_size.*data\.size=\(100, 128\)"),
         ({"eval": {"batch_size": 0}}, r"eval\.batch_size"),
         ({"model": {"remat": "some"}}, r"model\.remat='some'.*none, blocks, layers"),
+        (
+            {"model": {"name": "unet", "attention": "auto"}},
+            r"config\.model has no key 'attention'.*poolings; each network has",
+        ),
         ({"mask": {"bank": "masks.npy"}}, r"mask\.bank.*mask\.kind='gaussian_2d'"),
+        (
+            {"mask": {"kind": "fastmri_random", "calibration": 5}},
+            r"mask\.calibration=5.*0 where mask\.kind='fastmri_random'",
+        ),
+        (
+            {"mask": {"kind": "uniform_1d", "center_fraction": 0.04}},
+            r"mask\.center_fraction=0\.04.*mask\.calibration's",
+        ),
+        ({"train": {"layer_weight": -0.1}}, r"train\.layer_weight=-0\.1"),
+        ({"train": {"last_weight": 0.0}}, r"train\.last_weight=0\.0.*above 0"),
         ({"data": {"validation": "a.nii"}}, r"data\.validation.*validate_every=0"),
         ({"data": {"seed": -1}}, r"data\.seed=-1.*from 0"),
         ({"train": {"seed": 2**32}}, r"train\.seed=4294967296"),
@@ -76,6 +93,12 @@ def test_own_config_files_exist_for_all_paper_settings():
 def test_bad_values_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         from_dict(values)
+
+
+def test_a_run_takes_a_checked_config(tmp_path):
+    for run in (train, evaluate):
+        with pytest.raises(InputError, match=r"not a ConfigDict: give .*from_dict"):
+            run(demo.get_config(), tmp_path)
 
 
 def test_keys_of_the_command_line_are_checked():

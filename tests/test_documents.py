@@ -268,7 +268,12 @@ def slices_of(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_blocks_run(path, place, capsys):
-    names = {"my_image": np.random.default_rng(0).random((64, 64)) + 0j}
+    rng = np.random.default_rng(0)
+    names = {
+        "my_image": rng.random((64, 64)) + 0j,
+        "my_kspace": rng.random((64, 64)) + 0j,
+        "mask": rng.random((64, 64)) < 0.2,
+    }
     variables = {}
     for language, text in blocks(path):
         if language == "python":

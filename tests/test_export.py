@@ -13,7 +13,7 @@ from kst_jax.data import pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig, reconstruct
 from kst_jax.models.registry import build
-from tests import test_baselines
+from tests import baselines
 from tests.conftest import ROOT
 
 MODEL = KSTConfig(
@@ -28,12 +28,18 @@ MODEL = KSTConfig(
 )
 
 
-@pytest.fixture(scope="module", params=["gaussian_2d", "fastmri_random"])
+MASKS = {
+    "gaussian_2d": MaskConfig(acceleration=4.0),
+    "fastmri_random": MaskConfig("fastmri_random", 4.0, center_fraction=0.2),
+}
+
+
+@pytest.fixture(scope="module", params=MASKS)
 def run(request, tmp_path_factory):
     """A folder with a network of random weights, whose masks may vary in count."""
     config = Config(
         data=DataConfig(size=(16, 16)),
-        mask=MaskConfig(kind=request.param, acceleration=4.0, center_fraction=0.2),
+        mask=MASKS[request.param],
         model=MODEL,
     )
     folder = tmp_path_factory.mktemp(request.param)
@@ -109,12 +115,12 @@ def test_all_platforms_are_in_the_program(run):
     assert str(exported.in_avals[0].shape[0]) == "b"
 
 
-@pytest.mark.parametrize("name", sorted(test_baselines.TINY))
+@pytest.mark.parametrize("name", sorted(baselines.TINY))
 def test_every_network_can_be_exported(name):
     config = Config(
         data=DataConfig(size=(16, 16)),
         mask=MaskConfig(acceleration=4.0),
-        model=test_baselines.TINY[name],
+        model=baselines.TINY[name],
     )
     model, sampler = build(config.model), pipeline.open_sampler(config)
     example = pipeline.example_batch(config, sampler)

@@ -1,4 +1,4 @@
-"""JSON files of results that another command must not overwrite."""
+"""Results that another command must not overwrite, and folders for one alone."""
 
 import pytest
 
@@ -21,3 +21,48 @@ def test_a_file_of_others_or_a_damaged_one_is_left_alone(tmp_path, text):
     with pytest.raises(InputError, match="other results"):
         files.require_same_json(path, "cases", (1, 2), "other results")
     assert path.read_text() == text
+
+
+def test_a_set_of_files_replaces_the_one_before(tmp_path):
+    def write(*names):
+        with files.together(tmp_path, replaced=("figures/a", "figures/b")) as folder:
+            for name in names:
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text("new")
+
+    def there():
+        found = (path for path in tmp_path.rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(tmp_path)) for path in found)
+
+    write("figures/a", "figures/b", "report")
+    (tmp_path / "figures" / "own").touch()
+    write("figures/b", "report")
+    assert there() == ["figures/b", "figures/own", "report"]
+
+
+def test_half_a_set_of_files_has_no_report(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def write():
+        with files.together(tmp_path) as folder:
+            (folder / "report").write_text("new")
+            monkeypatch.setattr(files.os, "replace", stop)
+
+    (tmp_path / "report").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_for_one_alone(tmp_path):
+    # To the system another opening is what another process is.
+    message = f"{tmp_path}: another process is training here"
+    with (
+        files.alone_in(tmp_path),
+        pytest.raises(InputError, match=message),
+        files.alone_in(tmp_path),
+    ):
+        pass
+    with files.alone_in(tmp_path):
+        pass

@@ -114,8 +114,12 @@ def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="does not fit"):
         sampling.sampler(MaskConfig(kind="fastmri_random", acceleration=40), (16, 320))
     bank = np.ones((2, 8, 8), bool)
+    of_bank = MaskConfig(kind="bank", bank="b.npy")
     with pytest.raises(InputError, match=r"data\.size"):
-        sampling.sampler(MaskConfig(kind="bank", bank="b.npy"), (16, 16), bank)
+        sampling.sampler(of_bank, (16, 16), bank)
+    for config, masks in ((of_bank, bank), (MaskConfig(acceleration=1), None)):
+        with pytest.raises(InputError, match="leave nothing to reconstruct"):
+            sampling.sampler(config, (8, 8), masks)
 
 
 @pytest.mark.parametrize("draw", [sampling.gaussian_2d, sampling.uniform_1d])

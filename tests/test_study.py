@@ -191,6 +191,12 @@ def test_a_damaged_result_is_told(done, tmp_path):
         ("methods.kst.modle", {}, "modle"),
         ("settings.a.kind", 3, "kind"),
         ("images", 3, "steps"),
+        ("images", 2e4, r"config\.images=20000\.0.*a whole number"),
+        ("methods.kst.images", 1e4, r"methods\.kst: images=10000\.0.*a whole number"),
+        ("methods.kst.title", 3, r"methods\.kst: title=3.*a text"),
+        ("seeds", ["0"], r"config\.seeds='0'.*a whole number"),
+        ("seeds", [0, 0], r"config\.seeds=\(0, 0\).*each once"),
+        ("seeds", [], "at least one"),
         ("order", ["a"], "each of config.settings once"),
         ("methods.kst.title", "No RM", "several have the title 'No RM'"),
         ("methods.kst.train.batch_size", 0, r"methods\.kst.*batch_size=0"),
@@ -237,6 +243,17 @@ def test_the_interval_allows_for_neighbours_that_resemble_each_other():
     assert high - low > 1.5 * (independent[1] - independent[0])
 
 
+@pytest.mark.parametrize("slices", [3, 8, 16, 17])
+def test_few_slices_of_a_person_have_an_interval_too(slices):
+    # A block that goes around a whole person would draw the same mean each time.
+    difference = np.random.default_rng(3).normal(size=40 * slices)
+    subject = np.repeat(np.arange(40), slices)
+    low, high = comparison.paired_interval(difference, subject)
+    within = [difference[subject == person].var() for person in range(40)]
+    wanted = 2 * 1.96 * (np.mean(within) / len(difference)) ** 0.5
+    np.testing.assert_allclose(high - low, wanted, rtol=0.15)
+
+
 def test_people_do_not_lend_each_other_slices():
     # Two people who differ by much, but each of whom is always the same.
     difference = np.repeat([0.0, 10.0], 50)
@@ -269,6 +286,9 @@ def test_command_line(tmp_path):
         "--cells=nothing/*: no such cell; there are uniform1d_5x/tv/0" in wrong.stderr
     )
     assert "Traceback" not in wrong.stderr
+    none = run("--cells=")
+    assert none.returncode == 1
+    assert "--cells names none" in none.stderr
     misspelt = run("--config.data.trian=x")
     assert misspelt.returncode == 1
     assert "'trian'; valid keys" in misspelt.stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax import fourier, subjects
+from kst_jax import fourier, subjects, training
 from kst_jax.checkpoints import read_parameters
 from kst_jax.config import DataConfig, EvalConfig, TrainConfig
 from kst_jax.config_dict import from_dict
@@ -178,6 +178,20 @@ def test_a_run_carries_on_with_the_people_it_began_with(finished, tmp_path):
     with pytest.raises(InputError, match=r"train: sub-9 came or went.*new --workdir"):
         train(config, tmp_path / "run")
     assert path.read_text() == before
+
+
+def test_people_of_a_run_without_a_checkpoint_bind_nobody(
+    finished, tmp_path, monkeypatch
+):
+    def reached(*_):
+        raise NotImplementedError
+
+    config, workdir, _ = finished
+    subjects.write(tmp_path, {"train": ["sub-9"]})
+    monkeypatch.setattr(training, "init_state", reached)
+    with pytest.raises(NotImplementedError):
+        train(config, tmp_path)
+    assert subjects.read(tmp_path, "train") == subjects.read(workdir, "train")
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])

@@ -4,8 +4,8 @@ r"""How the K-Space Transformer's best form was found: one change at a time, bri
 
 As `configs/studies/small.py`, but tested on one of its training people, so that its
 test person stays unseen, and with 2,000 images a cell. D5C5 too is trained at higher
-rates, which fall: what was published for it was meant for longer trainings.
-docs/study.md has the results.
+rates, which fall, with gradients clipped: what was published for it was meant for
+longer trainings. docs/study.md has the results.
 """
 
 from typing import Any
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
         "d5c5": d5c5,
         **{
             name: changed(
-                f"D5C5, rate {rate:g}, cosine",
+                f"D5C5, rate {rate:g}, cosine, clipped",
                 {},
                 d5c5,
                 **small.TUNED_D5C5 | {"learning_rate": rate},

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from configs import kst_plus
 from configs.studies import protocol
 
-# The better of two rates that `configs/studies/search.py` tries.
+# With the better of two rates that `configs/studies/search.py` tries.
 TUNED_D5C5 = {"learning_rate": 2e-3, "schedule": "cosine", "clip_norm": 1.0}
 
 

@@ -65,7 +65,7 @@ class Slice(About):
     image: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Source:
     """Slices by number, read when asked for: what grain calls random access.
 
@@ -89,11 +89,13 @@ class Source:
         path = volume.path
         return About(volume.subject, name_of(path), path.name, index, volume.measured)
 
-    def __repr__(self) -> str:
-        return (
-            f"Source({len(self)} slices, {len(self.volumes)} volumes, "
-            f"{len(self.subjects)} subjects)"
-        )
+    def __str__(self) -> str:
+        counts = {
+            "slices": len(self),
+            "volumes": len(self.volumes),
+            "people": len(self.subjects),
+        }
+        return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
     @property
     def subjects(self) -> tuple[str, ...]:
