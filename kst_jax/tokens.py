@@ -73,8 +73,8 @@ def tokenise(
 
     Raises:
       InputError: k-space that is not (H, W, 2), a mask that is not bool, without a
-        sampled point or an unsampled one, of the wrong shape, or whose number of points
-        is outside `counts`.
+        sampled point, of the wrong shape, or whose number of points is outside
+        `counts`.
     """
     if kspace.ndim != 3 or kspace.shape[2] != 2:
         raise InputError(
@@ -95,8 +95,6 @@ def tokenise(
     least, most = counts or (sampled.size, sampled.size)
     if sampled.size == 0:
         raise InputError("the mask samples no point; lower the acceleration")
-    if least == mask.size:
-        raise InputError("the mask samples every point; nothing is to reconstruct")
     if not least <= sampled.size <= most:
         raise InputError(
             f"the mask samples {sampled.size} points, outside the {least} to {most} of "

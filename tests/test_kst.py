@@ -261,6 +261,8 @@ def test_any_grid_can_be_reconstructed():
     np.testing.assert_allclose(
         same.image[0], apply(model, params, batch).image[0], atol=2e-5
     )
+    with pytest.raises(InputError, match="nothing is to reconstruct"):
+        reconstruct(model, params, kspace, np.ones_like(mask))
     fine = reconstruct(model, params, kspace, mask, grid=(23, 31))
     assert fine.image.shape == (1, 23, 31, 2)
     spectrum = np.asarray(fft2c(fine.image))[0, ::2, ::2]

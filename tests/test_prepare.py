@@ -79,7 +79,7 @@ def require_equal(one, other):
 def test_a_source_is_the_same_from_the_scans_and_prepared(scans, whole, options):
     raw, ready = (open_source(str(x), Selection(**options)) for x in (scans, whole))
     require_equal(raw, ready)
-    assert repr(raw) == repr(ready)
+    assert str(raw) == str(ready)
     assert raw.subjects == ready.subjects
     parts = [s.select(split_subjects(s.subjects, 0.5, 0)[0]) for s in (raw, ready)]
     require_equal(*parts)

@@ -45,7 +45,7 @@ def test_a_folder_is_searched_with_its_subfolders(folder):
     assert source.subjects == ("a", "c", "d", "sub-1")
     assert len(source) == 4 + 4 + 7 + 4
     assert not source.measured
-    assert "19 slices, 4 volumes, 4 subjects" in repr(source)
+    assert "slices: 19, volumes: 4, people: 4" in str(source)
     with pytest.raises(IndexError):
         source[19]
 

@@ -398,10 +398,12 @@ def reconstruct(
       Images with a batch axis of 1.
 
     Raises:
-      InputError: an empty mask.
+      InputError: k-space or a mask that `tokens.tokenise` refuses, or a full mask.
     """
     grid = grid or mask.shape
     batch = tokens.batch_of([tokens.regrid(kspace, mask, grid)])
+    if not batch.query.size:
+        raise InputError("the mask samples every point; nothing is to reconstruct")
     return _apply(model, params, batch)
 
 
