@@ -23,8 +23,9 @@ Any setting can be changed on the command line. Those that matter first:
     --config.train.validate_every=5000
                                     steps between validations
 
-kst_jax/config.py explains all of them, and a misspelt one is answered with the valid
-names. In WORKDIR there will be
+kst_jax/config.py explains all of them but the network's own, --config.model, which
+kst_jax/models/kst.py and the files beside it do; a misspelt one is answered with the
+valid names. In WORKDIR there will be
 
     checkpoints/                    the network, for eval.py
     config.json, *_subjects.json    how it was made, and on whom

@@ -35,7 +35,7 @@ from kst_jax.errors import InputError
 from kst_jax.models.contract import ModelConfig
 
 _DATASETS = {
-    "oasis": {"fraction": 0.10, "test": "", "test_fraction": 0.25},
+    "oasis": {"fraction": 0.10},
     "fastmri": {"fraction": 0.25, "drop_first": 5},
 }
 _STEPS = {"oasis": 2_230_000, "fastmri": 365_000}
@@ -59,7 +59,6 @@ def get_config(name: str = "") -> ConfigDict:
         )
     kind, acceleration = setting.removesuffix("x").split("_")
     config = default.get_config()
-    config.data.update(train="", test="")
     config.data.update(_DATASETS[dataset])
     config.mask.update(kind=_MASKS[kind], acceleration=float(acceleration))
     config.train.steps = _STEPS[dataset]

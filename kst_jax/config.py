@@ -1,4 +1,4 @@
-"""Every setting of a run, with its default and its meaning.
+"""Every setting of a run, with its default and its meaning; a model's are its file's.
 
 They are checked where they are made, and immutable; `kst_jax.config_dict` makes them of
 config files.
@@ -162,7 +162,7 @@ class MaskConfig:
     Attributes:
       kind: "gaussian_2d", "uniform_1d", "fastmri_random", "fastmri_equispaced",
         "fastmri_equispaced_fraction" or "bank".
-      acceleration: all points over sampled points.
+      acceleration: all points over sampled points; without effect where a bank has it.
       calibration: width of the fully sampled centre: columns (uniform_1d) or the side
         of a square (gaussian_2d), counted within the acceleration's budget.
       center_fraction: share of columns in the fully sampled centre of fastMRI's kinds.
@@ -254,7 +254,7 @@ class TrainConfig:
       keep_lr_weight: the last low-resolution layer keeps `last_weight` after stage LR,
         as in the authors' uninterrupted runs; otherwise it goes to `layer_weight`.
       seed: seed of the initial parameters.
-      log_every: steps between logged scalars.
+      log_every: steps between logged scalars; checkpoints are logged, too.
       image_every: steps between logged images; 0 logs none.
       checkpoint_every: steps between checkpoints; there is also one after the last
         step, at each validation, and where a run is stopped by SIGTERM or Ctrl-C.
@@ -321,7 +321,9 @@ class TrainConfig:
         )
         for name, valid in _CHOICES.items():
             value = getattr(self, name)
-            _require(value in valid, f"train.{name}", value, f"one of {valid}")
+            _require(
+                value in valid, f"train.{name}", value, f"one of {', '.join(valid)}"
+            )
         _require(
             self.error == "squared" or self.domain == "image",
             "train.domain",
@@ -352,7 +354,8 @@ class EvalConfig:
     Attributes:
       batch_size: slices at a time, over all devices.
       query_devices: devices that share the high-resolution queries of each slice, for a
-        fast answer to few slices; must divide the devices of a process.
+        fast answer to few slices; must divide the devices of a process. Networks other
+        than the K-Space Transformer have none to share, and gain nothing.
       figures: slices shown in the figures, spread over the test scans.
       seed: seed of the test masks, and of the draw of slices from `data.test`; kept
         apart from the training's, so that runs of several seeds meet the same test.

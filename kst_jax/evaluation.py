@@ -121,7 +121,8 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     )
     out = Path(config.eval.out or Path(workdir) / "eval").absolute()
     files.make_folder(out)
-    reports.require_same_test(out, config, workdir)
+    test = reports.identify(out, config, workdir)
+    reports.require_same_test(out, test)
     source = pipeline.open_test_source(config)
     subjects.require_unseen(workdir, source.subjects)
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
@@ -139,7 +140,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
         return None
     with files.together(out, reports.FIGURES) as unfinished:
         report = reports.Report(
-            unfinished, config, workdir, {"step": step, "stage": stage}, source
+            unfinished, config, test, {"step": step, "stage": stage}, source
         )
         for number, found in slices:
             report.add(number, found)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Report:
     Args:
       out: the folder.
       config: of the evaluation.
-      workdir: the run.
+      test: what `identify` found.
       reached: `step` of the checkpoint, and the `stage` of training that is of.
       source: test slices.
 
@@ -53,13 +54,13 @@ class Report:
         self,
         out: Path,
         config: Config,
-        workdir: str | Path,
+        test: dict[str, Any],
         reached: dict[str, Any],
         source: Source,
     ):
         self._out, self._source, self._reached = out, source, reached
         self._title = registry.build(config.model).title
-        self._test = _test(config, workdir)
+        self._test = test
         for folder in ("reconstructions", "figures"):
             (out / folder).mkdir()
         middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
@@ -214,28 +215,32 @@ def _kspace(measured: bool) -> str:
     return "measured" if measured else "simulated from magnitude images"
 
 
-def _test(config: Config, workdir: str | Path) -> dict:
-    """What decides which slices are evaluated, how undersampled, and by what model."""
+def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
+    """What decides which slices are evaluated, how undersampled, and by what model.
+
+    The run is named as seen from the results, so that both can be moved together.
+    """
     data = dataclasses.asdict(config.data)
     for name in (
         *("augment", "validation", "validation_fraction"),
         *("workers", "threads", "prefetch"),
+        *(["train"] if config.data.test else []),  # else the test is a part of it
     ):
         del data[name]
     return {
         "data": data,
         "mask": dataclasses.asdict(config.mask),
         "seed": config.eval.seed,
-        "run": str(Path(workdir).absolute()),
+        "run": os.path.relpath(workdir, out),
     }
 
 
-def require_same_test(out: Path, config: Config, workdir: str | Path) -> None:
+def require_same_test(out: Path, test: dict[str, Any]) -> None:
     """Raises InputError where a folder holds the results of another evaluation."""
     files.require_same_json(
         out / "metrics.json",
         "test",
-        _test(config, workdir),
+        test,
         f"{out}: holds the results of other scans, another undersampling or another "
         "run; name another folder with --config.eval.out",
     )

@@ -46,6 +46,20 @@ class Case:
     devices: tuple[int, int] | None = None
     calls: int = 5
 
+    def __post_init__(self):
+        """Raises InputError for what cannot be measured on any device."""
+        if self.batch % self.parts:
+            raise InputError(f"a batch of {self.batch} has no {self.parts} equal parts")
+        if self.devices and self.devices[1] > 1 and self.what == "train step":
+            raise InputError(
+                f"--mesh={self.devices[0]}x{self.devices[1]}: only with --what=forward"
+            )
+
+    @property
+    def parts(self) -> int:
+        """In how many a batch is done, one after the other."""
+        return self.config.train.accumulate if self.what == "train step" else 1
+
     @property
     def flops(self) -> int | None:
         """Operations of one call, where known; a gradient counts as two forward."""
@@ -112,10 +126,7 @@ def make_forward(model: Reconstructor, mesh: jax.sharding.Mesh) -> Callable:
 
 
 def _mesh(case: Case) -> jax.sharding.Mesh:
-    parts = case.config.train.accumulate if case.what == "train step" else 1
-    slices, rest = divmod(case.batch, parts)
-    if rest:
-        raise InputError(f"a batch of {case.batch} has no {parts} equal parts")
+    slices = case.batch // case.parts
     if case.devices is None:
         return parallel.make_mesh(slices)
     data, query = case.devices
@@ -124,8 +135,6 @@ def _mesh(case: Case) -> jax.sharding.Mesh:
             f"--mesh={data}x{query}: {slices} slices at a time and "
             f"{jax.device_count()} devices cannot be shared so"
         )
-    if query > 1 and case.what == "train step":
-        raise InputError(f"--mesh={data}x{query}: only with --what=forward")
     return parallel.make_mesh(data, query)
 
 

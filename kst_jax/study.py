@@ -327,7 +327,7 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
         if not path.exists():
             continue
         try:
-            results[cell] = json.loads(path.read_text())
+            results[cell] = files.read_json(path)
             there = from_dict(results[cell]["config"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(

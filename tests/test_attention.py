@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,14 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from kst_jax.errors import InputError
 from kst_jax.models import attention as attention_module
-from kst_jax.models.attention import attention, attention_weights, choose
+from kst_jax.models.attention import (
+    attention,
+    attention_weights,
+    choose,
+    has_fused_kernel,
+)
 
 FORMS = ["plain", "blocked"]
 # B, M, L, K, C: odd sizes; one block of queries and several; a single query.
@@ -214,21 +221,34 @@ def test_shard_map_with_queries_that_do_not_vary(form, small_blocks):
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "shape", "keys", "expected"),
+    ("fused", "dtype", "shape", "keys", "expected"),
     [
-        ("gpu", jnp.bfloat16, (1, 13107, 4, 64), 4096, "cudnn"),
-        ("gpu", jnp.float16, (4, 64, 4, 16), 64, "cudnn"),
-        ("gpu", jnp.float32, (1, 13107, 4, 64), 4096, "blocked"),
-        ("gpu", jnp.bfloat16, (1, 13107, 4, 12), 4096, "blocked"),
-        ("gpu", jnp.bfloat16, (1, 13107, 2, 136), 4096, "blocked"),
-        ("tpu", jnp.bfloat16, (1, 13107, 4, 64), 4096, "blocked"),
-        ("cpu", jnp.bfloat16, (1, 13107, 4, 64), 4096, "blocked"),
-        ("cpu", jnp.float32, (4, 128, 4, 16), 128, "plain"),
-        ("cpu", jnp.float32, (4, 129, 4, 16), 128, "blocked"),
+        (True, jnp.bfloat16, (1, 13107, 4, 64), 4096, "cudnn"),
+        (True, jnp.float16, (4, 64, 4, 16), 64, "cudnn"),
+        (True, jnp.float32, (1, 13107, 4, 64), 4096, "blocked"),
+        (True, jnp.bfloat16, (1, 13107, 4, 12), 4096, "blocked"),
+        (True, jnp.bfloat16, (1, 13107, 2, 136), 4096, "blocked"),
+        (False, jnp.bfloat16, (1, 13107, 4, 64), 4096, "blocked"),
+        (False, jnp.float32, (4, 128, 4, 16), 128, "plain"),
+        (False, jnp.float32, (4, 129, 4, 16), 128, "blocked"),
     ],
 )
-def test_choice(platform, dtype, shape, keys, expected):
-    assert choose(platform, dtype, shape, keys) == expected
+def test_choice(fused, dtype, shape, keys, expected):
+    assert choose(fused, dtype, shape, keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ({"compute_capability": "8.0"}, True),
+        ({"compute_capability": "10.0"}, True),
+        ({"compute_capability": "7.5"}, False),
+        ({"compute_capability": "gfx90a"}, False),
+        ({}, False),
+    ],
+)
+def test_devices_with_the_fused_kernel(device, expected):
+    assert has_fused_kernel(SimpleNamespace(**device)) == expected
 
 
 def test_auto_takes_the_choice(monkeypatch):
@@ -249,11 +269,14 @@ def test_unknown_implementation_names_the_known():
     q, k, v, _, _ = draw(SHAPES[2])
     with pytest.raises(ValueError, match="'flash' is none of: auto, plain, blocked"):
         attention(q, k, v, implementation="flash")
+    with pytest.raises(InputError, match="NVIDIA"):
+        attention(q, k, v, implementation="cudnn")
 
 
 def test_lengths_given_to_the_fused_kernel(monkeypatch):
     """The kernel itself needs a GPU: XLA's form takes the same arguments."""
     fused = jax.nn.dot_product_attention
+    monkeypatch.setattr(attention_module, "has_fused_kernel", lambda _: True)
     monkeypatch.setattr(
         jax.nn,
         "dot_product_attention",

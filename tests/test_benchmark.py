@@ -2,20 +2,20 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import os
 
 import jax
 import numpy as np
 import pytest
 
-from kst_jax import benchmark, speed
+from kst_jax import benchmark, processes, speed
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from kst_jax.models.tv import TVConfig
-from tests.conftest import ROOT
+from tests.programs import Inline, run_here
 
+PROGRAM = ("kst_jax.benchmark", "--config=configs/demo.py")
 SMALL = Config(
     data=DataConfig(size=(32, 32)),
     # One layer each: XLA counts the body of a loop once, however often it runs.
@@ -74,23 +74,30 @@ def test_devices_that_do_not_fit_are_refused():
         with pytest.raises(InputError, match="3 slices at a time and 8 devices"):
             speed.measure(speed.Case("forward", SMALL, 3, devices))
     with pytest.raises(InputError, match="only with --what=forward"):
-        speed.measure(speed.Case("train step", SMALL, 3, (1, 4)))
+        speed.Case("train step", SMALL, 3, (1, 4))
     train = dataclasses.replace(SMALL.train, accumulate=2)
     config = dataclasses.replace(SMALL, train=train)
     with pytest.raises(InputError, match="no 2 equal parts"):
-        speed.measure(speed.Case("train step", config, 3))
+        speed.Case("train step", config, 3)
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "kst_jax.benchmark", "--config=configs/demo.py"]
-    return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+def whose_process(case):
+    return case.batch, os.getpid()
 
 
-def test_command_line_sweeps_sizes(tmp_path):
+def test_each_case_has_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(speed, "measure", whose_process)
+    cases = [speed.Case("forward", SMALL, batch) for batch in (1, 2)]
+    found = [speed.measure_apart(case) for case in cases]
+    assert [batch for batch, _ in found] == [1, 2]
+    assert len({os.getpid(), *(process for _, process in found)}) == 3
+
+
+def test_command_line_sweeps_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "pool", Inline)
     model = ["width=16", "mlp=16", "encoder_layers=1", "lr_layers=1", "hr_layers=1"]
-    found = run(
+    found = run_here(
+        *PROGRAM,
         f"--workdir={tmp_path}",
         "--sweep=16,24",
         "--calls=1",
@@ -106,7 +113,7 @@ def test_command_line_sweeps_sizes(tmp_path):
     assert all(r["dtype"] == "bfloat16" and r["peak_bytes"] > 1e7 for r in results)
     assert "| forward | 24x24 | 1 | bfloat16 |" in found.stdout
     assert (tmp_path / "sweep.png").stat().st_size > 1000
-    other = run(f"--workdir={tmp_path}", "--sweep=16,24", "--calls=1")
+    other = run_here(*PROGRAM, f"--workdir={tmp_path}", "--sweep=16,24", "--calls=1")
     assert other.returncode == 1
     assert f"{tmp_path}/benchmark.json: holds other measurements" in other.stderr
     assert json.loads((tmp_path / "benchmark.json").read_text()) == written
@@ -117,15 +124,15 @@ def test_command_line_sweeps_sizes(tmp_path):
     [
         ("--batch-sizes=many", "'many' is not a whole number"),
         ("--sweep=17", "--sweep: 17 cannot be: "),
-        ("--attention=sparse", "model.attention='sparse' is unknown"),
+        ("--attention=sparse", "model.attention='sparse' is out of range"),
         ("--what=backward", "none of forward"),
         ("--what=", "nothing to measure"),
+        ("--mesh=1x4", "--mesh=1x4: only with --what=forward"),
         ("--mesh=2", "--mesh=2: give DATAxQUERY, such as 8x1"),
         (f"--workdir={__file__}", "cannot be a folder"),
     ],
 )
 def test_mistakes_are_told(flag, message, tmp_path):
-    found = run(f"--workdir={tmp_path}", flag)
+    found = run_here(*PROGRAM, f"--workdir={tmp_path}", flag)
     assert found.returncode == 1
     assert message in found.stderr
-    assert "Traceback" not in found.stderr

@@ -1,30 +1,26 @@
 """Every command and every Python block of README.md and docs/ runs, at small settings.
 
-Programs run in this process, as `python` would run them: their `__main__`, with
-`sys.argv`. Blocks marked `text` show output. Folders that documents name, such as
-/data/singlecoil_train, lie below a temporary one.
+Programs run in this process (`tests.programs`). Blocks marked `text` show output.
+Folders that documents name, such as /data/singlecoil_train, lie below a temporary one.
 """
 
 import re
 import runpy
 import shlex
 import shutil
-import sys
-import warnings
-from concurrent.futures import Future
 
 import h5py
 import jax
 import nibabel as nib
 import numpy as np
 import pytest
-from absl import flags
 
 from configs import demo
 from kst_jax import processes
 from kst_jax.config_dict import from_dict
 from kst_jax.models import registry
 from tests.conftest import ROOT, SHARED
+from tests.programs import Inline, run_here
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -108,27 +104,6 @@ def reasons(command):
     return [why for pattern, why in NOT_RUN.items() if re.match(pattern, command)]
 
 
-class Inline:
-    """Worker processes that are this one."""
-
-    map = staticmethod(map)
-
-    def __init__(self, workers):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, *args):
-        function.__globals__["_MATRIX"] = 16  # of the benchmark: a smaller product
-        future = Future()
-        future.set_result(function(*args))
-        return future
-
-
 @pytest.fixture(scope="module")
 def patch():
     with pytest.MonkeyPatch.context() as patch:
@@ -199,21 +174,20 @@ def write_scans(place):
     np.savez(place / "INPUT.npz", kspace=np.ones((1, 16, 16), complex), mask=mask)
 
 
-def run(command, place, done=[]):  # noqa: B006 (kept from call to call)
+def run(command, place, known=[]):  # noqa: B006 (kept from call to call)
     """Runs a command, small, unless it has run."""
     for pattern, replacement in SHORT.items():
         command = re.sub(pattern, replacement, command)
     command = re.sub(r"(?<=[ =,'])/(data|shared)/", f"{place}/\\1/", command)
     python, *arguments = shlex.split(command, comments=True)
-    if arguments in done:
+    if arguments in known:
         return
-    done.append(arguments)
+    known.append(arguments)
     assert python == "python", f"{command}: neither Python nor in NOT_RUN"
     if arguments[0] == "-c":
         exec(arguments[1], {})
         return
-    start = runpy.run_module if arguments[0] == "-m" else runpy.run_path
-    program, *arguments = arguments[start is runpy.run_module :]
+    program, *arguments = arguments[arguments[0] == "-m" :]
     extra = [f"--config.{name}={value}" for name, value in small_values(arguments)]
     if program == "kst_jax.benchmark":
         extra.append("--what=forward")
@@ -223,31 +197,8 @@ def run(command, place, done=[]):  # noqa: B006 (kept from call to call)
     # Not twice: a list that is given twice is joined.
     names = {flag.partition("=")[0] for flag in extra if "=" in flag}
     kept = [a for a in arguments if a.partition("=")[0] not in names]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [program, *kept, *extra])
-        patch.delitem(sys.modules, program, raising=False)  # as if it were new
-        try:
-            code = exit_code(start, program)
-        finally:
-            forget_flags()
-        assert not code, f"{command}: {code}"
-
-
-def forget_flags():
-    """Lets the next program define its own."""
-    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
-    own |= {name for name in flags.FLAGS if name.startswith("config")}
-    for name in own & set(flags.FLAGS):
-        delattr(flags.FLAGS, name)
-
-
-def exit_code(start, program):
-    try:
-        with warnings.catch_warnings(action="ignore"):  # as Python does by itself
-            start(program, run_name="__main__")
-    except SystemExit as ended:
-        return ended.code
-    return 0
+    done = run_here(program, *kept, *extra, cwd=place)
+    assert not done.returncode, f"{command}: {done.stderr[-2000:]}"
 
 
 def small_values(arguments):

@@ -333,17 +333,17 @@ def test_bad_sizes_are_refused():
         KSTConfig(width=30)
     with pytest.raises(InputError, match=r"model\.width=32"):
         KSTConfig(width=32, heads=5)
-    with pytest.raises(InputError, match=r"model\.lr_size=\(0, 8\) must be at least 1"):
+    with pytest.raises(InputError, match=r"model\.lr_size=\(0, 8\) .* at least"):
         KSTConfig(lr_size=(0, 8))
     with pytest.raises(InputError, match=r"model\.hr_layers=0"):
         KSTConfig(hr_layers=0)
-    with pytest.raises(InputError, match="must be odd"):
+    with pytest.raises(InputError, match=r"refinement_kernel=4 .* odd"):
         KSTConfig(refinement_kernel=4)
     with pytest.raises(InputError, match="auto, plain, blocked"):
         KSTConfig(attention="sparse")
     with pytest.raises(InputError, match="bfloat16"):
         KSTConfig(dtype="float64")
-    with pytest.raises(InputError, match=r"'cudnn' cannot compute in .*float32"):
+    with pytest.raises(InputError, match=r"'cudnn' .* computes in dtype=float32"):
         KSTConfig(attention="cudnn")
     KSTConfig(lr_decoder=False).require_size((100, 100))  # without such a grid
     with pytest.raises(InputError, match="whole fractions"):

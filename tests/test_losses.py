@@ -6,7 +6,7 @@ import pytest
 
 from kst_jax.config import TrainConfig
 from kst_jax.losses import average_pool, loss
-from kst_jax.models.kst import Reconstruction
+from kst_jax.models.contract import Reconstruction, finished
 
 
 def mean_square(x):
@@ -54,6 +54,21 @@ def test_loss_is_the_weighted_sum_of_errors(output, domain, stage, keep):
     )
     got = loss(reconstruction, jnp.asarray(target), config, stage)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("error", ["absolute", "relative"])
+def test_errors_of_other_networks(error):
+    rng = np.random.default_rng(0)
+    image, target = rng.normal(size=(2, 3, 8, 8, 2)).astype(np.float32)
+    difference = image - target
+    norms = [np.linalg.norm(x.reshape(3, -1), axis=1) for x in (difference, target)]
+    expected = {
+        "absolute": np.abs(difference).mean(),
+        "relative": (norms[0] / norms[1]).mean(),
+    }
+    config = TrainConfig(error=error, domain="image", last_weight=1.0)
+    got = loss(finished(jnp.asarray(image)), jnp.asarray(target), config, "RM")
+    np.testing.assert_allclose(got, expected[error], rtol=1e-5)
 
 
 def test_average_pool_over_unequal_factors():

@@ -369,9 +369,16 @@ BAD_NPY = {
     r"float32 of shape \(4, 6, 5\)": lambda p: write_npy(p, CHANNELS[..., 0]),
     "bool of shape": lambda p: write_npy(p, np.ones((4, 6, 5), bool)),
     r"shape \(\)": lambda p: write_npy(p, np.float32(1)),
+    # files with nothing in them
+    r"\(1, 8192, 8193\) means more than": lambda p: sparse(p, "c8", (1, 8192, 8193)),
+    r"\(1, 8192, 8193, 2\) means": lambda p: sparse(p, "f4", (1, 8192, 8193, 2)),
     "slice 3 holds": lambda p: write_npy(p, with_nan(CHANNELS, 3)),
     "slice 0 holds": lambda p: write_npy(p, CHANNELS.astype("f8") * 1e99),
 }
+
+
+def sparse(path, dtype, shape):
+    np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
 @pytest.mark.parametrize("cause", BAD_NPY)

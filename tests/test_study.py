@@ -4,8 +4,6 @@ import copy
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,6 +15,7 @@ from kst_jax import comparison, study
 from kst_jax.errors import InputError
 from kst_jax.metrics import psnr
 from tests.conftest import ROOT
+from tests.programs import run_here
 from tests.test_training import TINY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -74,13 +73,13 @@ def test_a_cell_is_a_run_and_its_result(done):
     assert {row["subject"] for row in found["per_slice"]} == {"sub-0042"}
 
 
-def test_images_of_the_figures_are_those_that_were_scored(done):
+@pytest.mark.parametrize("method", ["zero_filled", "reconstruction"])
+def test_images_of_the_figures_are_those_that_were_scored(done, method):
     with np.load(done / "results/a/kst/0.npz") as slices:
-        scores = psnr(slices["zero_filled"], slices["target"])
+        scores = psnr(slices[method], slices["target"])
         assert len(scores) == 2
     found = [
-        row["input"]["zero_filled"]["psnr"]
-        for row in result(done, "a/kst/0")["per_slice"]
+        row["input"][method]["psnr"] for row in result(done, "a/kst/0")["per_slice"]
     ]
     for score in np.asarray(scores):
         assert np.isclose(found, score, rtol=1e-4).any()
@@ -270,28 +269,22 @@ def test_the_studies_are_whole(config):
         assert config.train.steps * config.train.batch_size >= 2_000
 
 
-def test_command_line(tmp_path):
-    def run(*args):
-        program = [sys.executable, "-m", "kst_jax.study", f"--workdir={tmp_path}"]
-        return subprocess.run(
-            [*program, "--config=configs/studies/small.py", *args],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-
-    wrong = run("--cells=*/kst/0,nothing/*")
-    assert wrong.returncode == 1
-    assert (
-        "--cells=nothing/*: no such cell; there are uniform1d_5x/tv/0" in wrong.stderr
-    )
-    assert "Traceback" not in wrong.stderr
-    none = run("--cells=")
-    assert none.returncode == 1
-    assert "--cells names none" in none.stderr
-    misspelt = run("--config.data.trian=x")
-    assert misspelt.returncode == 1
-    assert "'trian'; valid keys" in misspelt.stderr
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--cells=*/kst/0,nothing/*",
+            "--cells=nothing/*: no such cell; there are uniform1d_5x/tv/0",
+        ),
+        ("--cells=", "--cells names none"),
+        ("--config.data.trian=x", "'trian'; valid keys"),
+    ],
+)
+def test_mistakes_are_told(flag, message, tmp_path):
+    program = ("kst_jax.study", "--config=configs/studies/small.py")
+    done = run_here(*program, f"--workdir={tmp_path}", flag)
+    assert done.returncode == 1
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("config", [small, search])

@@ -9,12 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from kst_jax import training
+from kst_jax import parallel, training
 from kst_jax.checkpoints import Checkpoints, read_parameters
 from kst_jax.config import Config, DataConfig, MaskConfig, TrainConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.registry import build
+from kst_jax.models.tv import TVConfig
+from kst_jax.speed import example
 from kst_jax.stages import first_steps, reached, require_trained, stage_at
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TINY = Config(
     data=DataConfig(
@@ -203,15 +208,73 @@ def test_late_parameters_start_as_if_new():
     np.testing.assert_allclose(updates["hr_decoder"], wanted, rtol=1e-4)
 
 
-def test_rate_warms_up_and_falls_along_a_cosine():
-    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0)
+N = np.arange(101)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "wanted"),
+    [
+        (
+            "cosine",
+            10,
+            np.where(N < 10, N / 10, (1 + np.cos(np.pi * (N - 10) / 90)) / 2),
+        ),
+        ("constant", 0, np.ones(101)),
+        ("step", 0, np.where(N < 80, 1.0, 0.1)),
+        ("halving", 0, 0.5 ** (N // 5)),
+    ],
+)
+def test_rates_of_all_schedules(schedule, warmup, wanted):
+    config = TrainConfig(
+        steps=100, schedule=schedule, warmup_steps=warmup, learning_rate=1.0
+    )
     optimizer = training.make_optimizer(config, KSpaceTransformer(KSTConfig()))
     params = {"encoder": jnp.zeros(1)}
     state, rates = optimizer.init(params), []
     update = jax.jit(optimizer.update)
-    for _ in range(101):
+    for _ in N:
         updates, state = update({"encoder": jnp.ones(1)}, state, params)
         rates.append(-float(updates["encoder"][0]))
-    n = np.arange(101)
-    cosine = (1 + np.cos(np.pi * (n - 10) / 90)) / 2
-    np.testing.assert_allclose(rates, np.where(n < 10, n / 10, cosine), atol=1e-4)
+    np.testing.assert_allclose(rates, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_rmsprop_and_clipping(clip_norm):
+    config = TrainConfig(
+        optimizer="rmsprop",
+        schedule="constant",
+        learning_rate=0.1,
+        weight_decay=0.0,
+        clip_norm=clip_norm,
+    )
+    model = build(TVConfig())
+    optimizer = training.make_optimizer(config, model)
+    params = {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}
+    state, squares = optimizer.init(params), np.zeros(3)
+    for gradient in ([1e-8, 3.0, -4.0], [0.3, 0.2, 0.1]):  # of norms 5 and 0.37
+        gradient = np.float32(gradient)
+        updates, state = optimizer.update(
+            {"a": gradient[:2], "b": gradient[2:]}, state, params
+        )
+        if clip_norm:
+            gradient = gradient / max(1, np.linalg.norm(gradient))
+        squares = 0.99 * squares + 0.01 * gradient**2
+        wanted = -0.1 * gradient / (np.sqrt(squares) + 1e-8)
+        got = np.concatenate([updates["a"], updates["b"]])
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_the_moving_average_moves_by_its_share():
+    config = TrainConfig(ema=0.9, learning_rate=0.1, schedule="constant")
+    model = build(TVConfig(iterations=2))
+    optimizer = training.make_optimizer(config, model)
+    batch = example(dataclasses.replace(TINY, model=TVConfig()), 1)
+    before = training.init_state(model, optimizer, batch, config)
+    start = jax.tree.map(np.array, before.params)
+    step = training.make_step(model, optimizer, config, "RM", parallel.make_mesh(1))
+    after, *_ = step(before, batch)
+    wanted = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, after.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.ema, wanted
+    )
+    assert not np.allclose(jax.tree.leaves(start), jax.tree.leaves(after.params))

@@ -66,7 +66,7 @@ def open_volume(path: Path) -> NpyVolume:
             "(N, H, W, 2) or complex (N, H, W). Name the k-space file itself, not the "
             "folder, where masks or other arrays lie beside it."
         )
-    if math.prod(shape[1:]) > 2 * MAX_POINTS or len(array) > MAX_SLICES:
+    if math.prod(shape[1:3]) > MAX_POINTS or len(array) > MAX_SLICES:
         raise InputError(
             f"{path}: shape {shape} means more than {MAX_POINTS} points a slice or "
             f"{MAX_SLICES} slices. Check the order of its axes, or divide the file."

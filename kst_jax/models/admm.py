@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kst_jax.errors import InputError
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
 from kst_jax.models.contract import (
     ModelConfig,
@@ -20,6 +19,7 @@ from kst_jax.models.contract import (
     Reconstructor,
     finished,
     require_odd,
+    require_option,
     require_positive,
 )
 from kst_jax.models.convolution import conv
@@ -56,12 +56,9 @@ class ADMMConfig(ModelConfig):
         require_positive(self)
         require_odd(self, "kernel")
         for name, least in (("points", 2), ("threshold", 0), ("rate", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"model.{name}={getattr(self, name)} must be at least {least}"
-                )
-        if self.rho <= 0:
-            raise InputError(f"model.rho={self.rho} must be above 0")
+            holds = getattr(self, name) >= least
+            require_option(self, name, holds, f"at least {least}")
+        require_option(self, "rho", self.rho > 0, "above 0")
 
 
 @jax.custom_vjp

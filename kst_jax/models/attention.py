@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from kst_jax.errors import InputError
 from kst_jax.models.rematerialisation import keep
 
 # Weights (B K M L) of one call up to which the textbook formula is as fast.
@@ -37,13 +38,20 @@ _EXP2 = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).conv
 )
 
 
+def has_fused_kernel(device: jax.Device) -> bool:
+    """Whether cuDNN can run on a device: NVIDIA's, of Ampere (8.0) or later."""
+    # "8.0", or "gfx90a" on AMD's; TPUs and CPUs have none.
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return major.isdecimal() and int(major) >= 8
+
+
 def choose(
-    platform: str, dtype: jax.typing.DTypeLike, q_shape: tuple[int, ...], keys: int
+    fused: bool, dtype: jax.typing.DTypeLike, q_shape: tuple[int, ...], keys: int
 ) -> str:
     """Name the implementation that "auto" stands for.
 
     Args:
-      platform: "cpu", "gpu" or "tpu", as `jax.default_backend()` spells it.
+      fused: whether the device has the fused kernel.
       dtype: of the queries.
       q_shape: (B, M, K, C).
       keys: L.
@@ -51,7 +59,7 @@ def choose(
     """
     B, M, K, C = q_shape
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and half and C % 8 == 0 and C <= 128:
+    if fused and half and C % 8 == 0 and C <= 128:
         return "cudnn"
     return "plain" if B * K * M * keys <= PLAIN_UP_TO else "blocked"
 
@@ -75,23 +83,26 @@ def attention(
       k_BxLxKxC: keys.
       v_BxLxKxC: values.
       valid_BxL: bool, False for keys to ignore; None where all count.
-      implementation: a key of `IMPLEMENTATIONS`, or "auto" for what `choose` says. A
-        GPU without the fused kernel (AMD, or before Ampere) needs "blocked" in half
-        precision.
+      implementation: a key of `IMPLEMENTATIONS`, or "auto" for what `choose` says.
 
     Returns:
       o_BxMxKxC in the dtype of the queries.
 
     Raises:
-      ValueError: an unknown implementation.
+      InputError: an implementation that is unknown, or not for the default device.
 
     """
+    fused, keys = has_fused_kernel(jax.local_devices()[0]), k_BxLxKxC.shape[1]
     if implementation == "auto":
-        platform, keys = jax.default_backend(), k_BxLxKxC.shape[1]
-        implementation = choose(platform, q_BxMxKxC.dtype, q_BxMxKxC.shape, keys)
+        implementation = choose(fused, q_BxMxKxC.dtype, q_BxMxKxC.shape, keys)
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(["auto", *IMPLEMENTATIONS])
-        raise ValueError(f"attention {implementation!r} is none of: {names}")
+        raise InputError(f"attention {implementation!r} is none of: {names}")
+    if implementation == "cudnn" and not fused:
+        raise InputError(
+            "model.attention=cudnn needs an NVIDIA GPU of Ampere or later; take "
+            "model.attention=auto"
+        )
     if valid_BxL is not None:
         # A weight of zero would not silence a huge value, nor its gradient.
         valid = valid_BxL[..., None, None]

@@ -11,13 +11,14 @@ import flax.struct
 import jax
 from flax import linen as nn
 
-from kst_jax.errors import InputError
+from kst_jax.errors import require
 from kst_jax.tokens import Batch
 
 # Training may add one part of a network after the other. The K-Space Transformer's:
 # the low-resolution decoder, the high-resolution decoder in k-space, its refinement in
 # the image domain. A network that is trained as a whole has the last one alone.
 STAGES = ("LR", "K", "RM")
+DTYPES = ("float32", "bfloat16")
 
 
 @flax.struct.dataclass
@@ -53,10 +54,8 @@ class ModelConfig:
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(
-                f"model.dtype={self.dtype!r} must be 'float32' or 'bfloat16'"
-            )
+        holds = self.dtype in DTYPES
+        require_option(self, "dtype", holds, f"one of {', '.join(DTYPES)}")
 
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError for images (rows, columns) that the network cannot do."""
@@ -71,19 +70,22 @@ class ModelConfig:
         return self
 
 
+def require_option(config: ModelConfig, name: str, holds: bool, valid: str) -> None:
+    """Raises InputError where an option is not `valid`, said in words."""
+    require(holds, f"config.model.{name}", getattr(config, name), valid)
+
+
 def require_positive(config: ModelConfig) -> None:
     """Raises InputError where a whole number of a config is below 1."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.type is int and value < 1:
-            raise InputError(f"model.{field.name}={value} must be at least 1")
+        if field.type is int:
+            holds = getattr(config, field.name) >= 1
+            require_option(config, field.name, holds, "at least 1")
 
 
 def require_odd(config: ModelConfig, name: str) -> None:
     """Raises InputError where the size of a kernel is even."""
-    value = getattr(config, name)
-    if value % 2 == 0:
-        raise InputError(f"model.{name}={value} must be odd")
+    require_option(config, name, getattr(config, name) % 2 == 1, "odd")
 
 
 class Reconstructor(nn.Module):

@@ -21,6 +21,7 @@ from kst_jax.models.contract import (
     Reconstruction,
     Reconstructor,
     require_odd,
+    require_option,
     require_positive,
 )
 from kst_jax.models.rematerialisation import POLICIES
@@ -81,33 +82,29 @@ class KSTConfig(ModelConfig):
         super().__post_init__()
         object.__setattr__(self, "lr_size", tuple(self.lr_size))
         require_positive(self)
-        if min(self.lr_size) < 1:
-            raise InputError(f"model.lr_size={self.lr_size} must be at least 1")
-        if self.width % 4 or self.width % self.heads:
-            raise InputError(
-                f"model.width={self.width} must be a multiple of 4 (sine and cosine of "
-                f"two axes) and of model.heads={self.heads}"
-            )
-        if self.residual_spectrum < 0:
-            raise InputError(
-                f"model.residual_spectrum={self.residual_spectrum} must be 0 or more"
-            )
+        require_option(self, "lr_size", min(self.lr_size) >= 1, "at least (1, 1)")
+        require_option(
+            self,
+            "width",
+            self.width % 4 == 0 and self.width % self.heads == 0,
+            f"a multiple of 4 (sine and cosine of two axes) and of heads={self.heads}",
+        )
+        require_option(
+            self, "residual_spectrum", self.residual_spectrum >= 0, "0 or more"
+        )
         require_odd(self, "refinement_kernel")
-        if self.attention not in ("auto", *IMPLEMENTATIONS):
-            raise InputError(
-                f"model.attention={self.attention!r} is unknown; use one of "
-                f"{', '.join(('auto', *IMPLEMENTATIONS))}"
-            )
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise InputError(
-                f"model.attention='cudnn' cannot compute in model.dtype={self.dtype}; "
-                "take bfloat16, or model.attention=auto"
-            )
-        if self.remat not in POLICIES:
-            raise InputError(
-                f"model.remat={self.remat!r} is unknown; use one of "
-                f"{', '.join(POLICIES)}"
-            )
+        for name, choices in (
+            ("attention", ("auto", *IMPLEMENTATIONS)),
+            ("remat", tuple(POLICIES)),
+        ):
+            holds = getattr(self, name) in choices
+            require_option(self, name, holds, f"one of {', '.join(choices)}")
+        require_option(
+            self,
+            "attention",
+            self.attention != "cudnn" or self.dtype == "bfloat16",
+            f"auto, or another that computes in dtype={self.dtype}",
+        )
 
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError where the low-resolution grid does not divide the image."""

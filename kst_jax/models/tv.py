@@ -12,13 +12,13 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models.contract import (
     ModelConfig,
     Reconstruction,
     Reconstructor,
     finished,
+    require_option,
     require_positive,
 )
 from kst_jax.tokens import Batch
@@ -42,8 +42,7 @@ class TVConfig(ModelConfig):
         """Raises InputError for values out of range."""
         super().__post_init__()
         require_positive(self)
-        if self.weight <= 0:
-            raise InputError(f"model.weight={self.weight} must be above 0")
+        require_option(self, "weight", self.weight > 0, "above 0")
 
 
 def differences(image: jax.Array) -> jax.Array:
