@@ -44,10 +44,15 @@ def with_parameters(notebook, **values):
     return notebook
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Where it trains, once: the next time it finds the run finished."""
+    return tmp_path_factory.mktemp("notebook") / "run"
+
+
 @pytest.mark.parametrize("network", ["weights/uniform1d_5x", ""])
-def test_it_runs_from_top_to_bottom(network, notebook, tmp_path, monkeypatch):
+def test_it_runs_from_top_to_bottom(network, notebook, run, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    run = tmp_path / "run"
     NotebookClient(
         with_parameters(notebook, SETTINGS=TINY, WORKDIR=str(run), NETWORK=network),
         timeout=300,

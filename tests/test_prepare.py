@@ -11,8 +11,6 @@ import pickle
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 
 import msgpack
 import numpy as np
@@ -22,9 +20,10 @@ from kst_jax.data import nifti, prepare, prepared
 from kst_jax.data.sources import open_source, split_subjects
 from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
-from tests.conftest import ROOT
+from tests.programs import run_here
 from tests.scans import IMAGES, KSPACE, write_h5, write_nifti, write_npy
 
+PROGRAM = "kst_jax.data.prepare"
 RNG = np.random.default_rng(0)
 
 
@@ -360,24 +359,15 @@ def test_a_full_disk(tmp_path, request, scans):
 # --- the command line ---
 
 
-def run(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "kst_jax.data.prepare", *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_command_line(tmp_path):
     out = tmp_path / "out"
-    done = run("demo:train,demo:test", out, "--workers", 2)
+    done = run_here(PROGRAM, "demo:train,demo:test", out, "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert "96 slices, 2 volumes, 2 subjects" in done.stdout
     assert f"--config.data.train={out}" in done.stdout
     prepare.prepare("demo:train,demo:test", tmp_path / "same")
     assert contents(out) == contents(tmp_path / "same")
-    done = run("--verify", out)
+    done = run_here(PROGRAM, "--verify", out)
     assert done.returncode == 0, done.stderr
     assert "every file is as it was written" in done.stdout
     for args, cause in (
@@ -388,11 +378,10 @@ def test_the_command_line(tmp_path):
         ((tmp_path / "none", tmp_path / "x"), "no such file or folder"),
         (("--verify", tmp_path), "not a folder that"),
     ):
-        done = run(*args)
+        done = run_here(PROGRAM, *args)
         assert done.returncode == 1
         assert "error: " in done.stderr
         assert cause in done.stderr
-        assert "Traceback" not in done.stderr
 
 
 def test_a_bad_scan_stops_all_workers_with_one_message(scans, tmp_path):

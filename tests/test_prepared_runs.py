@@ -20,6 +20,8 @@ from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from tests.conftest import ROOT
 from tests.test_cli import TINY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
