@@ -330,8 +330,9 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
             results[cell] = files.read_json(path)
             there = from_dict(results[cell]["config"])
         except (ValueError, KeyError, TypeError, OSError) as error:
+            cause = str(error).removeprefix(f"{path}: ")
             raise InputError(
-                f"{path}: cannot be read ({error}); delete it to do the cell again"
+                f"{path}: no result of a cell ({cause}); delete it to do the cell again"
             ) from error
         there, wanted = (
             dataclasses.replace(config, data=config.data.by_name())

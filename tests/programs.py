@@ -1,9 +1,10 @@
-"""Programs in this process, as `python` would run them: a start of Python is slow."""
+"""Programs as a user starts them; mostly in this process: a start of Python is slow."""
 
 import contextlib
 import io
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,43 @@ from absl import flags
 
 from tests.conftest import ROOT
 
+# A small run of train.py and eval.py.
+TINY = [
+    "--config=configs/demo.py",
+    "--config.data.size=(16,16)",
+    "--config.data.slices=(0.4,0.55)",
+    "--config.model.width=8",
+    "--config.model.heads=2",
+    "--config.model.mlp=8",
+    "--config.model.hr_layers=1",
+    "--config.model.lr_layers=1",
+    "--config.model.encoder_layers=1",
+    "--config.model.lr_size=(8,8)",
+    "--config.model.refinement_features=4",
+    "--config.train.steps=4",
+    "--config.train.warmup_steps=0",
+    "--config.train.checkpoint_every=2",
+    "--config.train.image_every=0",
+]
+
+
+def run_apart(program, *arguments):
+    """Runs `python PROGRAM ARGUMENTS` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, program, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def refused(program, *arguments):
+    """What a program says of a mistake of the user's."""
+    done = run_here(program, *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "error: " in done.stderr
+    return done.stderr
+
 
 def run_here(program, *arguments, cwd=ROOT):
     """What `python PROGRAM ARGUMENTS`, or `python -m` of a module, does and prints.
@@ -23,6 +61,7 @@ def run_here(program, *arguments, cwd=ROOT):
     """
     start = runpy.run_path if program.endswith(".py") else runpy.run_module
     argv = [program, *map(str, arguments)]
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with (
         contextlib.redirect_stdout(io.StringIO()) as stdout,
         contextlib.redirect_stderr(io.StringIO()) as stderr,
@@ -36,6 +75,7 @@ def run_here(program, *arguments, cwd=ROOT):
             code = _exit_code(start, program)
         finally:
             _forget_flags()
+            signal.signal(signal.SIGTERM, on_sigterm)
     return subprocess.CompletedProcess(argv, code, stdout.getvalue(), stderr.getvalue())
 
 

@@ -36,6 +36,21 @@ def test_a_folder_with_checkpoints_is_not_written_again(tmp_path):
         checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
 
 
+def test_a_conversion_that_was_interrupted_can_be_repeated(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
+    checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
+    with pytest.raises(InputError, match="holds checkpoints already"):
+        checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
+
+
 def test_no_checkpoint(tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint here.*train\.py"):
         checkpoints.read_parameters(tmp_path)

@@ -1,9 +1,16 @@
-"""Results that another command must not overwrite, and folders for one alone."""
+"""Files and folders that are written: what stands in the way, and is left alone."""
 
+import os
+
+import numpy as np
 import pytest
 
-from kst_jax import files
+from kst_jax import export, files
+from kst_jax.checkpoints import write_parameters
+from kst_jax.data.prepare import prepare
 from kst_jax.errors import InputError
+from kst_jax.training import train
+from tests.test_training import TINY
 
 
 def test_a_file_of_the_same_things_is_no_obstacle(tmp_path):
@@ -66,3 +73,33 @@ def test_a_folder_is_for_one_alone(tmp_path):
         pass
     with files.alone_in(tmp_path):
         pass
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("something else")
+    yield path
+    assert path.read_text() == "something else"
+
+
+def test_a_file_in_the_way_of_a_folder(file):
+    params = {"weight": np.zeros(3)}
+    for write in (
+        lambda: train(TINY, file),
+        lambda: write_parameters(file, params, TINY),
+        lambda: export.write(None, file / "below"),
+        lambda: prepare("demo:train", file),
+    ):
+        with pytest.raises(InputError, match=f"{file}.*: cannot be a folder"):
+            write()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("needs a user whom permissions bind")
+    for path in (folder, folder / "below"):
+        with pytest.raises(InputError, match="cannot be written to"):
+            files.make_folder(path)

@@ -15,7 +15,7 @@ import pytest
 from kst_jax import evaluation, training
 from kst_jax.checkpoints import read_config, read_parameters
 from tests.conftest import ROOT
-from tests.test_cli import TINY
+from tests.programs import TINY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -18,7 +18,7 @@ from kst_jax.errors import InputError
 from kst_jax.evaluation import evaluate
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from tests.conftest import ROOT
-from tests.test_cli import TINY
+from tests.programs import TINY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -21,7 +21,7 @@ from kst_jax.interruption import Interruption
 from kst_jax.logs import Logs
 from kst_jax.training import train
 from tests.conftest import ROOT
-from tests.test_cli import TINY as FLAGS
+from tests.programs import TINY as FLAGS
 from tests.test_training import with_train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -208,7 +208,7 @@ def test_late_parameters_start_as_if_new():
     np.testing.assert_allclose(updates["hr_decoder"], wanted, rtol=1e-4)
 
 
-N = np.arange(101)
+STEPS = np.arange(101)
 
 
 @pytest.mark.parametrize(
@@ -217,11 +217,13 @@ N = np.arange(101)
         (
             "cosine",
             10,
-            np.where(N < 10, N / 10, (1 + np.cos(np.pi * (N - 10) / 90)) / 2),
+            np.where(
+                STEPS < 10, STEPS / 10, (1 + np.cos(np.pi * (STEPS - 10) / 90)) / 2
+            ),
         ),
         ("constant", 0, np.ones(101)),
-        ("step", 0, np.where(N < 80, 1.0, 0.1)),
-        ("halving", 0, 0.5 ** (N // 5)),
+        ("step", 0, np.where(STEPS < 80, 1.0, 0.1)),
+        ("halving", 0, 0.5 ** (STEPS // 5)),
     ],
 )
 def test_rates_of_all_schedules(schedule, warmup, wanted):
@@ -232,7 +234,7 @@ def test_rates_of_all_schedules(schedule, warmup, wanted):
     params = {"encoder": jnp.zeros(1)}
     state, rates = optimizer.init(params), []
     update = jax.jit(optimizer.update)
-    for _ in N:
+    for _ in STEPS:
         updates, state = update({"encoder": jnp.ones(1)}, state, params)
         rates.append(-float(updates["encoder"][0]))
     np.testing.assert_allclose(rates, wanted, atol=1e-4)

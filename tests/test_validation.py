@@ -184,13 +184,13 @@ def test_a_run_carries_on_with_the_people_it_began_with(finished, tmp_path):
 def test_people_of_a_run_without_a_checkpoint_bind_nobody(
     finished, tmp_path, monkeypatch
 ):
-    def reached(*_):
-        raise NotImplementedError
+    def begin(*_):
+        raise InputError("begun")
 
     config, workdir, _ = finished
     subjects.write(tmp_path, {"train": ["sub-9"]})
-    monkeypatch.setattr(training, "init_state", reached)
-    with pytest.raises(NotImplementedError):
+    monkeypatch.setattr(training, "init_state", begin)
+    with pytest.raises(InputError, match="begun"):
         train(config, tmp_path)
     assert subjects.read(tmp_path, "train") == subjects.read(workdir, "train")
 
