@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import functools
 import glob
+import io
 import itertools
 import os
 import signal
@@ -30,6 +31,9 @@ def run(main: Callable[[], None]) -> None:
     debug = "--debug" in sys.argv
     given = [_spelt(argument) for argument in sys.argv[1:] if argument != "--debug"]
     sys.argv[1:] = given
+    # A pipe that nobody reads any more fails here, not when Python ends; and logs grow.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not what a caller put in its place
+        sys.stdout.reconfigure(line_buffering=True)
     logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
     # As an exception, so that what is unfinished is tidied up; training saves first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -133,7 +133,9 @@ def test_lack_of_device_memory_is_told(cause, monkeypatch, capsys):
     assert ("less memory" in told) == cause.startswith("RESOURCE")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_error(unbuffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     program = [sys.executable, "-m", "kst_jax.doctor", "demo:train", "demo:test"]
     doctor = subprocess.Popen(
         program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
