@@ -25,7 +25,8 @@ _COLUMN = 1.5  # width of an image, in inches like the next two
 _GAP = 0.04
 _LINE = 0.2  # of text
 _TITLE = {"fontsize": 9, "pad": 4}
-_TITLE_WIDTH = 20  # characters that fit above an image
+_NAME = {"fontsize": 9, "labelpad": 4}
+_NAME_WIDTH = 20  # characters that fit beside an image
 _NOTE = {"fontsize": 8, "labelpad": 3}
 _DECADES = 3  # of a spectrum that are shown, down from its largest values
 _BLANK = "#3f5573"
@@ -52,15 +53,15 @@ class AttentionMaps(NamedTuple):
 def reconstruction_figure(
     methods: Mapping[str, np.ndarray], target_SxHxW: np.ndarray, mask_SxHxW: np.ndarray
 ) -> Figure:
-    """Compare reconstructions of a few slices, a slice a row (Fig. 2 of the paper).
+    """Compare reconstructions of a few slices, a method a row (Fig. 2 of the paper).
 
-    Columns: the sampling mask, each method's image with its PSNR and SSIM (of these
-    very images, which need not be on the scale of a network), the target, each method's
-    error map. Errors are relative to the range (max - min) of the slice of the target
-    and share one colour scale; brighter means higher error.
+    Two columns a slice. First row: the target and the sampling mask. Others: a method's
+    image with its PSNR and SSIM (of these very images, which need not be on the scale
+    of a network), and its error map. Errors are relative to the range (max - min) of
+    the slice of the target and share one colour scale; brighter means higher error.
 
     Args:
-      methods: name to magnitudes (S, H, W), in the order of the columns.
+      methods: name to magnitudes (S, H, W), in the order of the rows.
       target_SxHxW: magnitudes of the fully sampled slices, none of them constant.
       mask_SxHxW: True where k-space was sampled.
 
@@ -79,28 +80,26 @@ def reconstruction_figure(
     # A few extreme pixels would leave all others in the dark.
     worst = max(np.percentile(error, 99.8) for error in errors.values())
 
-    n = len(methods)
-    widths = [0.5] + [1] * (2 * n + 1)
+    names = ["Target", *(textwrap.fill(name, _NAME_WIDTH) for name in methods)]
     slices, *shape = target_SxHxW.shape
-    names = [textwrap.fill(name, _TITLE_WIDTH) for name in methods]
-    titles = ["Mask", *names, "Target", *(f"{name}\nerror" for name in names)]
-    top = _LINE * max(title.count("\n") + 1 for title in titles)
-    figure, axes = _grid(slices, widths, shape, right=0.6, top=top, below=_LINE)
-    for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title, **_TITLE)
-    for row, (mask_ax, *image_axes) in enumerate(axes):
-        _show(mask_ax, mask_SxHxW[row], cmap="gray", vmin=0, vmax=1)
-        mask_ax.set_anchor("N")  # in line with the images, though smaller
-        mask_ax.set_xlabel(f"{1 / np.mean(mask_SxHxW[row]):.1f}x", **_NOTE)
-        images = [*methods.values(), target_SxHxW]
-        for ax, x in zip(image_axes[: n + 1], images, strict=True):
-            _show(ax, x[row], **_window(target_SxHxW[row]))
-        for ax, (psnrs, ssims) in zip(image_axes[:n], scores.values(), strict=True):
-            ax.set_xlabel(f"{psnrs[row]:.2f} dB, SSIM {ssims[row]:.3f}", **_NOTE)
-        for ax, error in zip(image_axes[n + 1 :], errors.values(), strict=True):
-            shown = _show(ax, error[row], cmap="inferno", vmin=0, vmax=worst)
-    axes[-1, n + 1].set_xlabel("scores of images as shown", **_NOTE)
-    _add_scale(figure, shown, axes[:, -1], "error / target range")
+    left = _LINE * max(name.count("\n") + 1 for name in names)
+    figure, axes = _grid(
+        len(names), 2 * slices, shape, left=left, right=0.6, top=_GAP, below=_LINE
+    )
+    for ax, name in zip(axes[:, 0], names, strict=True):
+        ax.set_ylabel(name, **_NAME)
+    for i, (target, mask) in enumerate(zip(target_SxHxW, mask_SxHxW, strict=True)):
+        (target_ax, mask_ax), *pairs = axes[:, 2 * i : 2 * i + 2]
+        _show(target_ax, target, **_window(target))
+        _show(mask_ax, mask, cmap="gray", vmin=0, vmax=1)
+        mask_ax.set_xlabel(f"mask, {1 / np.mean(mask):.1f}x", **_NOTE)
+        for (image_ax, error_ax), (name, x) in zip(pairs, methods.items(), strict=True):
+            _show(image_ax, x[i], **_window(target))
+            psnrs, ssims = scores[name]
+            image_ax.set_xlabel(f"{psnrs[i]:.2f} dB, SSIM {ssims[i]:.3f}", **_NOTE)
+            shown = _show(error_ax, errors[name][i], cmap="inferno", vmin=0, vmax=worst)
+    axes[0, 0].set_xlabel("scores of images as shown", **_NOTE)
+    _add_scale(figure, shown, axes[1:, -1], "error / target range")
     return figure
 
 
@@ -119,7 +118,7 @@ def stages_figure(
       spectra: the same names to magnitudes of the centred k-space.
     """
     *_, target = images.values()
-    figure, axes = _grid(2, [1] * len(images), target.shape, left=_LINE, top=2 * _LINE)
+    figure, axes = _grid(2, len(images), target.shape, left=_LINE, top=2 * _LINE)
     axes[0, 0].set_ylabel("Image", **_NOTE)
     axes[1, 0].set_ylabel("k-space", **_NOTE)
     largest = np.max([spectrum.shape for spectrum in spectra.values()], axis=0)
@@ -143,7 +142,7 @@ def attention_figure(rows: Sequence[AttentionMaps]) -> Figure:
       rows: the queries, all with the same number of heads.
     """
     heads, *grid = rows[0].maps.shape
-    figure, axes = _grid(len(rows), [1] * heads, grid, left=_LINE)
+    figure, axes = _grid(len(rows), heads, grid, left=_LINE)
     for head, ax in enumerate(axes[0]):
         ax.set_title(f"Head {head + 1}", **_TITLE)
     for row_axes, row in zip(axes, rows, strict=True):
@@ -222,7 +221,7 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
 
 def _grid(
     rows: int,
-    widths: Sequence[float],
+    columns: int,
     shape: Sequence[int],
     *,
     left: float = _GAP,
@@ -236,28 +235,27 @@ def _grid(
 
     Args:
       rows: number of rows.
-      widths: of the columns, in images.
+      columns: number of columns.
       shape: height and width of the images in pixels.
       left: room in inches at the left edge.
       right: room in inches at the right edge.
       top: room in inches above the first row.
       below: room in inches below each row.
     """
-    column, row = _COLUMN * float(np.mean(widths)), _COLUMN * shape[0] / shape[1]
-    width = left + len(widths) * column + (len(widths) - 1) * _GAP + right
+    row = _COLUMN * shape[0] / shape[1]
+    width = left + columns * _COLUMN + (columns - 1) * _GAP + right
     height = top + rows * (row + below)
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(
         rows,
-        len(widths),
+        columns,
         squeeze=False,
-        width_ratios=widths,
         gridspec_kw={
             "left": left / width,
             "right": 1 - right / width,
             "top": 1 - top / height,
             "bottom": below / height,
-            "wspace": _GAP / column,
+            "wspace": _GAP / _COLUMN,
             "hspace": below / row,
         },
     )
