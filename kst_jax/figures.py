@@ -84,7 +84,7 @@ def reconstruction_figure(
     slices, *shape = target_SxHxW.shape
     left = _LINE * max(name.count("\n") + 1 for name in names)
     figure, axes = _grid(
-        len(names), 2 * slices, shape, left=left, right=0.6, top=_GAP, below=_LINE
+        len(names), 2 * slices, shape, left=left, right=0.7, top=_GAP, below=_LINE
     )
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(name, **_NAME)

@@ -108,6 +108,15 @@ def test_images_fill_their_axes_and_the_scale_stands_beside_the_errors(fig2):
     assert top.x1 < scale.x0 < scale.x1 < 1
 
 
+def test_the_scale_of_small_errors_fits_with_its_text():
+    methods, target, mask = reconstructions()
+    figure = figures.reconstruction_figure({"U-Net": methods["U-Net"]}, target, mask)
+    figure.draw_without_rendering()
+    *_, bar = figure.axes
+    assert any(len(tick.get_text()) == 4 for tick in bar.get_yticklabels())  # 0.05
+    assert bar.get_tightbbox().x1 <= figure.bbox.x1
+
+
 def test_a_figure_of_three_slices_is_as_wide_as_a_page_whatever_the_methods():
     methods, target, mask = reconstructions()
     three = np.array([0, 1, 0])
