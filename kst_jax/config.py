@@ -356,7 +356,7 @@ class EvalConfig:
       query_devices: devices that share the high-resolution queries of each slice, for a
         fast answer to few slices; must divide the devices of a process. Networks other
         than the K-Space Transformer have none to share, and gain nothing.
-      figures: slices shown in the figures, spread over the test scans.
+      figures: slices shown in the figures, spread over the test scans; at most 24.
       seed: seed of the test masks, and of the draw of slices from `data.test`; kept
         apart from the training's, so that runs of several seeds meet the same test.
       out: folder for metrics, reconstructions and figures; if empty, `eval` in the
@@ -384,7 +384,7 @@ class EvalConfig:
         for name in ("batch_size", "query_devices"):
             value = getattr(self, name)
             _require(value >= 1, f"eval.{name}", value, "at least 1")
-        _require(self.figures >= 0, "eval.figures", self.figures, "0 or more")
+        _require(0 <= self.figures <= 24, "eval.figures", self.figures, "from 0 to 24")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ state stay out, so that figures can be made without a display and in notebooks a
 """
 
 import itertools
+import math
 import os
 import pathlib
 import textwrap
@@ -25,6 +26,7 @@ _COLUMN = 1.5  # width of an image, in inches like the next two
 _GAP = 0.04
 _LINE = 0.2  # of text
 _TITLE = {"fontsize": 9, "pad": 4}
+_BESIDE = 3  # slices, with two images each, that fit on a page
 _NAME = {"fontsize": 9, "labelpad": 4}
 _NAME_WIDTH = 20  # characters that fit beside an image
 _NOTE = {"fontsize": 8, "labelpad": 3}
@@ -55,10 +57,11 @@ def reconstruction_figure(
 ) -> Figure:
     """Compare reconstructions of a few slices, a method a row (Fig. 2 of the paper).
 
-    Two columns a slice. First row: the target and the sampling mask. Others: a method's
-    image with its PSNR and SSIM (of these very images, which need not be on the scale
-    of a network), and its error map. Errors are relative to the range (max - min) of
-    the slice of the target and share one colour scale; brighter means higher error.
+    Two columns a slice, three slices beside each other, further ones below them. First
+    row: the target and the sampling mask. Others: a method's image with its PSNR and
+    SSIM (of these very images, which need not be on the scale of a network), and its
+    error map. Errors are relative to the range (max - min) of the slice of the target
+    and share one colour scale; brighter means higher error.
 
     Args:
       methods: name to magnitudes (S, H, W), in the order of the rows.
@@ -81,15 +84,10 @@ def reconstruction_figure(
     worst = max(np.percentile(error, 99.8) for error in errors.values())
 
     names = ["Target", *(textwrap.fill(name, _NAME_WIDTH) for name in methods)]
-    slices, *shape = target_SxHxW.shape
-    left = _LINE * max(name.count("\n") + 1 for name in names)
-    figure, axes = _grid(
-        len(names), 2 * slices, shape, left=left, right=0.7, top=_GAP, below=_LINE
-    )
-    for ax, name in zip(axes[:, 0], names, strict=True):
-        ax.set_ylabel(name, **_NAME)
-    for i, (target, mask) in enumerate(zip(target_SxHxW, mask_SxHxW, strict=True)):
-        (target_ax, mask_ax), *pairs = axes[:, 2 * i : 2 * i + 2]
+    figure, axes, blocks = _slice_blocks(names, target_SxHxW.shape)
+    slices = zip(blocks, target_SxHxW, mask_SxHxW, strict=True)
+    for i, (block, target, mask) in enumerate(slices):
+        (target_ax, mask_ax), *pairs = block
         _show(target_ax, target, **_window(target))
         _show(mask_ax, mask, cmap="gray", vmin=0, vmax=1)
         mask_ax.set_xlabel(f"mask, {1 / np.mean(mask):.1f}x", **_NOTE)
@@ -260,6 +258,38 @@ def _grid(
         },
     )
     return figure, axes
+
+
+def _slice_blocks(
+    names: Sequence[str], shape: Sequence[int]
+) -> tuple[Figure, np.ndarray, np.ndarray]:
+    """Lay out a block of axes for each of some slices: named rows of two images.
+
+    Args:
+      names: of the rows.
+      shape: number, height and width of the slices.
+
+    Returns:
+      The figure, all its axes, and those of the slices (slices, names, 2).
+    """
+    slices, *shape = shape
+    beside, bands = min(slices, _BESIDE), math.ceil(slices / _BESIDE)
+    figure, axes = _grid(
+        bands * len(names),
+        2 * beside,
+        shape,
+        left=_LINE * max(name.count("\n") + 1 for name in names),
+        right=0.7,
+        top=_GAP,
+        below=_LINE,
+    )
+    for ax, name in zip(axes[:, 0], [*names] * bands, strict=True):
+        ax.set_ylabel(name, **_NAME)
+    blocks = axes.reshape(bands, len(names), beside, 2).swapaxes(1, 2)
+    blocks = blocks.reshape(-1, len(names), 2)
+    for ax in blocks[slices:].flat:
+        ax.set_axis_off()
+    return figure, axes, blocks[:slices]
 
 
 def _show(ax: Axes, image: np.ndarray, **kwargs: Any) -> AxesImage:

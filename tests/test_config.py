@@ -56,6 +56,7 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"train": {"steps": 0}}, r"train\.steps=0"),
         ({"train": {"batch_size": 6, "accumulate": 4}}, r"a divisor of .*batch_size=6"),
         ({"eval": {"query_devices": 0}}, r"eval\.query_devices=0"),
+        ({"eval": {"figures": 25}}, r"eval\.figures=25 .* from 0 to 24"),
         ({"train": {"steps": "many"}}, r"train\.steps='many'"),
         ({"train": {"stages": (0.5, 0.5)}}, r"stages"),
         ({"train": {"stages": (0.5, 0.4, 0.0)}}, r"add to 1"),

@@ -108,6 +108,19 @@ def test_images_fill_their_axes_and_the_scale_stands_beside_the_errors(fig2):
     assert top.x1 < scale.x0 < scale.x1 < 1
 
 
+def test_further_slices_stand_below():
+    methods, target, mask = reconstructions()
+    four = np.array([0, 1, 0, 1])
+    image = methods["KST"][four]
+    figure = figures.reconstruction_figure({"KST": image}, target[four], mask[four])
+    axes, _ = grid_of(figure, 4, 6)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["Target", "KST"] * 2
+    for slice_, (row, column) in enumerate([(0, 0), (0, 2), (0, 4), (2, 0)]):
+        shown = [image_of(ax).get_array() for ax in axes[row : row + 2, column]]
+        np.testing.assert_array_equal(shown, [target[four[slice_]], image[slice_]])
+    assert not any(ax.axison or ax.images for ax in axes[2:, 2:].flat)
+
+
 def test_the_scale_of_small_errors_fits_with_its_text():
     methods, target, mask = reconstructions()
     figure = figures.reconstruction_figure({"U-Net": methods["U-Net"]}, target, mask)
