@@ -285,8 +285,8 @@ def _slice_blocks(
     )
     for ax, name in zip(axes[:, 0], [*names] * bands, strict=True):
         ax.set_ylabel(name, **_NAME)
-    blocks = axes.reshape(bands, len(names), beside, 2).swapaxes(1, 2)
-    blocks = blocks.reshape(-1, len(names), 2)
+    by_band = axes.reshape(bands, len(names), beside, 2).swapaxes(1, 2)
+    blocks = by_band.reshape(-1, len(names), 2)
     for ax in blocks[slices:].flat:
         ax.set_axis_off()
     return figure, axes, blocks[:slices]
