@@ -13,9 +13,8 @@ import pytest
 
 from kst_jax.data import nifti
 from kst_jax.data.npy import read_mask_bank
-from kst_jax.data.sources import (
-    open_source,
-)
+from kst_jax.data.sources import open_source
+from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
 from tests.scans import (
     CHANNELS,
@@ -229,11 +228,25 @@ def test_empty_slices_are_left_out(tmp_path):
     }
 
 
-def test_rewritten_volume_is_read_anew(tmp_path):
-    write_nifti(tmp_path / "a.nii")
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_rewritten_volume_is_read_anew(tmp_path, name):
+    write_nifti(tmp_path / name)
     before = read_all(tmp_path)[0].image
-    write_nifti(tmp_path / "a.nii", VOLUME * 2)
+    write_nifti(tmp_path / name, VOLUME * 2)
     np.testing.assert_array_equal(read_all(tmp_path)[0].image, before * 2)
+
+
+def test_volumes_are_decoded_once_however_their_slices_are_drawn(tmp_path, monkeypatch):
+    for number in range(5):
+        write_nifti(tmp_path / f"{number}.nii", VOLUME + number)
+    source = open_source(str(tmp_path), Selection())
+    # Any way of reading a file goes by its header.
+    monkeypatch.setattr(nifti, "load", lambda path: pytest.fail(f"{path} again"))
+    depth = len(source) // 5
+    drawn = [source[depth * number].image for _ in range(3) for number in range(5)]
+    np.testing.assert_array_equal(drawn[4], drawn[0] + 4)
+    kept = nifti._decode.cache  # bounded by bytes, not by a number of volumes
+    assert kept.currsize == sum(volume.nbytes for volume in kept.values())
 
 
 def write_header(path, **fields):

@@ -109,6 +109,18 @@ def test_rotation_and_scaling_go_about_the_centre():
         np.testing.assert_allclose(out.real, out.imag)
 
 
+def test_magnitudes_turn_as_the_parts_of_complex_images_do():
+    image, config = image_of(), AugmentConfig(rotation=30, scaling=0.2)
+
+    def turned(image):
+        return transforms.augment(image, config, np.random.default_rng(3))
+
+    real = turned(image.real.astype(np.complex64))
+    assert real.dtype == np.complex64
+    assert not real.imag.any()
+    np.testing.assert_array_equal(real.real, turned(image).real)
+
+
 def test_contrast_keeps_phase_and_order():
     image = image_of()
     out = transforms.augment(

@@ -1,13 +1,13 @@
 """NIfTI and Analyze volumes: magnitudes, whose k-space is simulated."""
 
 import dataclasses
-import functools
 import math
 import re
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cachetools
 import nibabel as nib
 import numpy as np
 
@@ -19,6 +19,9 @@ PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 # Sixteen 1 mm heads of 256^3: 1 GiB as float32, and about 4 GiB while it is decoded.
 MAX_VOXELS = 2**28
+# A compressed file cannot be read slice by slice, so those read last stay decoded: as
+# many as are no larger together than the largest may be alone.
+_MAX_DECODED_BYTES = 4 * MAX_VOXELS
 # Deflate never packs tighter, so a file cannot hold more than this times its size.
 _MAX_COMPRESSION = 1032
 _MAX_AFFINE_BYTES = 2**16
@@ -79,7 +82,8 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
     Raises:
       InputError: not one real-valued volume with finite values and an orientation.
     """
-    _decode.cache_clear()  # the file may have been rewritten since
+    with _DECODING:  # the file may have been rewritten since
+        _decode.cache.pop(_decode.cache_key(path), None)
     volume = np.abs(_volume(path))
     axis = PLANES[plane]
     bright = volume > 0.1 * np.percentile(volume, 99.9)
@@ -151,8 +155,9 @@ def load(path: Path) -> Any:
     return nib.load(path)
 
 
-# A compressed file cannot be read slice by slice, so the last two stay decoded.
-@functools.lru_cache(maxsize=2)
+@cachetools.cached(
+    cachetools.LRUCache(_MAX_DECODED_BYTES, getsizeof=lambda volume: volume.nbytes)
+)
 def _decode(path: Path) -> np.ndarray:
     """Float32 (x, y, z) with x to the right, y anterior, z superior."""
     image = load(path)
