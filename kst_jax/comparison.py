@@ -126,6 +126,7 @@ def summary(
         "parameters": max([r["parameters"] for r in cells.values()], default=0),
         "images": max([r["images"] for r in cells.values()], default=0),
         "train_s": float(np.mean([r["train_s"] for r in cells.values()] or [0.0])),
+        "device": ", ".join(dict.fromkeys(r["device"] for r in cells.values())),
     }
     for (scale, metric), values in scores.per_slice.items():
         of_scale = found.setdefault(scale, {})
@@ -208,15 +209,24 @@ def markdown(study: "Study", tables: Mapping[str, dict]) -> str:
 
 
 def _about(found: Sequence[dict | None]) -> list[str]:
-    """Parameters, images and mean minutes of training at a table's settings."""
+    """Parameters, images and mean minutes of training at a table's settings.
+
+    Minutes of different devices have no mean: each device has its own, and its name.
+    """
     trained = [each for each in found if each and each["images"]]
     if not trained:
         return [""] * 3
-    minutes = np.mean([each["train_s"] for each in trained]) / 60
+    seconds: dict[str, list[float]] = {}
+    for each in trained:
+        seconds.setdefault(each["device"], []).append(each["train_s"])
+    minutes = {device: f"{np.mean(s) / 60:.0f}" for device, s in seconds.items()}
     return [
         f"{trained[0]['parameters']:,}",
         f"{trained[0]['images']:,}",
-        f"{minutes:.0f}",
+        "; ".join(
+            text if len(minutes) == 1 else f"{text} ({device})"
+            for device, text in minutes.items()
+        ),
     ]
 
 

@@ -258,12 +258,13 @@ def run_cell(study: Study, cell: Cell, workdir: Path) -> None:
         state = training.train(config, run)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     found = evaluation.evaluate(config, run)
+    seconds, devices = _sittings(run)
     result = {
         "config": dataclasses.asdict(config),
         "parameters": count,
         "images": config.train.steps * config.train.batch_size,
-        "train_s": _seconds(run),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "train_s": seconds,
+        "device": ", ".join(devices),
         "curve": _curve(run),
         "per_slice": _with_subjects(found),
     }
@@ -300,18 +301,22 @@ def _curve(run: Path) -> dict[str, list[float]]:
 
 @contextlib.contextmanager
 def _timed(run: Path) -> Iterator[None]:
-    """Notes how long a sitting took, also where it is stopped."""
+    """Notes how long a sitting took and on what, also where it is stopped."""
     started = time.monotonic()
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     try:
         yield
     finally:
         run.mkdir(parents=True, exist_ok=True)
         with (run / "sittings.txt").open("a") as file:
-            file.write(f"{time.monotonic() - started:.1f}\n")
+            file.write(f"{time.monotonic() - started:.1f} {devices}\n")
 
 
-def _seconds(run: Path) -> float:
-    return sum(float(line) for line in (run / "sittings.txt").read_text().split())
+def _sittings(run: Path) -> tuple[float, list[str]]:
+    """Seconds of all sittings together, and the devices that they were on."""
+    lines = (run / "sittings.txt").read_text().splitlines()
+    seconds, devices = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    return sum(map(float, seconds)), list(dict.fromkeys(devices))
 
 
 def finished(study: Study, workdir: Path) -> dict[Cell, dict]:

@@ -66,6 +66,7 @@ def test_a_cell_is_a_run_and_its_result(done):
     assert found["config"]["mask"]["acceleration"] == 4
     assert found["curve"]["images"] == [4, 8]
     assert found["train_s"] > 0
+    assert found["device"] == "8 x cpu"
     report = json.loads((done / "runs/a/bare/1/eval/metrics.json").read_text())
     scores = [row["normalised"]["reconstruction"]["psnr"] for row in found["per_slice"]]
     mean = report["slices"]["normalised"]["reconstruction"]["psnr"]["mean"]
@@ -147,6 +148,35 @@ def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
     before, after = ((x / "tables.json").read_text() for x in (done, tmp_path))
     assert before == after
+
+
+def test_a_result_tells_all_devices_that_the_cell_was_trained_on(done, tmp_path):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    sittings = tmp_path / "runs/a/bare/1/sittings.txt"
+    sittings.write_text(f"100.0 1 x NVIDIA H200\n{sittings.read_text()}")
+    (tmp_path / "results/a/bare/1.json").unlink()
+    study.run(study.read(values()), tmp_path, ["a/bare/1"])
+    found = result(tmp_path, "a/bare/1")
+    assert found["device"] == "1 x NVIDIA H200, 8 x cpu"
+    assert found["train_s"] > 100
+
+
+def test_minutes_of_different_devices_are_not_averaged(done, tmp_path):
+    copy_of(done, tmp_path)
+    shutil.copytree(tmp_path / "results/a", tmp_path / "results/b")
+    for name, seconds, device in (
+        *((f"a/bare/{seed}", 60.0 + 120 * seed, "8 x cpu") for seed in (0, 1)),
+        *((f"b/bare/{seed}", 600.0, "1 x NVIDIA H200") for seed in (0, 1)),
+    ):
+        changed = result(tmp_path, name) | {"train_s": seconds, "device": device}
+        setting = name.partition("/")[0]
+        changed["config"]["mask"] = values()["settings"][setting]
+        (tmp_path / f"results/{name}.json").write_text(json.dumps(changed))
+    shutil.rmtree(tmp_path / "results/b/kst")
+    found = study.read(values())
+    tables = comparison.tabulate(found, study.finished(found, tmp_path))
+    text = comparison.markdown(found, tables)
+    assert " | 2 (8 x cpu); 10 (1 x NVIDIA H200) | " in text
 
 
 def test_results_of_another_study_are_refused(done):
