@@ -315,7 +315,7 @@ def _timed(run: Path) -> Iterator[None]:
 def _sittings(run: Path) -> tuple[float, list[str]]:
     """Seconds of all sittings together, and the devices that they were on."""
     lines = (run / "sittings.txt").read_text().splitlines()
-    seconds, devices = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    seconds, _, devices = zip(*(line.partition(" ") for line in lines), strict=True)
     return sum(map(float, seconds)), list(dict.fromkeys(devices))
 
 

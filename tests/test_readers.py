@@ -3,6 +3,7 @@
 import concurrent.futures
 import gc
 import gzip
+import os
 import pathlib
 import sys
 
@@ -247,6 +248,15 @@ def test_volumes_are_decoded_once_however_their_slices_are_drawn(tmp_path, monke
     np.testing.assert_array_equal(drawn[4], drawn[0] + 4)
     kept = nifti._decode.cache  # bounded by bytes, not by a number of volumes
     assert kept.currsize == sum(volume.nbytes for volume in kept.values())
+
+
+def test_volumes_that_stay_decoded_keep_no_file_open(tmp_path):
+    for number in range(20):
+        write_nifti(tmp_path / f"{number}.nii")
+    before = len(os.listdir("/dev/fd"))
+    source = open_source(str(tmp_path), Selection())
+    assert len(source)
+    assert len(os.listdir("/dev/fd")) < before + 10
 
 
 def write_header(path, **fields):

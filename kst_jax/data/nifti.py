@@ -139,12 +139,14 @@ _NIFTI = tuple(
 def load(path: Path) -> Any:
     """What nibabel makes of a file's header; nothing is decoded.
 
+    Decoding it reads the file and closes it: one mapped into memory would stay open.
+
     Raises:
       InputError: an Analyze pair comes with an affine of SPM that cannot be one.
     """
     for kind in _NIFTI:
         if kind.path_maybe_image(path)[0]:
-            return kind.from_filename(path)
+            return kind.from_filename(path, mmap=False)
     affine = path.with_suffix(".mat")  # read where SPM wrote the pair
     files.require_ordinary(affine)
     if affine.exists() and affine.stat().st_size > _MAX_AFFINE_BYTES:
@@ -152,7 +154,7 @@ def load(path: Path) -> Any:
             f"{affine}: lies beside a scan, but is too large for SPM's affine of it. "
             "Rename or remove it."
         )
-    return nib.load(path)
+    return nib.load(path, mmap=False)
 
 
 @cachetools.cached(
