@@ -23,7 +23,8 @@ from kst_jax import figures, files
 from kst_jax.models import registry
 
 if TYPE_CHECKING:
-    from kst_jax.study import Cell, Study
+    from kst_jax.cells import Cell
+    from kst_jax.study import Study
 
 METRICS = ("psnr", "ssim")
 _DIGITS = {"psnr": 2, "ssim": 3}

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from configs.studies import paper_fastmri, paper_oasis, search, small
-from kst_jax import comparison, study
+from kst_jax import cells, comparison, study
 from kst_jax.errors import InputError
 from kst_jax.metrics import psnr
 from tests.conftest import ROOT
@@ -132,7 +132,7 @@ def test_figures_show_all_methods(done, tmp_path, monkeypatch):
     watched("learning_figure")
     watched("reconstruction_figure")
     found = study.read(values())
-    comparison.write(found, study.finished(found, done), copy_of(done, tmp_path))
+    comparison.write(found, cells.finished(found, done), copy_of(done, tmp_path))
     methods = ["K-Space Transformer", "No RM"]
     assert shown["learning_figure"] == methods
     assert shown["reconstruction_figure"] == ["Zero-filled", *methods]
@@ -174,7 +174,7 @@ def test_minutes_of_different_devices_are_not_averaged(done, tmp_path):
         (tmp_path / f"results/{name}.json").write_text(json.dumps(changed))
     shutil.rmtree(tmp_path / "results/b/kst")
     found = study.read(values())
-    tables = comparison.tabulate(found, study.finished(found, tmp_path))
+    tables = comparison.tabulate(found, cells.finished(found, tmp_path))
     text = comparison.markdown(found, tables)
     assert " | 2 (8 x cpu); 10 (1 x NVIDIA H200) | " in text
 
@@ -200,7 +200,7 @@ def test_results_of_other_slices_are_refused(done, tmp_path):
     changed["per_slice"] = changed["per_slice"][::-1]
     path.write_text(json.dumps(changed))
     with pytest.raises(InputError, match=r"bare/0.json: its test slices.*a/kst/0"):
-        study.finished(study.read(values()), tmp_path)
+        cells.finished(study.read(values()), tmp_path)
 
 
 def test_a_damaged_result_is_told(done, tmp_path):
@@ -294,8 +294,8 @@ def test_people_do_not_lend_each_other_slices():
 def test_the_studies_are_whole(config):
     whole = study.read(config.get_config())
     assert whole.order[:2] == ("uniform1d_5x", "gaussian2d_5x")
-    for cell in study.cells(whole):
-        config = study.config_of(whole, cell)
+    for cell in cells.of(whole):
+        config = cells.config_of(whole, cell)
         assert config.train.steps * config.train.batch_size >= 2_000
 
 
@@ -322,7 +322,7 @@ def test_published_tables_are_made_from_published_results(config, tmp_path):
     folder = ROOT / "studies" / config.__name__.rpartition(".")[2]
     shutil.copytree(folder / "results", tmp_path / "results")
     found = study.read(config.get_config())
-    comparison.write(found, study.finished(found, tmp_path), tmp_path)
+    comparison.write(found, cells.finished(found, tmp_path), tmp_path)
     assert (tmp_path / "tables.md").read_text() == (folder / "tables.md").read_text()
     made, kept = (
         jax.tree.flatten(json.loads((place / "tables.json").read_text()))
