@@ -30,6 +30,12 @@ def write_npy(path, array=CHANNELS):
     np.save(path, array)
 
 
+def with_nan(array, index):
+    array = array.copy()
+    array[index] = np.nan
+    return array
+
+
 def read_all(paths, **options):
     source = open_source(str(paths), Selection(**options))
     return [source[i] for i in range(len(source))]

@@ -22,8 +22,9 @@ from kst_jax.doctor import examinations, report
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSTConfig
 from tests.conftest import ROOT
-from tests.scans import write_h5, write_nifti, write_npy
-from tests.test_readers import BAD_H5, BAD_NIFTI, BAD_NPY, with_nan
+from tests.scans import with_nan, write_h5, write_nifti, write_npy
+from tests.test_nifti import BAD_NIFTI
+from tests.test_readers import BAD_H5, BAD_NPY
 
 DATA = DataConfig(size=(16, 16))
 ROWS, COLUMNS = np.mgrid[-1:1:20j, -1:1:18j]

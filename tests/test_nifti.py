@@ -1,0 +1,207 @@
+"""NIfTI and Analyze volumes: how they lie, what stays decoded, what is refused."""
+
+import gzip
+import os
+import pathlib
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kst_jax.data import nifti
+from kst_jax.data.sources import open_source
+from kst_jax.data.volumes import Selection
+from kst_jax.errors import InputError
+from tests.scans import (
+    VOLUME,
+    read_all,
+    with_nan,
+    write_nifti,
+)
+
+
+def scan_in_world(axes):
+    """A volume whose voxels hold their place: 1 + x + 10 y + 100 z, from 0 each."""
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    shape = [0, 0, 0]
+    for stored, letter in enumerate(axes):
+        world = next(w for w, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        shape[stored] = (4, 5, 6)[world]
+        affine[world, stored] = 1 if letter in "RAS" else -1
+        affine[world, 3] = 0 if letter in "RAS" else shape[stored] - 1
+    ijk = np.indices(shape).reshape(3, -1)
+    x, y, z = affine[:3, :3] @ ijk + affine[:3, 3:]
+    return (1 + x + 10 * y + 100 * z).reshape(shape), affine
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LIA", "LPS", "ASR", "PIL"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_slices_are_laid_out_by_the_affine(tmp_path, axes, suffix):
+    volume, affine = scan_in_world(axes)
+    oblique = affine.copy()
+    oblique[:3, :3] = nib.eulerangles.euler2mat(0.1, 0.1, 0.1) @ affine[:3, :3] * 1.5
+    write_nifti(tmp_path / f"a{suffix}", volume.astype("f4"), oblique)
+    x, y, z = np.arange(4), np.arange(5), np.arange(6)
+    expected = {  # anterior or superior is the top row; right or anterior comes last
+        "axial": lambda k: 1 + x + 10 * y[::-1, None] + 100 * k,
+        "coronal": lambda k: 1 + x + 10 * k + 100 * z[::-1, None],
+        "sagittal": lambda k: 1 + k + 10 * y + 100 * z[::-1, None],
+    }
+    for plane, image in expected.items():
+        slices = read_all(tmp_path / f"a{suffix}", plane=plane, min_foreground=0)
+        assert len(slices) == {"axial": 6, "coronal": 5, "sagittal": 4}[plane]
+        for found in slices:
+            np.testing.assert_array_equal(found.image, image(found.index))
+            assert found.image.dtype == np.complex64
+            assert not found.measured
+
+
+def test_analyze_pair_has_its_first_axis_from_right_to_left(tmp_path):
+    volume, _ = scan_in_world("RAS")
+    stored = volume[::-1, :, :, None].astype(">i2")
+    nib.save(nib.AnalyzeImage(stored, None), tmp_path / "OAS1_0001_MR1.hdr")
+    for path in (tmp_path, tmp_path / "OAS1_0001_MR1.img"):
+        slices = read_all(path, plane="coronal", min_foreground=0)
+        assert [s.subject for s in slices] == ["OAS1_0001"] * 5
+        np.testing.assert_array_equal(slices[2].image, volume[:, 2, ::-1].T)
+    (tmp_path / "OAS1_0001_MR1.img").unlink()
+    with pytest.raises(InputError, match=r"OAS1_0001_MR1\.img"):
+        open_source(str(tmp_path))
+
+
+def test_scale_factors_are_applied(tmp_path):
+    image = nib.Nifti1Image((VOLUME * 10).astype("i2"), np.eye(4))
+    image.header.set_slope_inter(0.1, 3)
+    nib.save(image, tmp_path / "a.nii")
+    found = read_all(tmp_path / "a.nii")[2].image
+    np.testing.assert_allclose(found, VOLUME[:, ::-1, 2].T + 3, atol=0.1)
+
+
+def test_empty_slices_are_left_out(tmp_path):
+    volume = VOLUME.copy()
+    volume[:, :, 0] = 0
+    volume[:, :, 3] *= 0.01
+    volume[1:, :, 5] = 0
+    write_nifti(tmp_path / "a.nii", volume)
+    indices = {
+        m: [s.index for s in read_all(tmp_path, min_foreground=m)]
+        for m in (0, 0.05, 0.3)
+    }
+    assert indices == {
+        0: [0, 1, 2, 3, 4, 5, 6],
+        0.05: [1, 2, 4, 5, 6],
+        0.3: [1, 2, 4, 6],
+    }
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_rewritten_volume_is_read_anew(tmp_path, name):
+    write_nifti(tmp_path / name)
+    before = read_all(tmp_path)[0].image
+    write_nifti(tmp_path / name, VOLUME * 2)
+    np.testing.assert_array_equal(read_all(tmp_path)[0].image, before * 2)
+
+
+def test_volumes_are_decoded_once_however_their_slices_are_drawn(tmp_path, monkeypatch):
+    for number in range(5):
+        write_nifti(tmp_path / f"{number}.nii", VOLUME + number)
+    source = open_source(str(tmp_path), Selection())
+    # Any way of reading a file goes by its header.
+    monkeypatch.setattr(nifti, "load", lambda path: pytest.fail(f"{path} again"))
+    depth = len(source) // 5
+    drawn = [source[depth * number].image for _ in range(3) for number in range(5)]
+    np.testing.assert_array_equal(drawn[4], drawn[0] + 4)
+    kept = nifti._decode.cache  # bounded by bytes, not by a number of volumes
+    assert kept.currsize == sum(volume.nbytes for volume in kept.values())
+
+
+def test_volumes_that_stay_decoded_keep_no_file_open(tmp_path):
+    for number in range(20):
+        write_nifti(tmp_path / f"{number}.nii")
+    before = len(os.listdir("/dev/fd"))
+    source = open_source(str(tmp_path), Selection())
+    assert len(source)
+    assert len(os.listdir("/dev/fd")) < before + 10
+
+
+def write_header(path, **fields):
+    write_nifti(path)
+    data = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(data[:348]), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    data[:348] = header.binaryblock
+    path.write_bytes(data)
+
+
+def write_truncated(path):
+    write_nifti(path.with_suffix(".nii"))
+    path.write_bytes(gzip.compress(path.with_suffix(".nii").read_bytes())[:-20])
+    path.with_suffix(".nii").unlink()
+
+
+BAD_NIFTI = {
+    "ImageFileError": lambda p: p.write_text("<html>log in first</html>"),
+    "cannot be read": lambda p: p.write_bytes(b""),
+    "could the file be damaged": lambda p: write_header(p, bitpix=64, datatype=64),
+    r"shape \(5, 6, 7, 2\).* Split series": lambda p: write_nifti(
+        p, np.stack([VOLUME, VOLUME], -1)
+    ),
+    r"shape \(5, 6\)": lambda p: write_nifti(p, VOLUME[..., 0]),
+    "-7": lambda p: write_header(p, dim=[3, 5, 6, -7, 1, 1, 1, 1]),
+    "complex64, not real": lambda p: write_nifti(p, VOLUME.astype("c8")),
+    "'R'.*, not real": lambda p: write_nifti(
+        p, np.zeros((5, 6, 7), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    ),
+    "not finite": lambda p: write_nifti(p, with_nan(VOLUME, (1, 2, 3))),
+    "are not finite": lambda p: write_nifti(p, VOLUME.astype("f8") * 1e99),
+    "blank": lambda p: write_nifti(p, VOLUME * 0),
+    "does not say how the axes lie": lambda p: write_header(
+        p, sform_code=1, srow_x=0, srow_y=0, srow_z=0
+    ),
+    "affine does not say": lambda p: write_header(p, sform_code=1, srow_x=np.nan),
+    "claims the shape": lambda p: write_header(p, dim=[3, 900, 900, 900, 1, 1, 1, 1]),
+    "a file of": lambda p: write_header(p, dim=[3, 600, 600, 600, 1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("cause", BAD_NIFTI)
+def test_bad_nifti(tmp_path, cause):
+    BAD_NIFTI[cause](tmp_path / "bad.nii")
+    with pytest.raises(InputError, match=f"bad.nii.*{cause}"):
+        read_all(tmp_path / "bad.nii")
+
+
+def test_truncated_gzip(tmp_path):
+    write_truncated(tmp_path / "bad.nii.gz")
+    with pytest.raises(InputError, match="EOFError"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "subject"),
+    [
+        ("disc1/OAS1_0001_MR1/RAW/OAS1_0001_MR1_mpr-1_anon.hdr", "OAS1_0001"),
+        ("OAS2_0012_MR2/mpr-1.nii.gz", "OAS2_0012"),
+        ("OAS30001_MR_d0129/anat2/sub-OAS30001_ses-d0129_T1w.nii.gz", "OAS30001"),
+        ("bids/sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz", "sub-01"),
+        ("bids/sub-01/T1w.nii", "sub-01"),
+        ("study/aomic_sub-0017_t1w.nii.gz", "sub-0017"),
+        ("study/Patient.3.nii.gz", "Patient.3"),
+        ("study/unsub-scribed.nii", "unsub-scribed"),
+    ],
+)
+def test_subject_of(path, subject):
+    assert nifti.subject_of(pathlib.Path("/data") / path) == subject
+
+
+@pytest.mark.parametrize("name", ["s1", "colin27", "aomic_sub-0017"])
+def test_real_volumes(shared, name):
+    path = shared / f"data/{name}_t1w.nii.gz"
+    canonical = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)
+    source = open_source(str(path))
+    assert 0.6 * canonical.shape[2] < len(source) <= canonical.shape[2]
+    found = source[len(source) // 2]
+    expected = canonical[:, ::-1, found.index].T
+    np.testing.assert_array_equal(found.image, expected)
