@@ -2,9 +2,9 @@
 
     make demo
 
-Axial T1-weighted brain slices at 64x64, Gaussian 2D sampling at 5x. Training and
-evaluation took about 6 minutes on two cores of an AMD EPYC and gave 19.66 dB on
-the unseen person, where the zero-filled images have 13.26 dB (in the input's units).
+Axial T1-weighted brain slices at 64x64, Gaussian 2D sampling at 5x: minutes on a CPU.
+The unseen person's mean PSNR rises from 13.26 dB, zero-filled, to 19.66 dB in the
+input's units (two cores of an AMD EPYC; README.md).
 """
 
 from ml_collections import ConfigDict

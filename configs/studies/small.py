@@ -10,9 +10,10 @@ tells where they come from. Masks go by the files' names.
 
 Of uniform 1D's columns 2 of 48 are fixed at the centre, in proportion to 5 of 128. All
 methods see the same 20,000 images in the same order with the same masks, those of the
-paper each with its own published optimiser and loss; one row tells what the improved
-K-Space Transformer does in D5C5's time, and one what D5C5 does at a rate chosen for so
-short a training, as the improved one's was. docs/study.md tells more.
+paper each with its own optimiser and loss as published, where that is known
+(configs/oucr.py and the others tell); one row tells what the improved K-Space
+Transformer does in about D5C5's time, and one what D5C5 does at the better of two rates
+that were tried for so short a training. docs/study.md tells more.
 """
 
 from ml_collections import ConfigDict
