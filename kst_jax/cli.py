@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,8 +20,6 @@ from ml_collections import ConfigDict, config_flags
 from kst_jax import parallel
 from kst_jax.config_dict import from_dict, require_key
 from kst_jax.errors import InputError
-
-_INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}: "
 
 
 def run(main: Callable[[], None]) -> None:
@@ -33,7 +32,8 @@ def run(main: Callable[[], None]) -> None:
     sys.argv[1:] = given
     # A pipe that nobody reads any more fails here, not when Python ends; and logs grow.
     if isinstance(sys.stdout, io.TextIOWrapper):  # not what a caller put in its place
-        sys.stdout.reconfigure(line_buffering=True)
+        # Names of files may hold what no text can.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
     # As an exception, so that what is unfinished is tidied up; training saves first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -105,7 +105,7 @@ def run_with_config(
         _keep_programs()
         joined = may_join and _connect()
         with _first_speaks() if joined else contextlib.nullcontext():
-            main(checked, workdir.value)
+            main(checked, os.path.expanduser(workdir.value))
 
     parse = functools.partial(_parse, require_key=require_key)
     run(lambda: app.run(absl_main, flags_parser=parse))
@@ -206,35 +206,64 @@ def _parse(argv: list[str], require_key: Callable[[str], None]) -> list[str]:
     if {"-h", "--help"} & set(argv):
         print(_help())
         sys.exit(0)
-    _require_config_file(argv)
+    path = _config_file(argv)
     try:
         return flags.FLAGS(argv)
     except SystemExit:  # from --helpfull, which absl ends as if it were a mistake
         sys.exit(0)
-    except flags.Error as error:
-        # Where a config file failed, absl quotes its whole traceback.
-        cause = str(error).strip().splitlines()[-1].strip()
-        raise InputError(cause.removeprefix(_INPUT_ERROR)) from error
-    except (AttributeError, KeyError) as error:  # of a network's or a method's keys
-        key: Any = error
-        while isinstance(key, Exception):  # ml_collections wraps them in each other
-            key = key.args[0]
-        told = " ".join(str(key).split())
-        raise InputError(f"--config has no key {told}") from error
-    except OSError as error:
-        raise InputError(f"--config cannot be loaded: {error}") from error
+    except Exception as error:  # a config file is code, and may fail in any way
+        raise InputError(_cause(error, path)) from error
 
 
-def _require_config_file(argv: list[str]) -> None:
-    """Raises InputError for a config file that is not there, with the nearest name."""
+def _config_file(argv: list[str]) -> str:
+    """The config file of a command line; InputError, with the nearest, for none."""
     for argument, following in itertools.pairwise([*argv, ""]):
         name, equals, value = argument.partition("=")
         path = (value if equals else following).partition(":")[0]
-        if name == "--config" and path and not os.path.isfile(path):
+        if name == "--config" and path:
+            if os.path.isfile(path):
+                return path
             there = glob.glob("configs/**/*.py", recursive=True)
             near = difflib.get_close_matches(path, there, n=1)
             hint = f"is it {near[0]}?" if near else "they are in configs/"
             raise InputError(f"--config={path}: no such file in {os.getcwd()}; {hint}")
+    return ""
+
+
+def _cause(error: BaseException, path: str) -> str:
+    """What to tell where flags or a config file failed."""
+    chain = [error]
+    while cause := chain[0].__cause__ or chain[0].__context__:
+        chain.insert(0, cause)
+    for each in chain:
+        if isinstance(each, InputError):
+            return str(each)
+    for each in chain:
+        if line := _line_of(each, path):
+            return f"--config={path}, line {line}: {type(each).__name__}: {_flat(each)}"
+    if isinstance(error, flags.Error):
+        return _flat(error)
+    if "get_config" in str(error):
+        return f"--config={path}: has no function get_config"
+    # Of a network's or a method's keys.
+    return f"--config has no key {_flat(error)}"
+
+
+def _line_of(error: BaseException, path: str) -> int | None:
+    """The line at which code of a file failed, or cannot be read; None elsewhere."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return lines[-1] if lines else None
+
+
+def _flat(error: BaseException) -> str:
+    """An error's text on one line; ml_collections wraps some in others."""
+    text: Any = error
+    while isinstance(text, BaseException) and text.args:
+        text = text.args[0]
+    return " ".join(str(text).split())
 
 
 def _checked(values: Any, read: Callable[[Any], Any]) -> Any:

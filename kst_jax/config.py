@@ -24,7 +24,7 @@ _CHOICES = {
     "optimizer": ("adamw", "rmsprop"),
     "schedule": ("cosine", "constant", "step", "halving"),
     "error": ("squared", "absolute", "relative"),
-    "domain": ("image", "kspace", "both"),
+    "domain": ("image", "both"),
 }
 
 
@@ -181,10 +181,10 @@ class MaskConfig:
             self.kind in _MASKS, "mask.kind", self.kind, f"one of {', '.join(_MASKS)}"
         )
         _require(
-            self.acceleration >= 1,
+            self.acceleration > 1,
             "mask.acceleration",
             self.acceleration,
-            "at least 1 (all points over sampled points)",
+            "above 1 (all points over sampled points)",
         )
         _require(
             0 < self.center_fraction <= 1,
@@ -246,8 +246,8 @@ class TrainConfig:
       error: how an image is compared with the target: the mean "squared" (the paper)
         or "absolute" difference, or "relative", the norm of the difference over the
         target's.
-      domain: where images are compared: "image" (the paper), "kspace", or "both" (the
-        authors' code); the latter two for the squared error.
+      domain: where images are compared: "image" (the paper), or "both", in k-space too
+        (the authors' code), for the squared error.
       layer_weight: weight of each supervised layer's loss.
       last_weight: weight of the last high-resolution layer, and of the last
         low-resolution layer during stage LR.

@@ -13,14 +13,13 @@ low-resolution grid cannot be, and are flags whose defaults are the paper's. Nor
 undersampling there that it was trained for: config.mask, Gaussian 2D 5x if not given.
 """
 
-import argparse
 import dataclasses
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from kst_jax import agreement, checkpoints, cli, tokens, torch_file
+from kst_jax import agreement, arguments, checkpoints, cli, tokens, torch_file
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
@@ -125,6 +124,8 @@ def _stack(path: str, layers: dict[int, np.ndarray]) -> np.ndarray:
         return layers[-1]
     if sorted(layers) != list(range(len(layers))):
         raise InputError(f"layers {sorted(layers)} of {path!r} leave a gap")
+    if len({layer.shape for layer in layers.values()}) > 1:
+        raise InputError(f"layers of {path!r} differ in shape")
     return np.stack([layers[i] for i in range(len(layers))])
 
 
@@ -175,7 +176,11 @@ def load(
     """
     checkpoint = torch_file.load(path)
     state = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not state:
+    whole = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(weight, np.ndarray)
+        for name, weight in state.items()
+    )
+    if not state or not whole:
         raise InputError(
             f"{path}: no 'model_state_dict'; give a checkpoint that the authors' "
             "training wrote"
@@ -198,11 +203,7 @@ def _require_whole(params: dict, config: KSTConfig) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: converts one checkpoint."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kst_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m kst_jax.convert", __doc__)
     parser.add_argument("checkpoint", help="the authors' .pth file")
     parser.add_argument("out", help="folder to write, without a run in it")
     parser.add_argument("--heads", type=int, default=4, help="attention heads (4)")

@@ -6,7 +6,6 @@ Every file is read, one after another, and reported at once, with how to mend it
 nothing is written. `kst_jax/data/examination.py` tells what is looked at.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -18,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kst_jax import cli
+from kst_jax import arguments, cli
 from kst_jax.config import DataConfig
 from kst_jax.data import prepared, sources
 from kst_jax.data.examination import (
@@ -203,12 +202,7 @@ def _as_json(value: Examination | Summary) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: examines scans, prints, exits with 0, 1 or 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kst_jax.doctor",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m kst_jax.doctor", __doc__, _EPILOG)
     add, default = parser.add_argument, DataConfig()
     add(
         "paths",

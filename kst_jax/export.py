@@ -11,7 +11,6 @@ takes the latest checkpoint of the run in runs/demo and writes, into a new folde
                                  python exported/reconstruct.py INPUT.npz IMAGE.npy
 """
 
-import argparse
 import dataclasses
 import os
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 # jax.export is a module of its own, which `import jax` leaves out.
 from jax import export as jax_export
 
-from kst_jax import checkpoints, cli, files, fourier, tokens
+from kst_jax import arguments, checkpoints, cli, files, fourier, tokens
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -131,11 +130,7 @@ def _require_new(out: Path) -> None:
 
 def main() -> None:
     """Command line: exports a checkpoint of a run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kst_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m kst_jax.export", __doc__)
     parser.add_argument("workdir", help="folder of a run that train.py has written")
     parser.add_argument("out", help="folder to write, which must not exist yet")
     parser.add_argument(

@@ -31,6 +31,11 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def encoded(name: str) -> bytes:
+    """A file's name as bytes, of one that is not UTF-8 too, alike on every system."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 def require_ordinary(path: str | os.PathLike) -> None:
     """Raises InputError for a folder, pipe or device, which might be read for ever.
 

@@ -55,3 +55,11 @@ def data_consistency(
       mask: (..., H, W), True where sampled.
     """
     return jnp.where(mask[..., None], kspace, spectrum)
+
+
+def consistent_image(image: jax.Array, kspace: jax.Array, mask: jax.Array) -> jax.Array:
+    """An image (..., H, W, 2) with the measured values put back into its spectrum.
+
+    Arguments as for `data_consistency`.
+    """
+    return ifft2c(data_consistency(fft2c(image), kspace, mask))

@@ -8,7 +8,7 @@ from kst_jax.models.contract import Reconstruction
 
 # The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
 # the spectra is that of the images, and asking for both doubles it.
-_DOMAINS = {"image": 1.0, "kspace": 1.0, "both": 2.0}
+_DOMAINS = {"image": 1.0, "both": 2.0}
 
 
 def _squared(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:

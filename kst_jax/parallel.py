@@ -140,6 +140,15 @@ def each_its_own(tree: Any) -> Any:
     return jax.lax.pcast(tree, DATA, to="varying")
 
 
+def own_beside(x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """A parameter as each device's own where `x` is, and as it was elsewhere.
+
+    For functions of both with a gradient rule of their own: under shard_map JAX asks
+    that the gradient which they give, each device's own, is of such a parameter.
+    """
+    return parameter + jnp.zeros_like(x[(0,) * x.ndim])
+
+
 def mean(tree: Any) -> Any:
     """Inside a mapped function: the mean over DATA of each device's own values."""
     return jax.lax.pmean(tree, DATA)

@@ -12,11 +12,10 @@ further:
         --config.eval.out=runs/mine_again
 """
 
-import argparse
 import dataclasses
 from pathlib import PurePath
 
-from kst_jax import checkpoints, cli, subjects
+from kst_jax import arguments, checkpoints, cli, subjects
 from kst_jax.models import registry
 from kst_jax.stages import require_trained
 
@@ -54,11 +53,7 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: releases one run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kst_jax.release",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m kst_jax.release", __doc__)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("out", help="folder to write, without a run in it")
     parser.add_argument(

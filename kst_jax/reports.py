@@ -25,6 +25,7 @@ FIGURES = tuple(
     f"figures/{name}"
     for name in ("slices.npz", "reconstructions.png", "stages.png", "attention.png")
 )
+
 # Columns of Fig. 3, as far as the model has the parts.
 _STAGES = {
     "lr": "LR",
@@ -34,6 +35,12 @@ _STAGES = {
     "image": "Reconstruction",
     "target": "Target",
 }
+
+
+def earlier(out: Path) -> list[str]:
+    """Files of the evaluation in a folder that the next one need not write again."""
+    old = (out / "reconstructions").glob("*.h5")
+    return [*FIGURES, *(f"reconstructions/{path.name}" for path in old)]
 
 
 class Report:

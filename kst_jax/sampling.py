@@ -14,6 +14,7 @@ from scipy import stats
 
 from kst_jax.config import EXACT_MASKS, FASTMRI_MASKS, MaskConfig
 from kst_jax.errors import InputError
+from kst_jax.files import encoded
 
 Shape = tuple[int, int]
 
@@ -238,7 +239,7 @@ class Sampler:
         """
         if self.config.kind in _FASTMRI:
             return self._fastmri(np.random.RandomState(filename_seed(file)))
-        name = zlib.crc32(file.encode())
+        name = zlib.crc32(encoded(file))
         return self.random(np.random.default_rng((seed, name, index)))
 
     def _fastmri(self, rng: np.random.RandomState) -> np.ndarray:
@@ -258,8 +259,8 @@ def sampler(
       bank: masks (M, H, W) bool, for kind "bank".
 
     Raises:
-      InputError: a mask without points, a bank of another size, or masks
-        that leave nothing to reconstruct.
+      InputError: a mask without points, a bank of another size, or one with a mask
+        that leaves nothing to reconstruct.
     """
     if bank is not None and bank.shape[1:] != shape:
         raise InputError(
@@ -270,6 +271,11 @@ def sampler(
         counts = _fastmri_counts(config, shape)
     elif bank is not None:
         sizes = bank.sum(axis=(1, 2))
+        if sizes.max() == math.prod(shape):
+            raise InputError(
+                f"{config.bank}: mask {sizes.argmax()} measures all of k-space and "
+                "leaves nothing to reconstruct; leave it out"
+            )
         counts = (int(sizes.min()), int(sizes.max()))
     else:
         draw = _EXACT[config.kind]
@@ -277,11 +283,6 @@ def sampler(
             np.random.default_rng(0), shape, config.acceleration, config.calibration
         )
         counts = (int(mask.sum()), int(mask.sum()))
-    if counts[0] == math.prod(shape):
-        raise InputError(
-            "masks measure all of k-space and leave nothing to reconstruct; raise "
-            "mask.acceleration, or take another mask.bank"
-        )
     return Sampler(config, shape, bank, counts)
 
 

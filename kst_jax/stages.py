@@ -9,10 +9,20 @@ def first_steps(config: TrainConfig, stages: tuple[str, ...]) -> dict[str, int]:
     """The step at which each of the model's stages begins; the first one is 0.
 
     A stage that the model lacks is left to the one after it, or before it at the end.
+
+    Raises:
+      InputError: the last stage has no step, so that its part would stay untrained.
     """
     first, second = (round(sum(config.stages[:n]) * config.steps) for n in (1, 2))
     begun = dict(zip(STAGES, (0, first, second), strict=True))
-    return {stage: begun[stage] for stage in stages} | {stages[0]: 0}
+    begun = {stage: begun[stage] for stage in stages} | {stages[0]: 0}
+    if begun[stages[-1]] >= config.steps:
+        raise InputError(
+            f"config.train.stages={config.stages} leave no step of {config.steps} to "
+            f"stage {stages[-1]}: give it a larger share, or leave its part out of the "
+            "model (config.model)"
+        )
+    return begun
 
 
 def stage_at(step: int, begun: dict[str, int]) -> str:

@@ -278,27 +278,50 @@ class _Loop:
                 if begins:
                     bar.set_postfix_str(f"stage {stage}")
                 bar.update()
-                validates = bool(c.validate_every) and self._due(
-                    number, c.validate_every
-                )
-                saves = validates or self._due(number, c.checkpoint_every)
-                logged = saves or number % c.log_every == 0
-                # Stopping leaves no trace in the logs: a run that was stopped reads
-                # like one that was not.
                 stops = self.interruption.requested(number)
-                if logged or stops:
+                if stops or self._logs(number):
                     self._require_finite(pending)
                     pending = []
-                validation = self._validate(number, state, stage) if validates else {}
-                if logged:
-                    self._log(logs, bar, number, scalars | validation, stage)
+                    self._record(logs, bar, number, stage, state, scalars, stops)
                 if c.image_every and number % c.image_every == 0:
                     logs.image(number, _panel(batch, images))
-                if saves or stops:
-                    self.checkpoints.save(number, state, validation)
                 if stops:
                     break
         return state
+
+    def _record(
+        self,
+        logs: Logs,
+        bar: tqdm,
+        number: int,
+        stage: str,
+        state: State,
+        scalars: dict,
+        stops: bool,
+    ) -> None:
+        """Validates, logs and saves, whichever is due after a step.
+
+        Stopping leaves no trace in the logs: a run that was stopped reads like one that
+        was not.
+        """
+        validation = (
+            self._validate(number, state, stage) if self._validates(number) else {}
+        )
+        if self._logs(number):
+            self._log(logs, bar, number, scalars | validation, stage)
+        if stops or self._saves(number):
+            self.checkpoints.save(number, state, validation)
+
+    def _validates(self, number: int) -> bool:
+        every = self.config.train.validate_every
+        return every > 0 and self._due(number, every)
+
+    def _saves(self, number: int) -> bool:
+        every = self.config.train.checkpoint_every
+        return self._validates(number) or self._due(number, every)
+
+    def _logs(self, number: int) -> bool:
+        return self._saves(number) or number % self.config.train.log_every == 0
 
     def _due(self, number: int, every: int) -> bool:
         return number % every == 0 or number == self.config.train.steps

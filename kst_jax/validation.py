@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kst_jax import evaluation, parallel
+from kst_jax import parallel
 from kst_jax.config import Config
 from kst_jax.data.sources import Source
 from kst_jax.models.contract import Reconstructor
+from kst_jax.reconstruction import make_reconstructor, reconstruct
 from kst_jax.sampling import Sampler
 
 
@@ -37,11 +38,9 @@ class Validator:
     def __call__(self, params: dict, stage: str) -> dict[str, float]:
         """Mean PSNR and SSIM of normalised slices, as far as a stage reconstructs."""
         if stage not in self._reconstructors:
-            reconstructor = evaluation.make_reconstructor(
-                self._model, self._mesh, stage
-            )
+            reconstructor = make_reconstructor(self._model, self._mesh, stage)
             self._reconstructors = {stage: reconstructor}
-        slices = evaluation.reconstruct(
+        slices = reconstruct(
             self._source,
             self._config,
             self._sampler,

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
     [
         (["--config.train.stepz=3"], "valid keys: accumulate, batch_size"),
         (["--config.data.train=/no-where"], "/no-where: no such file"),
-        (["--config.mask.acceleration=0.5"], "at least 1"),
+        (["--config.mask.acceleration=0.5"], "above 1"),
         (["--config.data.pad=False"], "smaller than the crop"),
         (["--config.data.test=demo:train"], "sub-0017"),
         (["--config.model.heads=0"], "model.heads=0"),
@@ -49,6 +49,42 @@ def test_missing_flags_and_configs(tmp_path):
     assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py:x")
     assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py")
     refused("train.py", "--config=configs/demo.py", "--workdir=/proc/none")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def get_config(:", "line 1: SyntaxError"),
+        ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config():\n    return {}['SCANS']", "line 2: KeyError: SCANS"),
+        (
+            "from configs import demo\n\n\ndef get_config():\n"
+            "    config = demo.get_config()\n    config.train.steps = 'many'",
+            "line 6: TypeError: Could not override field 'steps'",
+        ),
+        (
+            "from configs import demo\n\n\ndef get_config():\n"
+            "    return demo.get_config().train.stepz",
+            "line 5: AttributeError: 'stepz' Did you mean",
+        ),
+    ],
+)
+def test_a_config_file_that_fails_is_told_with_its_line(text, told, tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(text)
+    workdir = f"--workdir={tmp_path}"
+    assert f"{config}" in (error := refused("train.py", workdir, f"--config={config}"))
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_a_config_file_without_its_function(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1")
+    config = f"--config={tmp_path / 'mine.py'}"
+    # Apart: ml_collections keeps what an earlier file has defined.
+    done = run_apart("train.py", f"--workdir={tmp_path}", config)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {config}: has no function get_config\n"
 
 
 def test_debug_shows_a_traceback(tmp_path):

@@ -50,11 +50,28 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
             },
             "leave a gap",
         ),
+        (
+            {
+                "module.encoder.layers.0.norm.weight": np.zeros(2),
+                "module.encoder.layers.1.norm.weight": np.zeros(3),
+            },
+            "differ in shape",
+        ),
     ],
 )
 def test_other_networks_are_refused(state, message):
     with pytest.raises(InputError, match=message):
         convert.parameters(state)
+
+
+@pytest.mark.parametrize(
+    "state", [{}, [], {0: np.zeros(2)}, {"encoder_embed_layer.0.weight": 1.0}]
+)
+def test_what_is_no_state_is_refused(state, monkeypatch):
+    found = {"model_state_dict": state}
+    monkeypatch.setattr(convert.torch_file, "load", lambda _: found)
+    with pytest.raises(InputError, match=r"a\.pth: no 'model_state_dict'"):
+        convert.load("a.pth")
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(shared, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kst_jax.config import Config, DataConfig
-from kst_jax.data import pipeline, prepare, volumes
+from kst_jax.data import pipeline, prepare, sources, volumes
 from kst_jax.data.examination import content_of, examine, examine_other
 from kst_jax.data.fourier import fft2c
 from kst_jax.data.volumes import Selection
@@ -155,24 +155,34 @@ def test_scans_under_another_kinds_name(tmp_path):
 
 
 def test_what_runs_pass_over_in_silence(tmp_path):
-    os.mkfifo(tmp_path / "pipe.h5")
     (tmp_path / "folder.npy").mkdir()
-    (tmp_path / "broken.nii").symlink_to("nowhere")
-    (tmp_path / "loop.nii").symlink_to("loop.nii")
     write_h5(tmp_path / "a.hdf5", KSPACE)
-    (tmp_path / "lonely.img").write_bytes(b"data")
+    write_h5(tmp_path / "b.h5", KSPACE)
     (tmp_path / "notes.txt").write_text("no scan")
-    told = {
-        path.name: found.findings[0].what
-        for path in tmp_path.iterdir()
-        if (found := examine_other(path))
-    }
-    assert "a pipe" in told.pop("pipe.h5")
-    assert "a folder" in told.pop("folder.npy")
-    assert "leads nowhere" in told.pop("broken.nii")
-    assert "leads nowhere" in told.pop("loop.nii")
-    assert "does not end in .h5" in told.pop("a.hdf5")
-    assert ".hdr is missing" in told.pop("lonely.img")
+    others = map(examine_other, tmp_path.iterdir())
+    (found,) = (other for other in others if other)
+    assert found.path.name == "a.hdf5"
+    assert "does not end in .h5" in found.findings[0].what
+
+
+def test_what_has_the_name_of_a_scan_and_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    (tmp_path / "broken.nii").symlink_to("nowhere")
+    (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
+    (tmp_path / "lonely.img").write_bytes(b"data")
+    write_h5(tmp_path / "whole.h5", KSPACE)
+    examined = list(examinations(str(tmp_path), DATA, Selection()))
+    told = {each.path.name: [f.what for f in each.findings] for each in examined}
+    assert told.pop("whole.h5") == []
+    for name, what in (
+        ("pipe.h5", "a pipe"),
+        ("broken.nii", "leads nowhere"),
+        ("loop.nii.gz", "leads nowhere"),
+        ("lonely.hdr", "missing, though its .img is there"),
+    ):
+        assert what in told.pop(name)[0]
+        with pytest.raises(InputError, match=rf"{name}: is .*{what}"):
+            sources.open_source(f"{tmp_path}/{name[:-3]}*")
     assert not told
 
 

@@ -194,6 +194,19 @@ def with_data(config, **changes):
     return dataclasses.replace(config, data=data)
 
 
+def test_reconstructions_of_scans_that_are_gone_go(config, workdir, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(workdir / "eval", out)
+    before = out / "reconstructions" / "gone.h5"
+    before.write_bytes(b"of a scan that was here")
+    (out / "notes.txt").write_text("the user's")
+    changed = dataclasses.replace(config.eval, out=str(out))
+    evaluate(dataclasses.replace(config, eval=changed), workdir)
+    assert not before.exists()
+    assert [path.name for path in before.parent.iterdir()] == ["sub-0042_T1w.h5"]
+    assert (out / "notes.txt").exists()
+
+
 def test_an_evaluation_that_is_interrupted_leaves_nothing(
     config, workdir, tmp_path, monkeypatch
 ):

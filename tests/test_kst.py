@@ -184,8 +184,7 @@ def test_ablations(lr_decoder, refinement):
     assert model.stages == tuple(
         s for s, has in (("LR", lr_decoder), ("K", True), ("RM", refinement)) if has
     )
-    if not lr_decoder:
-        np.testing.assert_allclose(fft2c(output.upsampled), batch.kspace, atol=1e-5)
+    assert (output.upsampled is not None) == lr_decoder
 
 
 def test_a_residual_head_that_says_nothing_keeps_the_spectrum():

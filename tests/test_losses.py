@@ -29,7 +29,7 @@ def output():
     return Reconstruction(arrays["refined"][-1], arrays, arrays["refined"][0]), target
 
 
-@pytest.mark.parametrize("domain", ["image", "kspace", "both"])
+@pytest.mark.parametrize("domain", ["image", "both"])
 @pytest.mark.parametrize(("stage", "keep"), [("LR", False), ("K", False), ("K", True)])
 def test_loss_is_the_weighted_sum_of_errors(output, domain, stage, keep):
     reconstruction, target = output

@@ -107,19 +107,22 @@ def test_a_mask_without_points_is_refused(kind, acceleration, calibration):
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="above 1"):
         MaskConfig(acceleration=0.5)
     with pytest.raises(InputError, match="gaussian_2d, uniform_1d"):
         sampling.sampler(MaskConfig(kind="spiral"), (16, 16))
     with pytest.raises(InputError, match="does not fit"):
         sampling.sampler(MaskConfig(kind="fastmri_random", acceleration=40), (16, 320))
     bank = np.ones((2, 8, 8), bool)
+    bank[0, 0] = False
     of_bank = MaskConfig(kind="bank", bank="b.npy")
     with pytest.raises(InputError, match=r"data\.size"):
         sampling.sampler(of_bank, (16, 16), bank)
-    for config, masks in ((of_bank, bank), (MaskConfig(acceleration=1), None)):
-        with pytest.raises(InputError, match="leave nothing to reconstruct"):
-            sampling.sampler(config, (8, 8), masks)
+    with pytest.raises(InputError, match=r"b\.npy: mask 1 measures all"):
+        sampling.sampler(of_bank, (8, 8), bank)
+    for kind in ("gaussian_2d", "fastmri_random", "fastmri_equispaced"):
+        with pytest.raises(InputError, match=r"mask\.acceleration=1 .* above 1"):
+            MaskConfig(kind=kind, acceleration=1)
 
 
 @pytest.mark.parametrize("draw", [sampling.gaussian_2d, sampling.uniform_1d])

@@ -3,12 +3,15 @@
 import concurrent.futures
 import multiprocessing
 import operator
+import os
 import pickle
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from kst_jax import subjects
+from kst_jax.config import MaskConfig
 from kst_jax.data.sources import (
     DEMO_FOLDER,
     open_source,
@@ -17,6 +20,7 @@ from kst_jax.data.sources import (
 )
 from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
+from kst_jax.sampling import sampler
 from tests.scans import (
     read_all,
     write_h5,
@@ -70,6 +74,22 @@ def test_nothing_found(folder, monkeypatch, paths, cause):
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=cause):
         open_source(paths)
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    """As an old archive leaves it: Latin-1 where UTF-8 is the rule."""
+    path = os.fsencode(tmp_path) + b"/M\xfcller.npy"
+    try:
+        write_npy(os.fsdecode(path))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    source = open_source(str(tmp_path), Selection(fraction=0.5))
+    assert len(source) == 2
+    mask = sampler(MaskConfig(), (8, 8)).fixed(source.describe(0).file, 0, seed=0)
+    assert mask.sum() == 12
+    subjects.write(tmp_path, {"train": source.subjects}, carries_on=False)
+    with pytest.raises(InputError, match="trained"):
+        subjects.require_unseen(tmp_path, source.subjects)
 
 
 def test_two_volumes_of_one_name(folder):

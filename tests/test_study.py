@@ -317,6 +317,17 @@ def test_mistakes_are_told(flag, message, tmp_path):
     assert message in done.stderr
 
 
+def test_seeds_are_chosen_on_the_command_line(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(cells, "run", lambda study, cell, folder: seen.append(cell))
+    monkeypatch.setattr(comparison, "write", lambda *_: "")
+    program = ("kst_jax.study", "--config=configs/studies/small.py")
+    flags = ("--config.seeds=(0,1,2)", "--cells=uniform1d_5x/unet/*")
+    done = run_here(*program, f"--workdir={tmp_path}", *flags)
+    assert done.returncode == 0, done.stderr
+    assert [cell.seed for cell in seen] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("config", [small, search])
 def test_published_tables_are_made_from_published_results(config, tmp_path):
     folder = ROOT / "studies" / config.__name__.rpartition(".")[2]

@@ -176,6 +176,19 @@ def test_stage_schedule(stages, has, wanted):
     assert stage_at(99, begun) == has[-1]
 
 
+@pytest.mark.parametrize(
+    ("stages", "has"),
+    [
+        ((0.5, 0.5, 0.0), ("LR", "K", "RM")),
+        ((0.25, 0.748, 0.002), ("LR", "K", "RM")),
+        ((1.0, 0.0, 0.0), ("LR", "K")),
+    ],
+)
+def test_a_last_stage_without_steps_is_refused(stages, has):
+    with pytest.raises(InputError, match=f"leave no step of 100 to stage {has[-1]}"):
+        first_steps(TrainConfig(steps=100, stages=stages), has)
+
+
 def test_parameters_before_the_last_stage_are_not_given_away():
     config, has = TrainConfig(steps=100), ("LR", "K", "RM")
     wanted = {1: "LR", 25: "LR", 26: "K", 50: "K", 51: "RM", 100: "RM", 0: "RM"}

@@ -94,8 +94,8 @@ def get_config() -> ConfigDict:
         study.to_dict()
         | {
             "images": 2000,
-            "references": ["published"],
-            "order": [setting],
+            "references": ("published",),
+            "order": (setting,),
             "settings": {setting: study.settings[setting].to_dict()},
             "methods": methods,
             "tables": {"Search: uniform 1D sampling": columns},

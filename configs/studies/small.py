@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         "train": methods["d5c5"]["train"] | TUNED_D5C5,
         "title": "D5C5, rate chosen by search",
     }
-    study.references += ["kst_plus_brief"]
+    study.references += ("kst_plus_brief",)
     columns = ["uniform1d_5x", "gaussian2d_5x"]
     study.tables["Table 4: D5C5 at a better rate, and in about the same time"] = {
         "settings": columns,

@@ -12,7 +12,6 @@ there are left alone.
   distribution of mriqc: 8 bits, windowed for display and cropped to the brain.
 """
 
-import argparse
 import base64
 import functools
 import gzip
@@ -30,7 +29,7 @@ import nibabel
 import numpy as np
 from tqdm import tqdm
 
-from kst_jax import cli, files
+from kst_jax import arguments, cli, files
 from kst_jax.errors import InputError
 
 
@@ -164,11 +163,7 @@ def _volume(report: bytes) -> bytes:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: downloads the scans."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kst_jax.data.download",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m kst_jax.data.download", __doc__)
     parser.add_argument("folder", nargs="?", default=".", help="where to put them (.)")
     for path in download(parser.parse_args(argv).folder):
         print(path)

@@ -9,7 +9,6 @@ import dataclasses
 import gzip
 import itertools
 import math
-import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from kst_jax.config import DataConfig
 from kst_jax.data import fastmri, fourier, nifti, npy, transforms, volumes
 from kst_jax.data.prepared import Prepared
-from kst_jax.data.volumes import READERS, Selection, Volume, suffix_of
+from kst_jax.data.volumes import Selection, Volume, suffix_of
 from kst_jax.errors import InputError
 
 _GZIP = b"\x1f\x8b"
@@ -118,7 +117,13 @@ def examine(path: Path, data: DataConfig, selection: Selection) -> Examination:
       data: size, crop and padding of a run.
       selection: slices that it takes.
     """
-    found, suffix = Examination(path, content_of(path)), suffix_of(path)
+    found, suffix = Examination(path), suffix_of(path)
+    try:
+        volumes.require_file(path)
+    except InputError as error:
+        found.add("error", error)
+        return found
+    found.kind = content_of(path)
     # What cannot be told of a file that is refused stays unknown.
     with contextlib.suppress(InputError), volumes.reading(path):
         _LOOK[suffix](path, found)
@@ -155,26 +160,16 @@ def examine_prepared(
 
 def examine_other(path: Path) -> Examination | None:
     """What is wrong with a path that runs pass over in silence, or None."""
-    found = Examination(path)
-    suffix = suffix_of(path) or path.suffix.lower()
-    if suffix == ".img":
-        if not path.with_suffix(".hdr").is_file():
-            found.add("warning", "is left out: its .hdr is missing. Copy both files.")
-    elif suffix in READERS:
-        if not path.is_file():
-            found.add(
-                "warning",
-                f"is left out: it is {_what_else(path)}, though it has the name of a "
-                "scan. Rename it, or put the file in its place.",
-            )
-    elif path.is_file() and (names := _names(content := content_of(path))):
-        found.kind = content
-        found.add(
-            "warning",
-            f"is left out: its content is {content}, but its name does not end in "
-            f"{' or '.join(names)}. Rename it if it is a scan.",
-        )
-    return found if found.findings else None
+    known = suffix_of(path) or path.suffix.lower() == ".img"
+    if known or not path.is_file() or not (names := _names(kind := content_of(path))):
+        return None
+    found = Examination(path, kind)
+    found.add(
+        "warning",
+        f"is left out: its content is {kind}, but its name does not end in "
+        f"{' or '.join(names)}. Rename it if it is a scan.",
+    )
+    return found
 
 
 def content_of(path: Path) -> str:
@@ -220,14 +215,6 @@ def _misnamed(suffix: str, content: str) -> str:
     if names := _names(content):
         remedy = f"Rename it to end in {' or '.join(names)}."
     return f"is named {suffix}, but its content is {content}. {remedy}"
-
-
-def _what_else(path: Path) -> str:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        return f"a link that leads nowhere ({error.strerror})"
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
 
 
 def _look_fastmri(path: Path, found: Examination) -> None:

@@ -81,7 +81,7 @@ def read_mask_bank(path: str | Path) -> np.ndarray:
       InputError: the file is unreadable, has another rank, values besides 0 and 1, or
         a mask without a sampled point.
     """
-    bank = memory_map(Path(path))
+    bank = memory_map(Path(path).expanduser())
     if bank.ndim != 3:
         raise InputError(
             f"{path}: has shape {bank.shape}. A bank of masks is (M, H, W)."

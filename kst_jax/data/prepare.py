@@ -12,7 +12,6 @@ the scans themselves. What is left out here must be left out by the run's own se
 too. docs/data.md tells when preparing pays, and describes the files.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -25,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kst_jax import files, processes
+from kst_jax import arguments, files, processes
 from kst_jax.data import prepared, sources
 from kst_jax.data.prepared import FORMAT, MANIFEST, SUFFIX, UNFINISHED
 from kst_jax.data.volumes import (
@@ -296,11 +295,7 @@ def _write_json(path: Path, value: dict) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line: prepares scans, or verifies a prepared folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kst_jax.data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser("python -m kst_jax.data.prepare", __doc__)
     add = parser.add_argument
     add(
         "source",

@@ -232,7 +232,8 @@ def find_part(part: str) -> Sequence[Path | Prepared]:
         f.with_suffix(".hdr") if f.suffix.lower() == ".img" else f
         for f in everything(part)
     ]
-    scans = sorted({f for f in files if suffix_of(f) and f.is_file()})
+    # What is no file is refused when it is opened.
+    scans = sorted({f for f in files if suffix_of(f) and not f.is_dir()})
     if not scans:
         raise InputError(
             f"{part}: no scan found. Looked for {', '.join(READERS)}"

@@ -1,6 +1,6 @@
 """From a slice as it was read to the normalised image that networks see.
 
-On the host, in numpy.
+On the host, in numpy; but `denormalise` may be compiled.
 """
 
 import dataclasses

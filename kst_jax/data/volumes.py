@@ -158,10 +158,27 @@ def selection_of(args: argparse.Namespace) -> Selection:
 
 def open_volume(path: Path, selection: Selection) -> Volume:
     """Look at a scan's file; raise InputError where it cannot be used."""
+    require_file(path)
     with reading(path):
-        files.require_ordinary(path)
         reader = READERS[suffix_of(path)]
         return reader(path, selection.plane, selection.min_foreground)
+
+
+def require_file(path: Path) -> None:
+    """Raises InputError for what has the name of a scan and is none.
+
+    A link that leads nowhere (datalad and git-annex leave one of what was not fetched),
+    a pipe, which would be read for ever, or a header whose .img is there without it.
+    """
+    if path.is_file():
+        return
+    if path.is_symlink():
+        what, remedy = "a link that leads nowhere", "Fetch the file it stands for"
+    elif path.exists():
+        what, remedy = "a folder, a pipe or a device", "Give the file itself"
+    else:
+        what, remedy = "missing, though its .img is there", "Copy both files"
+    raise InputError(f"{path}: is {what}. {remedy}, or leave it out by a pattern.")
 
 
 def suffix_of(path: Path) -> str:
@@ -177,9 +194,11 @@ def name_of(path: Path) -> str:
 
 def shuffled(items: Collection, salt: str) -> list:
     """Shuffle by salt and the items' text alone, alike in every library version."""
-    return sorted(
-        items, key=lambda item: hashlib.sha256(f"{salt}:{item}".encode()).digest()
-    )
+
+    def digest(item: object) -> bytes:
+        return hashlib.sha256(files.encoded(f"{salt}:{item}")).digest()
+
+    return sorted(items, key=digest)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kst_jax import parallel
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
 from kst_jax.models.contract import (
     ModelConfig,
@@ -113,9 +114,7 @@ class PiecewiseLinear(nn.Module):
         """(..., C) to (..., C)."""
         shape = x.shape[-1], self.points
         values_CxP = self.param("values", self._soft_threshold, shape)
-        # Under shard_map this makes them each device's own, as their gradient will be.
-        here = jnp.zeros_like(x[(0,) * x.ndim])
-        return _interpolate(values_CxP + here, x)
+        return _interpolate(parallel.own_beside(x, values_CxP), x)
 
     @nn.nowrap
     def _soft_threshold(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:

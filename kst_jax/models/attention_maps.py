@@ -39,7 +39,7 @@ def attention_on_grid(
     Args:
       model: the network.
       params: its parameters.
-      batch: one slice.
+      batch: one slice, of which not all is sampled.
       sampled: the sampled point nearest to these coordinates, row and column in
         [0, 1], is looked at in the encoder.
       unsampled: the unsampled point nearest to these, in the high-resolution decoder.
@@ -48,32 +48,43 @@ def attention_on_grid(
       "encoder" on the grid of the image, "hr_decoder" on the grid of its keys, which
       is the low-resolution one where there is a low-resolution decoder.
     """
-    size = batch.mask.shape[1:]
-    points = np.flatnonzero(np.asarray(batch.mask[0]))
-    queries = np.flatnonzero(~np.asarray(batch.mask[0]))
+    size, mask = batch.mask.shape[1:], np.asarray(batch.mask[0])
+    points, queries = np.flatnonzero(mask), np.flatnonzero(~mask)
+    places = tokens.coordinates(size)
+    chosen = {
+        "encoder": _nearest(places[points], sampled),
+        "hr_decoder": _nearest(places[queries], unsampled),
+    }
+    token_at = {
+        "encoder": places[points[chosen["encoder"]]],
+        "hr_decoder": places[queries[chosen["hr_decoder"]]],
+    }
     grids = {"encoder": (size, points), "hr_decoder": (size, points)}
     if model.config.lr_decoder:
         lr_size = model.config.lr_size
         grids["hr_decoder"] = lr_size, np.arange(np.prod(lr_size))
-    where = tokens.coordinates(size)
-    chosen, tokens_at = {}, {}
-    for name, numbers, wanted in (
-        ("encoder", points, sampled),
-        ("hr_decoder", queries, unsampled),
-    ):
-        distance = np.linalg.norm(where[numbers] - np.asarray(wanted), axis=1)
-        chosen[name] = int(distance.argmin())
-        tokens_at[name] = where[numbers[chosen[name]]]
     maps = attention_maps(model, params, batch, chosen)
-    found = {}
-    for name, (grid, keys) in grids.items():
-        weights = np.asarray(maps[name])[:, 0, :, : len(keys)]  # padding goes
-        on_grid = np.full((*weights.shape[:2], np.prod(grid)), np.nan, np.float32)
-        on_grid[..., keys] = weights
-        row, column = tokens_at[name] * (np.array(grid) - 1)
-        on_grid = on_grid.reshape(*weights.shape[:2], *grid)
-        found[name] = Attention(on_grid, (float(row), float(column)))
-    return found
+    return {
+        name: _on_grid(maps[name][:, 0], *grids[name], token_at[name]) for name in grids
+    }
+
+
+def _nearest(places_Nx2: np.ndarray, wanted: tuple[float, float]) -> int:
+    return int(np.linalg.norm(places_Nx2 - np.asarray(wanted), axis=1).argmin())
+
+
+def _on_grid(
+    weights_SxKxL: jax.Array,
+    grid: tuple[int, ...],
+    keys: np.ndarray,
+    token_at: np.ndarray,
+) -> Attention:
+    """Weights over keys, some of them padding, as weights over the grid of the keys."""
+    layers, heads = weights_SxKxL.shape[:2]
+    on_grid = np.full((layers, heads, np.prod(grid)), np.nan, np.float32)
+    on_grid[..., keys] = np.asarray(weights_SxKxL)[..., : len(keys)]
+    row, column = token_at * (np.array(grid) - 1)
+    return Attention(on_grid.reshape(layers, heads, *grid), (float(row), float(column)))
 
 
 def attention_maps(

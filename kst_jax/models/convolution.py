@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from kst_jax import parallel
+
 _IMAGES = ("NHWC", "HWIO", "NHWC")
 # Columns from which XLA's CPU kernel uses more than one core.
 _WIDE = 128
@@ -21,9 +23,7 @@ def convolve(x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
       x_BxHxWxC: images.
       kernel: (k, k, C, C') of odd size k.
     """
-    # Under shard_map this makes the kernel each device's own, as its gradient will be.
-    here = jnp.zeros_like(x_BxHxWxC[0, 0, 0, 0])
-    return _convolve(x_BxHxWxC, kernel + here)
+    return _convolve(x_BxHxWxC, parallel.own_beside(x_BxHxWxC, kernel))
 
 
 def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.fourier import consistent_image, ifft2c
 from kst_jax.models.contract import (
     ModelConfig,
     Reconstruction,
@@ -77,6 +77,6 @@ class D5C5(Reconstructor):
         del stage
         image = ifft2c(batch.kspace)
         for _ in range(self.config.cascades):
-            spectrum = fft2c(Cascade(self.config)(image))
-            image = ifft2c(data_consistency(spectrum, batch.kspace, batch.mask))
+            image = Cascade(self.config)(image)
+            image = consistent_image(image, batch.kspace, batch.mask)
         return finished(image)

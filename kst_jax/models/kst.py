@@ -264,13 +264,12 @@ class KSpaceTransformer(Reconstructor):
             memory, supervised["lr"] = self.decode_lr(memory, valid)
             valid = None
             upsampled = bicubic(supervised["lr"][-1], batch.mask.shape[1:])
+            if stage == "LR":
+                return Reconstruction(upsampled, supervised, upsampled)
+            first = fft2c(upsampled)
         else:
-            upsampled = ifft2c(batch.kspace)
-        if stage == "LR" and c.lr_decoder:
-            return Reconstruction(upsampled, supervised, upsampled)
-        supervised |= self.decode_hr(
-            batch, memory, valid, fft2c(upsampled), refine=stage == "RM"
-        )
+            upsampled, first = None, batch.kspace
+        supervised |= self.decode_hr(batch, memory, valid, first, refine=stage == "RM")
         last = supervised.get("refined", supervised["kspace"])[-1]
         return Reconstruction(last, supervised, upsampled)
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from kst_jax import parallel
+
 
 class LayerNorm(nn.Module):
     """As `flax.linen.LayerNorm`, over the last axis, of a float32 residual stream."""
@@ -19,9 +21,8 @@ class LayerNorm(nn.Module):
         """(..., D) to (..., D) in `dtype`."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        # Under shard_map this makes them each device's own, as their gradients will be.
-        here = jnp.zeros_like(x[..., :1])[(0,) * (x.ndim - 1)]
-        return _norm(self.epsilon, x, scale + here, bias + here).astype(self.dtype)
+        scale, bias = (parallel.own_beside(x, p) for p in (scale, bias))
+        return _norm(self.epsilon, x, scale, bias).astype(self.dtype)
 
 
 def _forward(

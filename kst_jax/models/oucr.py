@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kst_jax.errors import InputError
-from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.fourier import consistent_image, ifft2c
 from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.contract import (
     ModelConfig,
@@ -139,8 +139,7 @@ class OUCR(Reconstructor):
         under = tuple(c.features << level for level in range(c.under_levels + 1))
 
         def consistent(image: jax.Array) -> jax.Array:
-            spectrum = data_consistency(fft2c(image), batch.kspace, batch.mask)
-            return ifft2c(spectrum)
+            return consistent_image(image, batch.kspace, batch.mask)
 
         images = []
         for name, widths in (("over", over), ("under", under)):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kst_jax.errors import InputError
-from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.fourier import consistent_image, ifft2c
 from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.contract import (
     ModelConfig,
@@ -133,8 +133,7 @@ class UNet(Reconstructor):
         else:
             image = self._network(ifft2c(batch.kspace))
         if self.config.consistent:
-            spectrum = data_consistency(fft2c(image), batch.kspace, batch.mask)
-            image = ifft2c(spectrum)
+            image = consistent_image(image, batch.kspace, batch.mask)
         return finished(image)
 
     @nn.nowrap
