@@ -25,7 +25,6 @@ FIGURES = tuple(
     f"figures/{name}"
     for name in ("slices.npz", "reconstructions.png", "stages.png", "attention.png")
 )
-
 # Columns of Fig. 3, as far as the model has the parts.
 _STAGES = {
     "lr": "LR",

@@ -87,6 +87,13 @@ def test_a_config_file_without_its_function(tmp_path):
     assert done.stderr == f"error: {config}: has no function get_config\n"
 
 
+def test_a_folder_below_ones_own(tmp_path, monkeypatch):
+    """The shell leaves `~` as it is behind a `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    error = refused("eval.py", *TINY, "--workdir=~/runs/none")
+    assert f"{tmp_path}/runs/none" in error
+
+
 def test_debug_shows_a_traceback(tmp_path):
     done = run_apart("eval.py", *TINY, f"--workdir={tmp_path}", "--debug")
     assert done.returncode == 1

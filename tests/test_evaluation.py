@@ -208,6 +208,23 @@ def test_reconstructions_of_scans_that_are_gone_go(config, workdir, tmp_path):
     assert (out / "notes.txt").exists()
 
 
+def test_a_slice_of_which_all_is_sampled_has_no_attention_to_show(workdir, tmp_path):
+    """fastMRI's random masks are full now and then, at a low acceleration often."""
+    done = run_here(
+        "eval.py",
+        *TINY,
+        f"--workdir={workdir}",
+        "--config.mask.kind=fastmri_random",
+        "--config.mask.acceleration=1.01",
+        f"--config.eval.out={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "figures" / "slices.npz") as slices:
+        assert slices["mask"].all()
+    assert (tmp_path / "figures" / "stages.png").exists()
+    assert not (tmp_path / "figures" / "attention.png").exists()
+
+
 def test_an_evaluation_that_is_interrupted_leaves_nothing(
     config, workdir, tmp_path, monkeypatch
 ):

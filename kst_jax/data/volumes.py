@@ -170,14 +170,12 @@ def require_file(path: Path) -> None:
     A link that leads nowhere (datalad and git-annex leave one of what was not fetched),
     a pipe, which would be read for ever, or a header whose .img is there without it.
     """
-    if path.is_file():
+    files.require_ordinary(path)
+    if path.exists():
         return
+    what, remedy = "missing, though its .img is there", "Copy both files"
     if path.is_symlink():
         what, remedy = "a link that leads nowhere", "Fetch the file it stands for"
-    elif path.exists():
-        what, remedy = "a folder, a pipe or a device", "Give the file itself"
-    else:
-        what, remedy = "missing, though its .img is there", "Copy both files"
     raise InputError(f"{path}: is {what}. {remedy}, or leave it out by a pattern.")
 
 
