@@ -8,9 +8,9 @@ r"""ADMM-CSNet on one of the paper's settings; see `kst_jax/models/admm.py`.
 Without `:fastmri_gaussian2d_5x` data and mask are the defaults. As its authors
 published it for PyTorch: Adam at 2e-3, halved 20 times over the training (after every
 50 of 1,000 epochs), one slice at a time, the norm of the error over that of the image.
-(Deep ADMM-Net itself was trained by L-BFGS.) 19,459 parameters. The K-Space
-Transformer's paper says neither which variant it compares with nor how it was trained,
-and reports (PSNR / SSIM)
+(Deep ADMM-Net itself was trained by L-BFGS.) 19,459 parameters, of which the penalty is
+learnt as a logarithm here. The K-Space Transformer's paper says neither which variant
+it compares with nor how it was trained, and reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x

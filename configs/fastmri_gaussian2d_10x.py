@@ -1,4 +1,4 @@
-r"""fastMRI, Gaussian 2D sampling at 10x, as in the paper; see `configs/paper.py`.
+r"""fastMRI, Gaussian 2D sampling at 10x, of which the paper reports no scores.
 
     python train.py --config=configs/fastmri_gaussian2d_10x.py \
         --workdir=runs/fastmri_gaussian2d_10x \

@@ -1,4 +1,4 @@
-r"""The paper's ten settings; the argument names the dataset and the undersampling.
+r"""The paper's datasets and undersamplings; the argument names one of each.
 
     python train.py --config=configs/paper.py:fastmri_gaussian2d_5x --workdir=runs/x \
         --config.data.train=/data/singlecoil_train \
@@ -16,7 +16,9 @@ drawn, add --fraction 0.1). The pattern leaves label maps out.
 Steps: 200 epochs at batch 4, as published. OASIS: 10 % of the 175 slices of three
 quarters of 3,398 volumes are about 44,600 slices, 2,230,000 steps. fastMRI: 25 % of the
 slices of 973 volumes of about 35, the first 5 dropped, are about 7,300 slices, 365,000
-steps. The paper reports (PSNR / SSIM)
+steps. Epochs come to 200 only roughly: shares are rounded in each volume, and OASIS is
+cut axially and drawn from the slices that are not empty (`data.min_foreground`), of
+which the paper tells nothing. It reports (PSNR / SSIM; of fastMRI at 10x nothing)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x

@@ -225,7 +225,7 @@ class MaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained; the defaults are the authors'.
+    """How a model is trained; by default as the authors do, but for `steps`.
 
     Attributes:
       steps: optimiser steps in all.

@@ -25,9 +25,10 @@ _Axis = tuple[int, ...] | None
 
 
 def psnr(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
-    """Peak signal-to-noise ratio of each slice (B,) in dB, as in the paper (3.1).
+    """Peak signal-to-noise ratio of each slice (B,) in dB (paper section 3.1).
 
-    The peak is max - min of the target's slice. A perfect slice scores +inf.
+    The peak is max - min of the target's slice, as in the authors' code. A perfect
+    slice scores +inf.
 
     Raises:
       InputError: the two differ in shape or are not three-dimensional.
@@ -37,10 +38,11 @@ def psnr(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
 
 
 def ssim(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
-    """Structural similarity of each slice (B,), as in the paper (3.1).
+    """Structural similarity of each slice (B,) (paper section 3.1).
 
-    scikit-image's default: 7x7 uniform window, K1 0.01, K2 0.03, sample covariance,
-    windows inside the image only; the data range is max - min of the target's slice.
+    As the authors' code takes it, scikit-image's default: 7x7 uniform window, K1 0.01,
+    K2 0.03, sample covariance, windows inside the image only; the data range is
+    max - min of the target's slice.
 
     Raises:
       InputError: the two differ in shape, or an image is smaller than the window.

@@ -1,4 +1,4 @@
-"""Training stages: low-resolution decoder, k-space, refinement (paper section 3.2)."""
+"""Training stages: low-resolution decoder, k-space, refinement (the authors' code)."""
 
 from kst_jax.config import TrainConfig
 from kst_jax.errors import InputError

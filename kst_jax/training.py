@@ -1,4 +1,4 @@
-"""The training loop: stages, deep supervision, AdamW (paper section 3.2).
+"""The training loop: deep supervision and AdamW (paper section 3.2), in stages.
 
 A run is a function of its config and its data; the same command carries on where the
 last checkpoint left off.

@@ -4,6 +4,7 @@ Y. Yang, J. Sun, H. Li and Z. Xu, "Deep ADMM-Net for compressive sensing MRI" (N
 2016) and "ADMM-CSNet" (IEEE TPAMI 2020). The K-Space Transformer's paper does not say
 which variant it compares with; this is the second one as its authors published it: all
 iterations share one set of parameters, and real and imaginary parts are treated alike.
+Only the penalty is not learnt as theirs: it is a logarithm here, and stays positive.
 """
 
 import dataclasses
@@ -153,7 +154,6 @@ class ADMM(Reconstructor):
         """Reconstructs a batch; there is a single stage."""
         del stage
         c = self.config
-        # As a logarithm: the penalty stays positive whatever an update does.
         log_rho = self.param("log_rho", nn.initializers.constant(jnp.log(c.rho)), ())
         rate = self.param("rate", nn.initializers.constant(c.rate), ())
         correction, rho = Correction(c), jnp.exp(log_rho)
