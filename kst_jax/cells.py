@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from kst_jax import agreement, checkpoints, evaluation, files, training
+from kst_jax import agreement, evaluation, files, training
 from kst_jax.config import Config, TrainConfig
 from kst_jax.config_dict import from_dict
 from kst_jax.errors import InputError
@@ -98,7 +98,7 @@ def run(study: "Study", cell: Cell, workdir: Path) -> None:
         "images": config.train.steps * config.train.batch_size,
         "train_s": seconds,
         "device": ", ".join(devices),
-        "curve": _curve(run),
+        "curve": _curve(run, config.train.batch_size),
         "per_slice": _with_subjects(found),
     }
     path = result_path(workdir, cell)
@@ -122,13 +122,12 @@ def _with_subjects(report: Any) -> list[dict]:
     ]
 
 
-def _curve(run: Path) -> dict[str, list[float]]:
+def _curve(run: Path, batch_size: int) -> dict[str, list[float]]:
     """Training PSNR of the normalised images by the number of images seen."""
-    batch = checkpoints.read_config(run).train.batch_size
     text = (run / "train.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     return {
-        "images": [row["step"] * batch for row in rows],
+        "images": [row["step"] * batch_size for row in rows],
         "psnr": [row["psnr"] for row in rows],
     }
 

@@ -303,7 +303,7 @@ def _write_figures(
         first = next(iter(images.values()))
         figure = figures.reconstruction_figure(
             {
-                "Zero-filled": first["zero_filled"],
+                title_of(study, _ZERO_FILLED): first[_ZERO_FILLED],
                 **{name: each["reconstruction"] for name, each in images.items()},
             },
             first["target"],

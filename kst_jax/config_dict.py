@@ -34,10 +34,10 @@ def from_dict(
         raise InputError(f"{where}={values!r} cannot be used: give keys and values")
     if kind is ModelConfig:  # each network has a kind of its own
         kind = registry.entry(values.get("name", KSTConfig.name)).config
-    fields = {name: _field(kind, name, where) for name in values}
+    fields: dict[str, typing.Any] = {n: _field(kind, n, where) for n in values}
     return kind(
         **{
-            name: from_dict(value, _type(fields[name]), f"{where}.{name}")
+            name: from_dict(value, fields[name].type, f"{where}.{name}")
             if dataclasses.is_dataclass(fields[name].type)
             else _checked(value, fields[name], where)
             for name, value in values.items()
@@ -68,10 +68,6 @@ def _field(kind: typing.Any, name: str, where: str) -> dataclasses.Field:
             f"{hint}"
         )
     return fields[name]
-
-
-def _type(field: dataclasses.Field) -> typing.Any:
-    return field.type
 
 
 def _checked(value: typing.Any, field: dataclasses.Field, where: str) -> typing.Any:

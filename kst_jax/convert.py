@@ -201,7 +201,7 @@ def _require_whole(params: dict, config: KSTConfig) -> None:
     agreement.require_fit(params, model, tokens.batch_of([example]), "the file")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Command line: converts one checkpoint."""
     parser = arguments.parser("python -m kst_jax.convert", __doc__)
     parser.add_argument("checkpoint", help="the authors' .pth file")
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         metavar=("ROWS", "COLUMNS"),
         help="low-resolution grid (64 64); images have twice its size",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     params, model = load(args.checkpoint, args.heads, tuple(args.lr_size))
     size = 2 * model.lr_size[0], 2 * model.lr_size[1]
     config = dataclasses.replace(Config(), model=model, data=DataConfig(size=size))

@@ -200,7 +200,7 @@ def _as_json(value: Examination | Summary) -> dict[str, Any]:
     return fields | {"path": str(value.path)}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Command line: examines scans, prints, exits with 0, 1 or 2."""
     parser = arguments.parser("python -m kst_jax.doctor", __doc__, _EPILOG)
     add, default = parser.add_argument, DataConfig()
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     add("--pad", action="store_true", help="zero-pad small slices, as data.pad=True")
     add_options(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     try:
         data = DataConfig(size=args.size, crop=args.crop, pad=args.pad)
         examined = examinations(",".join(args.paths), data, selection_of(args))

@@ -181,15 +181,16 @@ def join(x_Bxm: jax.Array, axis: str | None) -> jax.Array:
 
 def shard(tree: Any, mesh: Mesh) -> Any:
     """Puts this process's share of a batch on its devices, as one global array each."""
-    sharding = NamedSharding(mesh, SHARDED)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
-    )
+    return _put(tree, mesh, SHARDED)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts values that every process has on every device."""
-    sharding = NamedSharding(mesh, REPLICATED)
+    return _put(tree, mesh, REPLICATED)
+
+
+def _put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    sharding = NamedSharding(mesh, spec)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
     )

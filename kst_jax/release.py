@@ -51,7 +51,7 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
     checkpoints.write_parameters(out, params, released, people)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Command line: releases one run."""
     parser = arguments.parser("python -m kst_jax.release", __doc__)
     parser.add_argument("run", help="folder of a run")
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         help="which one (latest)",
     )
     parser.add_argument("--test", help="scans to test by default (the run's)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     release(args.run, args.out, args.checkpoint, args.test)
     print(f"wrote {args.out}; evaluate it with")
     print(

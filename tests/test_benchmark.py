@@ -13,6 +13,7 @@ from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from kst_jax.models.tv import TVConfig
+from kst_jax.operations import network_flops
 from tests.programs import Inline, run_here
 
 PROGRAM = ("kst_jax.benchmark", "--config=configs/demo.py")
@@ -44,6 +45,70 @@ def test_operations_are_those_that_xla_counts(ablation):
     assert 0.9 < share < 1  # it also counts LayerNorm, softmax and activations
 
 
+def products(*shapes):
+    """Operations of matrix products of (rows, inner) with (inner, columns)."""
+    return sum(2 * rows * inner * columns for rows, inner, columns in shapes)
+
+
+WIDTH, MLP, SAMPLED, LOW, PIXELS, FEATURES = 8, 24, 50, 4 * 3, 16 * 12, 5
+QUERIES = PIXELS - SAMPLED
+
+
+def attending(queries, keys):
+    ends = products(*2 * [(queries, WIDTH, WIDTH)], *2 * [(keys, WIDTH, WIDTH)])
+    return ends + products((queries, WIDTH, keys), (queries, keys, WIDTH))
+
+
+def fed_forward(tokens):
+    return products((tokens, WIDTH, MLP), (tokens, MLP, WIDTH))
+
+
+def head(tokens):
+    return products((tokens, WIDTH, WIDTH), (tokens, WIDTH, 2))
+
+
+def refinement_and_embedding():
+    convolutions = products(
+        (PIXELS, 9 * 2, FEATURES),
+        *2 * [(PIXELS, 9 * FEATURES, FEATURES)],
+        (PIXELS, FEATURES, 2),
+    )
+    return convolutions + products((QUERIES, 2, WIDTH), (QUERIES, WIDTH, WIDTH))
+
+
+LAYERS = {
+    "encoder_layers": attending(SAMPLED, SAMPLED) + fed_forward(SAMPLED),
+    "lr_layers": attending(LOW, SAMPLED)
+    + attending(LOW, LOW)
+    + fed_forward(LOW)
+    + head(LOW),
+    "hr_layers": attending(QUERIES, LOW)
+    + fed_forward(QUERIES)
+    + head(QUERIES)
+    + refinement_and_embedding(),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_of_a_stack_counts(name):
+    config = KSTConfig(
+        width=WIDTH,
+        mlp=MLP,
+        encoder_layers=1,
+        lr_layers=1,
+        hr_layers=1,
+        lr_size=(4, 3),
+        refinement_features=FEATURES,
+        refinement_layers=3,
+    )
+
+    def flops(count):
+        model = dataclasses.replace(config, **{name: count})
+        return network_flops(model, SAMPLED, (16, 12))
+
+    assert flops(3) - flops(1) == 2 * LAYERS[name]
+
+
 def test_a_step_is_measured_and_summed_up(monkeypatch):
     monkeypatch.setattr(speed, "_MATRIX", 64)
     model = dataclasses.replace(SMALL.model, width=16, mlp=16, attention="auto")
@@ -55,9 +120,89 @@ def test_a_step_is_measured_and_summed_up(monkeypatch):
     assert found["compile_s"] > 0 < found["temporary_bytes"]
     row = speed.summary(case, [found, found])
     assert row["median_s"] == np.median(found["seconds"])
-    assert row["images_per_s"] == 2 / row["median_s"]
     assert row["flops"] == 6 * speed.Case("forward", config).flops
     assert "| train step | 32x32 | 2 |" in benchmark.table([row])
+
+
+def test_a_summary_is_of_all_rounds():
+    model = dataclasses.replace(SMALL.model, remat="layers")
+    case = speed.Case("forward", dataclasses.replace(SMALL, model=model), batch=3)
+    first = {
+        "device": "first",
+        "mesh": {"data": 3, "query": 1},
+        "compile_s": 7.0,
+        "seconds": [4.0, 2.0, 8.0],
+        "flops_counted_by_xla": 1e6,
+        "matrix_product_flops_per_s": 3e9,
+        "temporary_bytes": 1000,
+        "peak_bytes": 5000,
+    }
+    second = {
+        "device": "second",
+        "mesh": {"data": 1, "query": 3},
+        "compile_s": 6.0,
+        "seconds": [1.0, 3.0],
+        "flops_counted_by_xla": 2e6,
+        "matrix_product_flops_per_s": 4e9,
+        "temporary_bytes": 2000,
+        "peak_bytes": 6000,
+    }
+    batch = speed.example(SMALL, 1)
+    params = jax.eval_shape(KSpaceTransformer(model).init, jax.random.key(0), batch)
+    sizes = [np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(params)]
+    of_program = ("device", "mesh", "flops_counted_by_xla", "temporary_bytes")
+    for one, other in ((first, second), (second, first)):
+        assert speed.summary(case, [one, other]) == {
+            # What is the same in each round is the first one's.
+            **{name: one[name] for name in of_program},
+            "what": "forward",
+            "size": (32, 32),
+            "batch": 3,
+            "dtype": "float32",
+            "attention": "plain",
+            "remat": "layers",
+            "parameters": sum(sizes),
+            "compile_s": 6.0,
+            "seconds": one["seconds"] + other["seconds"],
+            "median_s": np.median([4.0, 2.0, 8.0, 1.0, 3.0]),
+            "min_s": 1.0,
+            "max_s": 8.0,
+            "images_per_s": 3 / 3.0,
+            "flops": case.flops,
+            "flops_per_s": case.flops / 3.0,
+            "matrix_product_flops_per_s": 4e9,
+            "share_of_matrix_product": case.flops / 3.0 / 4e9,
+            "peak_bytes": 6000,
+        }
+
+
+def test_a_line_of_the_table_has_every_value_in_its_column():
+    row = {
+        "what": "forward",
+        "size": (32, 48),
+        "batch": 3,
+        "dtype": "bfloat16",
+        "attention": "blocked",
+        "compile_s": 4.56,
+        "median_s": 0.25,
+        "min_s": 0.125,
+        "max_s": 0.5,
+        "images_per_s": 12.0,
+        "flops_per_s": 678e9,
+        "share_of_matrix_product": 0.34,
+        "temporary_bytes": 1.23e9,
+        "peak_bytes": 9.87e9,
+    }
+    head, line, values = benchmark.table([row]).splitlines()
+    assert head == (
+        "| what | size | batch | dtype | attention | compile s | median s (min-max) | "
+        "images/s | GFLOP/s | of matrix product | temporary GB | peak GB |"
+    )
+    assert line == "|" + 12 * " --- |"
+    assert values == (
+        "| forward | 32x48 | 3 | bfloat16 | blocked | 4.6 | 0.250 (0.125-0.500) | "
+        "12.00 | 678 | 34% | 1.23 | 9.87 |"
+    )
 
 
 def test_operations_of_a_loop_are_not_made_up():

@@ -5,8 +5,6 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tracemalloc
 
 import nibabel as nib
@@ -21,7 +19,7 @@ from kst_jax.data.volumes import Selection
 from kst_jax.doctor import examinations, report
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSTConfig
-from tests.conftest import ROOT
+from tests.programs import run_here
 from tests.scans import with_nan, write_h5, write_nifti, write_npy
 from tests.test_nifti import BAD_NIFTI
 from tests.test_readers import BAD_H5, BAD_NPY
@@ -334,6 +332,21 @@ def test_prepared_folders(tmp_path):
     assert "has 0 bytes" in folder.findings[0].what
 
 
+def test_slices_whose_reasons_are_too_many_are_counted_all_the_same(tmp_path):
+    (tmp_path / "scans").mkdir()
+    kspace = np.tile(KSPACE, (2, 1, 1))
+    kspace[9:] = 0  # three slices with one reason, after those with a record's each
+    write_npy(tmp_path / "scans" / "a.npy", kspace)
+    prepare.prepare(str(tmp_path / "scans"), tmp_path / "out")
+    (shard,) = (tmp_path / "out").glob("*.array_record")
+    zeros = bytes(int(8.5 * IMAGES[0].nbytes))  # to the middle of the ninth record
+    shard.write_bytes(zeros + shard.read_bytes()[len(zeros) :])
+    (found,) = examinations(str(tmp_path / "out"), DATA, Selection())
+    *shown, rest = (f.what for f in found.findings)
+    assert [what[:8] for what in shown] == [f"slice {n}:" for n in range(8)]
+    assert rest == "4 slices (8, 9, 10, 11): cannot be used for other reasons."
+
+
 def test_two_scans_of_one_name(tmp_path):
     write_h5(tmp_path / "a.h5", KSPACE)
     write_npy(tmp_path / "a.npy", KSPACE)
@@ -345,12 +358,7 @@ def test_two_scans_of_one_name(tmp_path):
 
 
 def run(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "kst_jax.doctor", *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    return run_here("kst_jax.doctor", *args)
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +392,14 @@ def test_json_has_a_line_for_each_file(folder):
     assert total["summary"]["sizes"] == [[20, 18, 1], [18, 20, 1]]
 
 
+def test_warnings_alone_exit_with_1(tmp_path):
+    write_npy(tmp_path / "a.npy", np.fft.ifftshift(KSPACE, (1, 2)))
+    done = run(tmp_path, "--size", 16, 16)
+    assert done.returncode == 1
+    total = done.stdout.splitlines()[-1]
+    assert total == "1 scans of 1 people opened; 0 errors, 1 warnings"
+
+
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
@@ -394,14 +410,10 @@ def test_json_has_a_line_for_each_file(folder):
         (("{folder}", "--plane", "axila"), "axila"),
     ],
 )
-def test_mistakes_exit_with_2(folder, tmp_path, args, cause, capsys):
-    from kst_jax.doctor import main
-
-    args = [a.format(empty=tmp_path, folder=folder) for a in args]
-    with pytest.raises(SystemExit) as stopped:
-        main(args)
-    assert stopped.value.code == 2
-    assert cause in capsys.readouterr().err
+def test_mistakes_exit_with_2(folder, tmp_path, args, cause):
+    done = run(*(a.format(empty=tmp_path, folder=folder) for a in args))
+    assert done.returncode == 2
+    assert cause in done.stderr
 
 
 def test_the_table_has_no_missing_values_as_none(folder, tmp_path, capsys):

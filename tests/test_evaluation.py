@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax import reports
 from kst_jax.config_dict import from_dict
-from kst_jax.data import pipeline
+from kst_jax.data import pipeline, transforms
 from kst_jax.errors import InputError
 from kst_jax.evaluation import evaluate
 from tests.programs import TINY, refused, run_apart, run_here
@@ -28,7 +30,7 @@ def workdir(tmp_path_factory):
     assert "images/s" in done.stderr
     done = run_apart("eval.py", *TINY, f"--workdir={path}")
     assert done.returncode == 0, done.stderr
-    assert "zero-filled" in done.stdout
+    (path / "printed.txt").write_text(done.stdout)
     return path
 
 
@@ -52,48 +54,115 @@ def test_a_run_leaves_its_files(workdir):
         "eval/reconstructions/sub-0042_T1w.h5",
         "eval/figures/reconstructions.png",
         "eval/figures/stages.png",
+        "eval/figures/attention.png",
     ):
         assert (workdir / name).exists(), name
     assert not list(workdir.rglob("*.tmp"))
     assert not list(workdir.rglob("*.partial*"))
 
 
-def test_metrics_are_scikit_images_of_the_written_files(workdir, config, report):
-    source = pipeline.open_test_source(config)
-    sampler = pipeline.open_sampler(config)
-    targets = []
-    for test in pipeline.test_batches(source, config, sampler):
-        image = test.batch.image * test.std[:, None, None, None]
-        image = image + test.mean[:, None, None, None]
-        targets.append(np.hypot(image[..., 0], image[..., 1])[test.number >= 0])
-    targets = np.concatenate(targets)
+@pytest.fixture(scope="module")
+def expected(config):
+    """By numpy: targets and zero-filled images (S, H, W) on each scale."""
+    source, sampler = pipeline.open_test_source(config), pipeline.open_sampler(config)
+    found = {"normalised": ([], []), "input": ([], [])}
+    for item in (source[n] for n in range(len(source))):
+        image = transforms.field_of_view(item.image, config.data, "")
+        target = transforms.fourier_resize(image, config.data.size)
+        values = target.real, target.imag
+        mean, std = np.mean(values) * (1 + 1j), np.std(values)
+        mask = sampler.fixed(item.file, item.index, config.eval.seed)
+        kspace = mask * transform(np.fft.fft2, (target - mean) / std)
+        zero_filled = transform(np.fft.ifft2, kspace)
+        for scale, pair in (
+            ("normalised", ((target - mean) / std, zero_filled)),
+            ("input", (target, zero_filled * std + mean)),
+        ):
+            for images, image in zip(found[scale], pair, strict=True):
+                images.append(np.abs(image))
+    return jax.tree.map(np.stack, found, is_leaf=lambda x: isinstance(x, list))
+
+
+def transform(function, image):
+    return np.fft.fftshift(function(np.fft.ifftshift(image), norm="ortho"))
+
+
+@pytest.fixture(scope="module")
+def written(workdir):
     with h5py.File(workdir / "eval" / "reconstructions" / "sub-0042_T1w.h5") as file:
-        images = file["reconstruction"][:]
-        assert file["slice"][:].tolist() == [
-            source.describe(n).index for n in range(len(source))
-        ]
-        assert "simulated" in file.attrs["kspace"]
-    assert images.shape == targets.shape
-    assert images.dtype == np.float32
+        return file["reconstruction"][:]
+
+
+def require_slice_scores(found, targets, images):
     psnr, ssim = [], []
     for image, target in zip(images, targets, strict=True):
         spans = {"data_range": np.ptp(target)}
         psnr.append(peak_signal_noise_ratio(target, image, **spans))
         ssim.append(structural_similarity(target, image, **spans))
-    mean = report["slices"]["input"]["reconstruction"]
-    assert mean["psnr"]["mean"] == pytest.approx(np.mean(psnr), abs=1e-3)
-    assert mean["ssim"]["mean"] == pytest.approx(np.mean(ssim), abs=1e-4)
-    volume = report["per_volume"]["sub-0042_T1w"]["reconstruction"]
-    wanted = np.sum((targets - images) ** 2) / np.sum(targets**2)
-    assert volume["nmse"] == pytest.approx(wanted, rel=1e-3)
-    wanted = peak_signal_noise_ratio(targets, images, data_range=targets.max())
-    assert volume["psnr"] == pytest.approx(wanted, abs=1e-3)
+    for name, scores, tolerance in (("psnr", psnr, 1e-3), ("ssim", ssim, 1e-4)):
+        assert found[name]["mean"] == pytest.approx(np.mean(scores), abs=tolerance)
+        assert found[name]["std"] == pytest.approx(np.std(scores), abs=tolerance)
 
 
-def test_saved_images_are_in_the_inputs_units(workdir):
+def test_metrics_are_scikit_images_of_the_written_files(report, expected, written):
+    found = report["slices"]["input"]["reconstruction"]
+    require_slice_scores(found, expected["input"][0], written)
+
+
+@pytest.mark.parametrize("scale", ["normalised", "input"])
+def test_zero_filled_scores_are_scikit_images(report, expected, scale):
+    found = report["slices"][scale]["zero_filled"]
+    require_slice_scores(found, *expected[scale])
+
+
+@pytest.mark.parametrize("method", ["zero_filled", "reconstruction"])
+def test_volumes_are_scored_as_fastmri_does(report, expected, written, method):
+    targets, zero_filled = expected["input"]
+    images = {"zero_filled": zero_filled, "reconstruction": written}[method]
+    span = {"data_range": targets.max()}
+    found = report["per_volume"]["sub-0042_T1w"][method]
+    nmse = np.sum((targets - images) ** 2) / np.sum(targets**2)
+    assert found["nmse"] == pytest.approx(nmse, rel=1e-3)
+    psnr = peak_signal_noise_ratio(targets, images, **span)
+    assert found["psnr"] == pytest.approx(psnr, abs=1e-3)
+    ssim = np.mean(
+        [
+            structural_similarity(target, image, **span)
+            for target, image in zip(targets, images, strict=True)
+        ]
+    )
+    assert found["ssim"] == pytest.approx(ssim, abs=1e-4)
+
+
+def test_reconstructions_are_written_as_fastmri_does(workdir, config, expected):
+    source = pipeline.open_test_source(config)
     with h5py.File(workdir / "eval" / "reconstructions" / "sub-0042_T1w.h5") as file:
-        images = file["reconstruction"][:]
-    assert 30 < images.mean() < 150  # the scans are 8 bit
+        images = file["reconstruction"]
+        assert (images.shape, images.dtype) == (expected["input"][0].shape, "f4")
+        assert file["slice"][:].tolist() == [
+            source.describe(n).index for n in range(len(source))
+        ]
+        assert "simulated" in file.attrs["kspace"]
+
+
+def test_the_printed_table_is_of_the_metrics(workdir, report):
+    lines = (workdir / "printed.txt").read_text().splitlines()
+    found = report["slices"]
+    gains = []
+    for label, method in (("zero-filled", 0), ("reconstruction", 1)):
+        (line,) = (line for line in lines if line.startswith(f"{label} "))
+        numbers = [float(x) for x in re.findall(r"\d+\.\d+", line)]
+        scores = [
+            found[scale][reports.METHODS[method]][metric][of]
+            for scale in ("normalised", "input")
+            for metric in ("psnr", "ssim")
+            for of in ("mean", "std")
+        ]
+        assert numbers == pytest.approx(scores, abs=0.0051)
+        gains.append(np.array([scores[0], scores[4]]))
+    (line,) = (line for line in lines if line.startswith("PSNR over zero-filled"))
+    wanted = "PSNR over zero-filled: {:+.2f} dB normalised, {:+.2f} dB in input units"
+    assert line == wanted.format(*(gains[1] - gains[0]))
 
 
 def test_any_batch_size_gives_the_same_mean(workdir, report):
@@ -194,6 +263,41 @@ def with_data(config, **changes):
     return dataclasses.replace(config, data=data)
 
 
+def test_fig_3_shows_each_stage_under_its_name(
+    config, workdir, tmp_path, monkeypatch, expected, written
+):
+    shown = {}
+    draw = reports.figures.stages_figure
+
+    def watched(images, spectra):
+        shown.update(images=images, spectra=spectra)
+        return draw(images, spectra)
+
+    monkeypatch.setattr(reports.figures, "stages_figure", watched)
+    changed = dataclasses.replace(config.eval, out=str(tmp_path), figures=1)
+    evaluate(dataclasses.replace(config, eval=changed), workdir)
+    middle = len(written) // 2
+    images, spectra = shown["images"], shown["spectra"]
+    names = ["LR", "Upsampled", "HR before refinement", "HR", "Target"]
+    assert list(images) == list(spectra) == names
+    assert images["LR"].shape == (8, 8)
+    np.testing.assert_allclose(images["HR"], written[middle], rtol=1e-5)
+    np.testing.assert_allclose(
+        images["Target"], expected["input"][0][middle], rtol=1e-4, atol=1e-3
+    )
+    # Only the high-resolution decoder keeps what was measured.
+    with np.load(tmp_path / "figures" / "slices.npz") as slices:
+        (mask,) = slices["mask"]
+    for name in names[1:-1]:
+        same = np.allclose(spectra[name][mask], spectra["Target"][mask], atol=0.01)
+        assert same == name.startswith("HR"), name
+
+
+def test_a_perfect_slice_is_told_as_null():
+    found = reports._finite({"psnr": [np.inf, 1.0], "mean": float("inf")})
+    assert found == {"psnr": [None, 1.0], "mean": None}
+
+
 def test_reconstructions_of_scans_that_are_gone_go(config, workdir, tmp_path):
     out = tmp_path / "out"
     changed = dataclasses.replace(config.eval, out=str(out), figures=0)
@@ -201,9 +305,12 @@ def test_reconstructions_of_scans_that_are_gone_go(config, workdir, tmp_path):
     evaluate(config, workdir)
     before = out / "reconstructions" / "gone.h5"
     before.write_bytes(b"of a scan that was here")
+    figure = out / "figures" / "attention.png"
+    figure.parent.mkdir(exist_ok=True)
+    figure.write_bytes(b"of the last time, with figures")
     (out / "notes.txt").write_text("the user's")
     evaluate(config, workdir)
-    assert not before.exists()
+    assert not figure.exists()
     assert [path.name for path in before.parent.iterdir()] == ["sub-0042_T1w.h5"]
     assert (out / "notes.txt").exists()
 

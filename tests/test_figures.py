@@ -173,13 +173,19 @@ def test_stages_figure_shows_images_above_their_spectra():
     ]
     for ax, image in zip(axes[0], images.values(), strict=True):
         np.testing.assert_array_equal(image_of(ax).get_array(), image)
-        assert image_of(ax).get_clim() == image_of(axes[0, 2]).get_clim()
     for ax, spectrum in zip(axes[1], spectra.values(), strict=True):
-        shown = image_of(ax).get_array()
-        assert shown.min() == image_of(ax).get_clim()[0] == -3
-        middle = (shown > -3) & (shown < -0.1)
-        offset = (np.log10(spectrum) - shown)[middle]
-        np.testing.assert_allclose(offset, offset[0])
+        share = spectrum / np.percentile(spectrum, 99.9)
+        expected = np.log10(np.maximum(share, 1e-3))
+        np.testing.assert_allclose(image_of(ax).get_array(), expected, rtol=1e-12)
+        assert image_of(ax).get_clim() == (-3, 0)
+
+
+def test_all_stages_have_the_grey_scale_of_the_target():
+    images, spectra = stages()
+    axes, _ = grid_of(figures.stages_figure(images, spectra), 2, 3)
+    white = np.percentile(images["Target"], 99.8)
+    assert white > 2 * images["Upsampled"].max()
+    assert [image_of(ax).get_clim() for ax in axes[0]] == [(0, white)] * 3
 
 
 def test_a_low_resolution_spectrum_lies_in_the_centre_of_k_space():
@@ -217,7 +223,8 @@ def test_attention_figure_marks_queries_and_leaves_gaps_blank():
         for ax, weights in zip(row_axes, row.maps, strict=True):
             shown = image_of(ax).get_array()
             np.testing.assert_array_equal(np.ma.filled(shown, np.nan), weights)
-            assert image_of(ax).get_clim()[1] <= np.nanmax(weights)
+            white = np.percentile(weights[np.isfinite(weights)], 99.5)
+            assert image_of(ax).get_clim() == (0, white)
             (arrow,) = ax.findobj(Annotation)
             assert arrow.xy == row.query[::-1]
             assert arrow.arrow_patch.get_edgecolor() == to_rgba(row.arrow)
@@ -239,6 +246,87 @@ def test_arrows_stay_inside_their_map(query):
     points = figure.dpi / 72
     tail = ax.transData.transform(arrow.xy) + points * np.array(arrow.xyann)
     assert ax.get_window_extent().contains(*tail)
+
+
+def measured(side, dtype, times, mebibytes, flops):
+    least, median, most = times
+    return {
+        "size": (side, 2 * side),
+        "dtype": dtype,
+        "attention": "plain",
+        "min_s": least,
+        "median_s": median,
+        "max_s": most,
+        "temporary_bytes": mebibytes * 2**20,
+        "flops": flops,
+    }
+
+
+SWEEP = [  # not in the order of their sizes
+    measured(32, "float32", (3.0, 4.0, 9.0), 70, 800),
+    measured(16, "float32", (0.5, 0.6, 0.9), 20, 100),
+    measured(16, "bfloat16", (0.1, 0.3, 0.4), 11, None),
+    measured(32, "bfloat16", (1.5, 1.6, 2.0), 37, None),
+]
+PIXELS = [16 * 32, 32 * 64]
+
+
+def test_scaling_figure_shows_time_with_its_spread():
+    time, _ = figures.scaling_figure(SWEEP).axes
+    bars = dict(zip(("float32", "bfloat16"), time.containers, strict=True))
+    assert [bar.get_label() for bar in bars.values()] == [
+        "float32, plain",
+        "bfloat16, plain",
+    ]
+    for dtype, median, spread in (
+        ("float32", [0.6, 4.0], [(0.5, 0.9), (3.0, 9.0)]),
+        ("bfloat16", [0.3, 1.6], [(0.1, 0.4), (1.5, 2.0)]),
+    ):
+        line, _, (segments,) = bars[dtype]
+        np.testing.assert_array_equal(line.get_xydata().T, [PIXELS, median])
+        ends = [
+            [(x, low), (x, high)] for x, (low, high) in zip(PIXELS, spread, strict=True)
+        ]
+        np.testing.assert_allclose(segments.get_segments(), ends, rtol=1e-12)
+    assert time.get_ylabel() == "seconds a slice"
+    legend = [text.get_text() for text in time.get_legend().texts]
+    assert legend == ["float32, plain", "bfloat16, plain"]
+
+
+def test_scaling_figure_brings_operations_to_the_time_of_the_largest_size():
+    time, _ = figures.scaling_figure(SWEEP).axes
+    known, unknown = (x.get_xydata().T for x in time.lines if x.get_linestyle() == "--")
+    # An eighth of the operations, so an eighth of the four seconds.
+    np.testing.assert_allclose(known, [PIXELS, [0.5, 4.0]], rtol=1e-12)
+    assert np.isnan(unknown[1]).all()
+
+
+def test_scaling_figure_shows_memory_in_megabytes_and_names_the_sizes():
+    figure = figures.scaling_figure(SWEEP)
+    _, memory = figure.axes
+    assert memory.get_ylabel() == "temporary memory (MB)"
+    for line, mebibytes in zip(memory.lines, ([20, 70], [11, 37]), strict=True):
+        megabytes = np.array(mebibytes) * 1.048576
+        np.testing.assert_allclose(line.get_xydata().T, [PIXELS, megabytes], rtol=1e-12)
+    for ax in figure.axes:
+        assert [ax.get_xscale(), ax.get_yscale()] == ["log", "log"]
+        assert list(ax.get_xticks()) == PIXELS
+        assert [x.get_text() for x in ax.get_xticklabels()] == ["16x32", "32x64"]
+
+
+def test_learning_figure_shows_the_mean_of_the_last_twentieth():
+    steps = np.arange(60.0)
+    curves = {
+        "KST": {"images": 8 * steps + 8, "psnr": steps**2},
+        "U-Net": {"images": 4 * steps[:19] + 4, "psnr": -steps[:19]},  # too short
+    }
+    (ax,) = figures.learning_figure(curves).axes
+    mean, short = ax.lines
+    # Of (n - 1)^2, n^2 and (n + 1)^2, over the images seen after the last of them.
+    expected = [8 * steps[2:] + 8, steps[1:-1] ** 2 + 2 / 3]
+    np.testing.assert_allclose(mean.get_xydata().T, expected, rtol=1e-12)
+    np.testing.assert_array_equal(short.get_xydata().T, list(curves["U-Net"].values()))
+    assert [text.get_text() for text in ax.get_legend().texts] == ["KST", "U-Net"]
 
 
 def test_save_writes_a_png(fig2, tmp_path):

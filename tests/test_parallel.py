@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from skimage.metrics import peak_signal_noise_ratio
 
 from kst_jax import fourier, parallel, sampling, speed, tokens, training
 from kst_jax.config import MaskConfig
@@ -50,6 +51,7 @@ def three_steps(devices, accumulate):
     batches = [parallel.shard(next(stream), mesh) for _ in range(3)]
     state = training.init_state(model, optimizer, batches[0], config.train)
     state, rows = parallel.replicate(state, mesh), []
+    first = jax.device_get((state.params, batches[0]))
     step = training.make_step(model, optimizer, config.train, "RM", mesh)
     step = step.lower(state, batches[0]).compile()
     for batch in batches:
@@ -60,17 +62,31 @@ def three_steps(devices, accumulate):
         "gradient": state.optimizer[0].trace,
         "scalars": rows,
     }
-    return step, jax.device_get(found)
+    return step, jax.device_get(found), first
 
 
 @pytest.fixture(scope="module")
 def one_device():
-    return three_steps(1, 1)[1]
+    return three_steps(1, 1)
+
+
+def test_psnr_in_training_is_scikit_images(one_device):
+    _, found, (params, batch) = one_device
+    image = KSpaceTransformer(TINY.model).reconstruct(params, batch).image
+    scores = [
+        peak_signal_noise_ratio(target, made, data_range=np.ptp(target))
+        for made, target in zip(
+            *(np.hypot(*np.moveaxis(x, -1, 0)) for x in (image, batch.image)),
+            strict=True,
+        )
+    ]
+    assert found["scalars"][0]["psnr"] == pytest.approx(np.mean(scores), abs=1e-4)
 
 
 @pytest.mark.parametrize(("devices", "accumulate"), [(8, 1), (2, 4)])
 def test_many_devices_and_micro_batches_train_as_one(one_device, devices, accumulate):
-    step, many = three_steps(devices, accumulate)
+    step, many, _ = three_steps(devices, accumulate)
+    one_device = one_device[1]
     for name, wanted in one_device.items():
         for one, other in zip(
             jax.tree.leaves(wanted), jax.tree.leaves(many[name]), strict=True

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 
 import grain
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -160,6 +161,23 @@ def test_each_process_reads_its_share_of_training_alone(people, monkeypatch):
         assert reads(process=process, processes=2) == whole[process::2]
 
 
+def test_each_epoch_has_every_slice_in_an_order_of_its_own(people, monkeypatch):
+    count = len(people[0])
+    one_by_one = dataclasses.replace(
+        SMALL, train=dataclasses.replace(SMALL.train, batch_size=1)
+    )
+    reads = reads_of(
+        people,
+        monkeypatch,
+        lambda source: batches(one_by_one, [source]),
+        2 * count,
+    )
+    first, second = reads[:count], reads[count:]
+    assert sorted(first) == sorted(second) == list(range(count))
+    assert first != sorted(first)
+    assert first != second
+
+
 def test_each_process_reads_its_share_of_a_test_alone(people, monkeypatch):
     sampler = pipeline.open_sampler(SMALL)
     count = len(people[0])
@@ -203,6 +221,36 @@ def test_seed_changes_the_stream(people):
     assert not equal(next(batches(SMALL, people)), next(batches(other, people)))
 
 
+@pytest.mark.parametrize(
+    "opened", [lambda c: pipeline.open_sources(c)[1], pipeline.open_test_source]
+)
+def test_runs_of_any_seed_meet_the_same_test(opened):
+    """Slices and masks, which go by `eval.seed` alone."""
+
+    def test_of(seed, test_seed):
+        data = dataclasses.replace(SMALL.data, fraction=0.5, seed=seed)
+        config = dataclasses.replace(
+            SMALL,
+            data=data,
+            train=dataclasses.replace(SMALL.train, seed=seed),
+            eval=dataclasses.replace(SMALL.eval, seed=test_seed),
+        )
+        source = opened(config)
+        slices = [source.describe(n).index for n in range(len(source))]
+        sampler = pipeline.open_sampler(config)
+        return slices, next(
+            iter(pipeline.test_batches(source, config, sampler))
+        ).batch.mask
+
+    slices, masks = test_of(0, 0)
+    same_slices, same_masks = test_of(1, 0)
+    assert slices == same_slices
+    np.testing.assert_array_equal(masks, same_masks)
+    other_slices, other_masks = test_of(0, 1)
+    assert slices != other_slices
+    assert not np.array_equal(masks, other_masks)
+
+
 def test_evaluation_visits_each_slice_once_and_marks_padding(people):
     source, sampler = people[1], pipeline.open_sampler(SMALL)
     config = dataclasses.replace(
@@ -230,6 +278,16 @@ def test_people_are_set_aside_where_no_test_scans_are_named():
     assert len(train.subjects) == len(test.subjects) == 1
     assert train.subjects != test.subjects
     assert pipeline.open_test_source(config).subjects == test.subjects
+
+
+def test_the_share_of_people_set_aside_is_the_tests(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        kspace = np.random.default_rng(0).normal(size=(2, 32, 24)).astype("c8")
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["kspace"] = kspace
+    data = DataConfig(train=str(tmp_path), test_fraction=0.25, size=(32, 24))
+    train, test = pipeline.open_sources(dataclasses.replace(SMALL, data=data))
+    assert (len(train.subjects), len(test.subjects)) == (3, 1)
 
 
 def test_the_same_person_on_both_sides_is_refused():

@@ -12,6 +12,7 @@ import scipy.stats
 
 from configs.studies import paper_fastmri, paper_oasis, search, small
 from kst_jax import cells, comparison, study
+from kst_jax.checkpoints import read_parameters
 from kst_jax.errors import InputError
 from kst_jax.metrics import psnr
 from tests.conftest import ROOT
@@ -65,6 +66,10 @@ def test_a_cell_is_a_run_and_its_result(done):
     assert found["config"]["train"]["seed"] == 1
     assert found["config"]["mask"]["acceleration"] == 4
     assert found["curve"]["images"] == [4, 8]
+    rows = (done / "runs/a/bare/1/train.jsonl").read_text().splitlines()
+    assert found["curve"]["psnr"] == [json.loads(row)["psnr"] for row in rows]
+    params, *_ = read_parameters(done / "runs/a/bare/1")
+    assert found["parameters"] == sum(x.size for x in jax.tree.leaves(params))
     assert found["train_s"] > 0
     assert found["device"] == "8 x cpu"
     report = json.loads((done / "runs/a/bare/1/eval/metrics.json").read_text())
@@ -72,6 +77,31 @@ def test_a_cell_is_a_run_and_its_result(done):
     mean = report["slices"]["normalised"]["reconstruction"]["psnr"]["mean"]
     np.testing.assert_allclose(np.mean(scores), mean)
     assert {row["subject"] for row in found["per_slice"]} == {"sub-0042"}
+
+
+def test_only_what_a_table_shows_is_done():
+    changed = values()
+    changed["tables"] = {
+        "One": {"settings": ["a"], "methods": ["kst", "bare"]},
+        "Two": {"settings": ["b"], "methods": ["bare"]},
+    }
+    names = [cell.name for cell in cells.of(study.read(changed))]
+    assert names == [
+        *("a/kst/0", "a/bare/0", "a/kst/1", "a/bare/1"),
+        *("b/bare/0", "b/bare/1"),
+    ]
+
+
+def test_a_sitting_that_was_stopped_counts(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cells.training, "train", stopped)
+    with pytest.raises(SystemExit):
+        cells.run(study.read(values()), cells.Cell("a", "kst", 0), tmp_path)
+    (sitting,) = (tmp_path / "runs/a/kst/0/sittings.txt").read_text().splitlines()
+    assert sitting.endswith(" 8 x cpu")
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("method", ["zero_filled", "reconstruction"])
@@ -143,6 +173,8 @@ def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
     copy_of(done, tmp_path)
     changed = values()
     changed["data"]["test"] = str(tmp_path / "elsewhere" / TINY.data.test)
+    changed["data"]["workers"] = 1
+    changed["eval"]["batch_size"] = 4
     study.run(study.read(changed), tmp_path, ["a/kst/0"])
     assert "a/kst/0: finished" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()

@@ -1,5 +1,7 @@
 """Slices to images: crop, resize, augmentation, normalisation."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,39 @@ def test_rotation_and_scaling_go_about_the_centre():
         centre = [(weight.sum(axis=1 - axis) @ np.arange(41)) for axis in (0, 1)]
         np.testing.assert_allclose(centre, 20, atol=0.1)
         np.testing.assert_allclose(out.real, out.imag)
+
+
+def drawing(end):
+    """A generator that draws the least (0) or the largest (1) of a range."""
+    return types.SimpleNamespace(uniform=lambda *ends: ends[end])
+
+
+@pytest.mark.parametrize(("end", "quarters"), [(0, -1), (1, 1)])
+def test_the_largest_rotation_is_the_one_asked_for(end, quarters):
+    image = image_of((21, 21))
+    out = transforms.augment(image, AugmentConfig(rotation=90), drawing(end))
+    inside = np.s_[1:-1, 1:-1]  # at the edge, rounding may ask for what is outside
+    np.testing.assert_allclose(out[inside], np.rot90(image, quarters)[inside], 1e-6)
+
+
+@pytest.mark.parametrize(("end", "size"), [(0, 0.8), (1, 1.2)])
+def test_the_largest_scaling_is_the_one_asked_for(end, size):
+    def blob(radius):
+        rows, columns = np.mgrid[-30:31, -30:31] / radius
+        return np.exp(-(rows**2 + columns**2) / 2).astype(np.complex64)
+
+    out = transforms.augment(blob(6), AugmentConfig(scaling=0.2), drawing(end))
+    # Between its samples, the image is taken for straight lines.
+    np.testing.assert_allclose(out, blob(6 * size), atol=0.01)
+    assert out.sum().real == pytest.approx(size**2 * blob(6).sum().real, rel=1e-3)
+
+
+@pytest.mark.parametrize(("end", "power"), [(0, 0.5), (1, 1.5)])
+def test_the_largest_change_of_contrast_is_the_one_asked_for(end, power):
+    image = image_of()
+    out = transforms.augment(image, AugmentConfig(intensity=0.5), drawing(end))
+    magnitude, peak = np.abs(image), np.abs(image).max()
+    np.testing.assert_allclose(np.abs(out), peak * (magnitude / peak) ** power, 1e-5)
 
 
 def test_magnitudes_turn_as_the_parts_of_complex_images_do():

@@ -161,11 +161,11 @@ def _volume(report: bytes) -> bytes:
         return gzip.compress(stream.getvalue(), mtime=0)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Command line: downloads the scans."""
     parser = arguments.parser("python -m kst_jax.data.download", __doc__)
     parser.add_argument("folder", nargs="?", default=".", help="where to put them (.)")
-    for path in download(parser.parse_args(argv).folder):
+    for path in download(parser.parse_args().folder):
         print(path)
 
 

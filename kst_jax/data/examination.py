@@ -296,8 +296,8 @@ def _read(
     found.sizes = sorted(sizes)
     for what, where in list(faults.items())[:_SHOWN]:
         found.add("error", f"{_listed(where)}: {what}")
-    if faults and (more := len(faults) - _SHOWN) > 0:
-        found.add("error", f"{more} slices more cannot be used for other reasons.")
+    if more := sorted(itertools.chain(*list(faults.values())[_SHOWN:])):
+        found.add("error", f"{_listed(more)}: cannot be used for other reasons.")
     if offset := peak.offset():
         found.add("warning", offset)
 

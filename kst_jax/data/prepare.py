@@ -293,7 +293,7 @@ def _write_json(path: Path, value: dict) -> None:
         partial.write_text(json.dumps(value))
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Command line: prepares scans, or verifies a prepared folder."""
     parser = arguments.parser("python -m kst_jax.data.prepare", __doc__)
     add = parser.add_argument
@@ -312,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
         help="processes that decode (as many as there are cores)",
     )
     add_options(parser)
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args()
     if args.verify:
         if args.source:
             parser.error("--verify takes one folder")
