@@ -1,166 +1,25 @@
-"""The doctor: what it says of scans, and that runs take what it passes."""
+"""The doctor: scans together, its command, and that runs take what it passes."""
 
 import dataclasses
-import gzip
 import json
 import os
-import shutil
 import tracemalloc
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import Config, DataConfig
-from kst_jax.data import pipeline, prepare, sources, volumes
-from kst_jax.data.examination import content_of, examine, examine_other
-from kst_jax.data.fourier import fft2c
+from kst_jax.config import Config
+from kst_jax.data import pipeline, prepare, sources
 from kst_jax.data.volumes import Selection
 from kst_jax.doctor import examinations, report
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSTConfig
 from tests.programs import run_here
-from tests.scans import with_nan, write_h5, write_nifti, write_npy
+from tests.scans import write_h5, write_nifti, write_npy
+from tests.test_examination import DATA, IMAGES, KSPACE, VOLUME, blank
 from tests.test_nifti import BAD_NIFTI
 from tests.test_readers import BAD_H5, BAD_NPY
-
-DATA = DataConfig(size=(16, 16))
-ROWS, COLUMNS = np.mgrid[-1:1:20j, -1:1:18j]
-# Blobs off the centre: k-space with a peak and a phase.
-IMAGES = np.stack(
-    [(n + 1) * np.exp(-3 * ((ROWS - 0.2) ** 2 + COLUMNS**2)) for n in range(6)]
-).astype("c8")
-KSPACE = fft2c(IMAGES)
-VOLUME = np.moveaxis(np.abs(IMAGES), 0, 2)
-
-
-def blank(*numbers):
-    kspace = KSPACE.copy()
-    kspace[list(numbers)] = 0
-    return kspace
-
-
-def findings(path, level=None, data=DATA, **selection):
-    found = examine(path, data, Selection(**selection)).findings
-    return [f.what for f in found if level in (None, f.level)]
-
-
-# --- what it says ---
-
-
-def test_measured_scans(tmp_path):
-    write_h5(tmp_path / "a.h5", KSPACE, patient_id="p7")
-    found = examine(tmp_path / "a.h5", DATA, Selection(drop_first=1))
-    assert (found.kind, found.subject, found.stored) == ("HDF5", "p7", (6, 20, 18))
-    assert (found.dtype, found.coils, found.measured) == ("complex64", 1, True)
-    assert (found.slices, found.depth, found.sizes) == (5, 6, [(20, 18)])
-    assert found.low == pytest.approx(np.abs(IMAGES[1:]).min(), abs=1e-6)
-    assert found.high == pytest.approx(np.abs(IMAGES[1:]).max(), rel=1e-6)
-    assert found.holding == 5 * 20 * 18 * 8
-    assert not found.findings
-
-
-@pytest.mark.parametrize(("axes", "flips"), [("RAS", (1, 1, 1)), ("LPS", (-1, -1, 1))])
-def test_volumes(tmp_path, axes, flips):
-    write_nifti(tmp_path / "sub-3.nii.gz", VOLUME, np.diag([*flips, 1]))
-    found = examine(tmp_path / "sub-3.nii.gz", DATA, Selection())
-    assert (found.subject, found.coils, found.measured) == ("sub-3", None, False)
-    assert (found.orientation, found.stored) == (axes, (20, 18, 6))
-    assert found.sizes == [(18, 20)]
-    assert not found.findings
-
-
-def test_an_orientation_that_the_file_does_not_tell_is_said_to_be_assumed(tmp_path):
-    nib.save(nib.AnalyzeImage(VOLUME, None), tmp_path / "a.hdr")
-    found = examine(tmp_path / "a.hdr", DATA, Selection())
-    assert found.orientation == "LAS assumed"
-    assert [f.level for f in found.findings] == ["note"]
-
-
-def test_multi_coil_scans_show_their_coils(tmp_path):
-    write_h5(tmp_path / "a.h5", np.stack([KSPACE] * 3, 1))
-    found = examine(tmp_path / "a.h5", DATA, Selection())
-    assert (found.coils, found.stored, found.slices) == (3, (6, 3, 20, 18), None)
-    assert "Combine the coils" in found.findings[0].what
-
-
-def test_slices_that_cannot_be_used_are_listed(tmp_path):
-    path = tmp_path / "a.h5"
-    write_h5(path, blank(1, 4))
-    (what,) = findings(path, "error")
-    assert what.startswith("2 slices (1, 4): every value of the slice is the same")
-    assert not findings(path, "error", slices=(0.3, 0.5))
-    write_h5(path, with_nan(KSPACE, 2))
-    (what,) = findings(path, "error")
-    assert what.startswith("slice 2: holds values that are not finite")
-
-
-def test_a_crop_larger_than_the_image(tmp_path):
-    write_h5(tmp_path / "a.h5", KSPACE)
-    wide = dataclasses.replace(DATA, crop=(16, 19))
-    (what,) = findings(tmp_path / "a.h5", "error", data=wide)
-    assert "6 slices (0, 1, 2, 3, 4, 5): image (20, 18) is smaller than" in what
-    padded = dataclasses.replace(wide, pad=True)
-    assert not findings(tmp_path / "a.h5", data=padded)
-
-
-@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
-def test_kspace_that_is_not_centred(tmp_path, axes):
-    write_npy(tmp_path / "a.npy", np.fft.ifftshift(KSPACE, axes))
-    (what,) = findings(tmp_path / "a.npy", "warning")
-    place = tuple(0 if axis in axes else n // 2 for axis, n in ((1, 20), (2, 18)))
-    assert f"brightest point is {place}, not about (10, 9)" in what
-
-
-def test_empty_slices_of_volumes_are_a_note(tmp_path):
-    volume = VOLUME.copy()
-    volume[..., :2] = 0
-    write_nifti(tmp_path / "a.nii", volume)
-    assert findings(tmp_path / "a.nii") == ["2 of 6 slices are left out as empty."]
-
-
-CONTENTS = {
-    "web page": b"  <!DOCTYPE html><html>",
-    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
-    "DICOM": bytes(128) + b"DICM" + bytes(300),
-    "MATLAB": b"MATLAB 5.0 MAT-file",
-    "zip": b"PK\3\4" + bytes(400),
-    "empty": b"",
-}
-
-
-@pytest.mark.parametrize("content", CONTENTS)
-@pytest.mark.parametrize("suffix", [".h5", ".npy", ".nii", ".hdr"])
-def test_what_is_no_scan_is_recognised(tmp_path, content, suffix):
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(CONTENTS[content])
-    (what,) = findings(path, "error")
-    assert f"is named {suffix}, but its content is" in what
-    assert content in what
-
-
-def test_scans_under_another_kinds_name(tmp_path):
-    write_npy(tmp_path / "a.npy", KSPACE)
-    write_h5(tmp_path / "a.h5", KSPACE)
-    write_nifti(tmp_path / "a.nii", VOLUME)
-    write_nifti(tmp_path / "a.nii.gz", VOLUME)
-    for held in (".npy", ".h5", ".nii", ".nii.gz"):
-        for named in {".npy", ".h5", ".nii", ".nii.gz"} - {held}:
-            shutil.copy(tmp_path / f"a{held}", tmp_path / f"b{named}")
-            (what,) = findings(tmp_path / f"b{named}", "error")
-            assert what.startswith(f"is named {named}, but")
-            assert f"end in {held}" in what
-
-
-def test_what_runs_pass_over_in_silence(tmp_path):
-    (tmp_path / "folder.npy").mkdir()
-    write_h5(tmp_path / "a.hdf5", KSPACE)
-    write_h5(tmp_path / "b.h5", KSPACE)
-    (tmp_path / "notes.txt").write_text("no scan")
-    others = map(examine_other, tmp_path.iterdir())
-    (found,) = (other for other in others if other)
-    assert found.path.name == "a.hdf5"
-    assert "does not end in .h5" in found.findings[0].what
 
 
 def test_what_has_the_name_of_a_scan_and_is_no_file(tmp_path):
@@ -182,39 +41,6 @@ def test_what_has_the_name_of_a_scan_and_is_no_file(tmp_path):
         with pytest.raises(InputError, match=rf"{name}: is .*{what}"):
             sources.open_source(f"{tmp_path}/{name[:-3]}*")
     assert not told
-
-
-def test_a_gzip_file_that_is_damaged_at_once_is_no_surprise(tmp_path):
-    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(500))[:12])
-    assert content_of(tmp_path / "a.nii.gz") == "gzip-compressed unknown"
-
-
-# --- memory ---
-
-
-@pytest.mark.parametrize(
-    "name", ["a.h5", "a.npy", "pairs.npy", "a.nii.gz", "scaled.nii"]
-)
-def test_memory_to_decode_is_what_decoding_takes(tmp_path, name):
-    rng = np.random.default_rng(0)
-    volume = rng.uniform(50, 100, (12, 160, 150))
-    path = tmp_path / name
-    if name.endswith(".h5"):
-        write_h5(path, volume.astype("c16"))
-    elif name.endswith(".npy"):
-        paired = np.stack([volume, volume], -1).astype("f4")
-        write_npy(path, paired if name == "pairs.npy" else volume.astype("c8"))
-    else:
-        image = nib.Nifti1Image(volume.astype("i2"), np.eye(4))
-        if name == "scaled.nii":
-            image.header.set_slope_inter(0.1, 3)
-        nib.save(image, path)
-    expected = examine(path, DATA, Selection()).decoding
-    tracemalloc.start()
-    volumes.open_volume(path, Selection()).read(1)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert 0.98 * peak < expected < 1.6 * peak
 
 
 def test_a_large_folder_takes_no_more_memory_than_a_file(tmp_path):

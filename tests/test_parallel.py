@@ -86,15 +86,15 @@ def test_psnr_in_training_is_scikit_images(one_device):
 @pytest.mark.parametrize(("devices", "accumulate"), [(8, 1), (2, 4)])
 def test_many_devices_and_micro_batches_train_as_one(one_device, devices, accumulate):
     step, many, _ = three_steps(devices, accumulate)
-    one_device = one_device[1]
-    for name, wanted in one_device.items():
-        for one, other in zip(
+    _, one, _ = one_device
+    for name, wanted in one.items():
+        for x, y in zip(
             jax.tree.leaves(wanted), jax.tree.leaves(many[name]), strict=True
         ):
             np.testing.assert_allclose(
-                one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max(), err_msg=name
+                x, y, rtol=1e-5, atol=1e-5 * np.abs(x).max(), err_msg=name
             )
-    sizes = [x.nbytes for x in jax.tree.leaves(one_device["gradient"])]
+    sizes = [x.nbytes for x in jax.tree.leaves(one["gradient"])]
     moved = exchanged(step)
     assert set(moved) == {"all-reduce"}
     assert sum(sizes) <= moved["all-reduce"] <= sum(sizes) + 16  # loss and PSNR
