@@ -199,7 +199,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
       curves: name to `images` (how many) and `psnr` (dB, of the batch at hand), which
         is shown as a running mean over a twentieth of the training.
     """
-    figure = Figure(figsize=(5, 3.2), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8, 3.2), dpi=_DPI, layout="constrained")
     ax = figure.subplots()
     for name, curve in curves.items():
         width = max(1, len(curve["psnr"]) // 20)
@@ -207,7 +207,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
         ax.plot(curve["images"][width - 1 :], mean, label=name)
     ax.set(xlabel="training images seen", ylabel="PSNR in training (dB)")
     ax.tick_params(labelsize=8)
-    ax.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 

@@ -320,13 +320,14 @@ def test_learning_figure_shows_the_mean_of_the_last_twentieth():
         "KST": {"images": 8 * steps + 8, "psnr": steps**2},
         "U-Net": {"images": 4 * steps[:19] + 4, "psnr": -steps[:19]},  # too short
     }
-    (ax,) = figures.learning_figure(curves).axes
-    mean, short = ax.lines
+    figure = figures.learning_figure(curves)
+    mean, short = figure.axes[0].lines
     # Of (n - 1)^2, n^2 and (n + 1)^2, over the images seen after the last of them.
     expected = [8 * steps[2:] + 8, steps[1:-1] ** 2 + 2 / 3]
     np.testing.assert_allclose(mean.get_xydata().T, expected, rtol=1e-12)
     np.testing.assert_array_equal(short.get_xydata().T, list(curves["U-Net"].values()))
-    assert [text.get_text() for text in ax.get_legend().texts] == ["KST", "U-Net"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["KST", "U-Net"]
 
 
 def test_save_writes_a_png(fig2, tmp_path):
