@@ -68,9 +68,12 @@ def method(config: ConfigDict, **options: Any) -> dict[str, Any]:
     }
 
 
-def ablated(kst: dict[str, Any], name: str, **parts: bool) -> dict[str, Any]:
-    """The K-Space Transformer without some parts (paper Table 3)."""
-    return {**kst, "model": kst["model"] | parts, "title": name}
+def changed(
+    method: dict[str, Any], title: str, model: dict[str, Any], **train: Any
+) -> dict[str, Any]:
+    """A method with other values in its sections `model` and `train`."""
+    sections = {"model": method["model"] | model, "train": method["train"] | train}
+    return {**method, **sections, "title": title}
 
 
 def study(
@@ -85,9 +88,11 @@ def study(
     """
     config = default.get_config()
     without = {
-        "kst_no_rm": ablated(methods["kst"], "No RM", refinement=False),
-        "kst_no_lrd_rm": ablated(
-            methods["kst"], "No LRD, no RM", refinement=False, lr_decoder=False
+        "kst_no_rm": changed(methods["kst"], "No RM", {"refinement": False}),
+        "kst_no_lrd_rm": changed(
+            methods["kst"],
+            "No LRD, no RM",
+            {"refinement": False, "lr_decoder": False},
         ),
     }
     tables = {

@@ -8,11 +8,11 @@ rates, which fall, with gradients clipped: what was published for it was meant f
 longer trainings. docs/study.md has the results.
 """
 
-from typing import Any
+import functools
 
 from ml_collections import ConfigDict
 
-from configs.studies import small
+from configs.studies import protocol, small
 
 _RESIDUAL = {"residual_spectrum": 0.1}
 _REFINING = {"stages": (0.05, 0.05, 0.9)}
@@ -23,18 +23,7 @@ def get_config() -> ConfigDict:
     study = small.get_config()
     published, d5c5 = (study.methods[name].to_dict() for name in ("kst", "d5c5"))
 
-    def changed(
-        title: str,
-        model: dict[str, Any],
-        method: dict[str, Any] = published,
-        **train: Any,
-    ) -> dict[str, Any]:
-        return {
-            "model": method["model"] | model,
-            "train": method["train"] | train,
-            "title": title,
-        }
-
+    changed = functools.partial(protocol.changed, published)
     methods = {
         "published": changed("As published", {}),
         "residual": changed("Residual spectrum", _RESIDUAL),
@@ -76,10 +65,10 @@ def get_config() -> ConfigDict:
         ),
         "d5c5": d5c5,
         **{
-            name: changed(
+            name: protocol.changed(
+                d5c5,
                 f"D5C5, rate {rate:g}, cosine, clipped",
                 {},
-                d5c5,
                 **small.TUNED_D5C5 | {"learning_rate": rate},
             )
             for name, rate in (("d5c5_5e4", 5e-4), ("d5c5_2e3", 2e-3))
