@@ -71,8 +71,8 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     rows += [
         f"{r['what']} | {r['size'][0]}x{r['size'][1]} | {r['batch']} | {r['dtype']} | "
-        f"{r['attention']} | {r['compile_s']:.1f} | {r['median_s']:.3f} "
-        f"({r['min_s']:.3f}-{r['max_s']:.3f}) | {r['images_per_s']:.2f} | "
+        f"{r['attention']} | {r['compile_s']:.1f} | {r['median_s']:.4g} "
+        f"({r['min_s']:.4g}-{r['max_s']:.4g}) | {r['images_per_s']:.2f} | "
         f"{speed} | {share} | "
         f"{r['temporary_bytes'] / 1e9:.2f} | {r['peak_bytes'] / 1e9:.2f}"
         for r, (speed, share) in zip(results, speeds, strict=True)

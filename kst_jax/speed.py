@@ -122,6 +122,7 @@ def make_forward(model: Reconstructor, mesh: jax.sharding.Mesh) -> Callable:
         mesh,
         in_specs=(parallel.REPLICATED, parallel.SHARDED),
         out_specs=parallel.SHARDED,
+        dtype=model.config.dtype,
     )
 
 
@@ -166,7 +167,8 @@ def matrix_rate(dtype: str) -> float:
     """Operations a second of a large matrix product on one device, best of five."""
     x = jnp.ones((_MATRIX, _MATRIX), dtype)
     with jax.default_matmul_precision("highest"):
-        product = jax.jit(jnp.matmul).lower(x, x).compile()
+        options = parallel.compiler_options(dtype)
+        product = jax.jit(jnp.matmul, compiler_options=options).lower(x, x).compile()
     product(x, x).block_until_ready()
     seconds = []
     for _ in range(5):

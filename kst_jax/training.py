@@ -155,6 +155,7 @@ def make_step(
         mesh,
         in_specs=(parallel.REPLICATED, parallel.SHARDED),
         out_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
+        dtype=model.config.dtype,
         donate_argnums=0,
     )
 

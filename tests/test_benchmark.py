@@ -184,9 +184,9 @@ def test_a_line_of_the_table_has_every_value_in_its_column():
         "dtype": "bfloat16",
         "attention": "blocked",
         "compile_s": 4.56,
-        "median_s": 0.25,
-        "min_s": 0.125,
-        "max_s": 0.5,
+        "median_s": 0.0123456,
+        "min_s": 0.005,
+        "max_s": 12.3456,
         "images_per_s": 12.0,
         "flops_per_s": 678e9,
         "share_of_matrix_product": 0.34,
@@ -200,7 +200,7 @@ def test_a_line_of_the_table_has_every_value_in_its_column():
     )
     assert line == "|" + 12 * " --- |"
     assert values == (
-        "| forward | 32x48 | 3 | bfloat16 | blocked | 4.6 | 0.250 (0.125-0.500) | "
+        "| forward | 32x48 | 3 | bfloat16 | blocked | 4.6 | 0.01235 (0.005-12.35) | "
         "12.00 | 678 | 34% | 1.23 | 9.87 |"
     )
 

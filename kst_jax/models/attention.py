@@ -4,8 +4,8 @@ Letters as in `kst_jax.models`, and here: M queries, L keys, K heads, C channels
 head, m queries of one block; scores are scaled by 1 / sqrt(C). A key whose `valid_BxL`
 is False is ignored entirely, and a query without any valid key gets zeros.
 
-The blocked form takes a head and a block of its queries at a time, with all keys; of
-the softmax it keeps only the logarithm of the denominator, from which the backward pass
+The blocked form takes a block of a head's queries at a time, with all keys; of the
+softmax it keeps only the logarithm of the denominator, from which the backward pass
 recomputes each block of weights, once (Rabe and Staats, arXiv 2112.05682; Dao et al.,
 arXiv 2205.14135).
 """
@@ -24,10 +24,12 @@ from kst_jax.models.rematerialisation import keep
 
 # Weights (B K M L) of one call up to which the textbook formula is as fast.
 PLAIN_UP_TO = 2**18
-# Weights of one block, 4 MiB of float32, though never fewer than 64 queries. On two
-# cores half of it costs 10 % at 4,096 keys; twice as much gains 3 % forward and
-# nothing backward.
-_BLOCK = 2**20
+# Weights of one block, though never fewer than 64 queries: on a CPU 4 MiB of float32,
+# where on two cores half of it costs 10 % at 4,096 keys, and twice as much gains 3 %
+# forward and nothing backward. Elsewhere 64 MiB for each head, since small products
+# leave a GPU idle: at the paper's size an H100 takes 2 (train step) to 2.8 times
+# (forward) as long with the CPU's.
+_CPU_BLOCK, _ACCELERATOR_BLOCK = 2**20, 2**24
 # Scores (in powers of two) up to here need no maximum: 2^60 times the number of keys,
 # and its inverse, are far from the ends of float32.
 _SAFE = 60.0
@@ -210,15 +212,17 @@ def _each_head(head: Callable, bias_BxL: Array | None, *arrays: Array) -> tuple:
     def example(bias_L: Array | None, *arrays: Array) -> tuple:
         return lax.platform_dependent(
             *arrays,
-            cpu=lambda *arrays: lax.map(lambda one: head(bias_L, *one), arrays),
-            default=jax.vmap(partial(head, bias_L)),
+            cpu=lambda *arrays: lax.map(
+                lambda one: head(_CPU_BLOCK, bias_L, *one), arrays
+            ),
+            default=jax.vmap(partial(head, _ACCELERATOR_BLOCK, bias_L)),
         )
 
     return lax.map(lambda one: example(*one), (bias_BxL, *arrays))
 
 
 def _forward_head(
-    bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
+    weights: int, bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
 ) -> tuple[Array, Array]:
     """Return o_MxC and the base-2 logarithm of each query's denominator, lse_M."""
     k32_LxC, v32_LxC = k_LxC.astype(jnp.float32), v_LxC.astype(jnp.float32)
@@ -240,10 +244,11 @@ def _forward_head(
         o_mxC = p_mxL @ v32_LxC / total_m[:, None]
         return None, (o_mxC.astype(q_MxC.dtype), top_m + jnp.log2(total_m))
 
-    return _scan_blocks(block, None, (q_MxC,), k_LxC.shape[0])[1]
+    return _scan_blocks(block, None, (q_MxC,), weights // k_LxC.shape[0])[1]
 
 
 def _backward_head(
+    weights: int,
     bias_L: Array | None,
     q_MxC: Array,
     k_LxC: Array,
@@ -267,7 +272,8 @@ def _backward_head(
 
     zeros_CxL = jnp.zeros_like(v32_LxC.T)
     given = q_MxC, o_MxC, lse_M, do_MxC
-    sums, dq_MxC = _scan_blocks(block, (zeros_CxL, zeros_CxL), given, k_LxC.shape[0])
+    zeros, rows = (zeros_CxL, zeros_CxL), weights // k_LxC.shape[0]
+    sums, dq_MxC = _scan_blocks(block, zeros, given, rows)
     # Sums stay transposed, (C, L): on a CPU a product that contracts the rows of both
     # factors into (L, C) takes three times as long, and without the barrier a single
     # block would be rewritten to it.
@@ -281,11 +287,11 @@ def _backward_head(
 
 
 def _scan_blocks(
-    block: Callable, carry: tuple | None, arrays: tuple[Array, ...], keys: int
+    block: Callable, carry: tuple | None, arrays: tuple[Array, ...], rows: int
 ) -> tuple:
-    """Scan `block` over the rows of `arrays` (M, ...), blocks of equal size."""
+    """Scan `block` over the rows of `arrays` (M, ...), about `rows` at a time."""
     M = arrays[0].shape[0]
-    blocks = -(-M // max(_BLOCK // keys, 64))
+    blocks = -(-M // max(rows, 64))
     rows = -(-M // blocks)  # so that padding adds fewer rows than there are blocks
 
     def split(x: Array) -> Array:
