@@ -6,10 +6,12 @@ r"""ADMM-CSNet on one of the paper's settings; see `kst_jax/models/admm.py`.
         --config.data.test=/data/singlecoil_val
 
 Without `:fastmri_gaussian2d_5x` data and mask are the defaults. As its authors
-published it for PyTorch: Adam at 2e-3, halved 20 times over the training (after every
-50 of 1,000 epochs), one slice at a time, the norm of the error over that of the image.
+published it for PyTorch: Adam at 2e-3, halved after every twentieth of the training (50
+of 1,000 epochs), one slice at a time, the norm of the error over that of the image.
 (Deep ADMM-Net itself was trained by L-BFGS.) 19,459 parameters, of which the penalty is
-learnt as a logarithm here. The K-Space Transformer's paper says neither which variant
+learnt as a logarithm here. So trained it is unstable: in a small study it diverged at
+Gaussian 2D 2.5x, where it did well with --config.train.clip_norm=1.0, and went astray
+at uniform 1D 2.5x (docs/study.md). The K-Space Transformer's paper says neither which variant
 it compares with nor how it was trained, and reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
@@ -26,9 +28,8 @@ from kst_jax.models.admm import ADMMConfig
 
 def get_config(setting: str = "") -> ConfigDict:
     """All settings, with data and mask of one of the paper's where it is named."""
-    config = paper.compared(setting, ADMMConfig())
+    config = paper.compared(setting, ADMMConfig(), batch_size=1)
     config.train.update(
-        batch_size=1,
         learning_rate=2e-3,
         schedule="halving",
         error="relative",

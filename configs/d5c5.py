@@ -26,8 +26,6 @@ from kst_jax.models.d5c5 import D5C5Config
 
 def get_config(setting: str = "") -> ConfigDict:
     """All settings, with data and mask of one of the paper's where it is named."""
-    config = paper.compared(setting, D5C5Config())
-    config.train.update(
-        batch_size=10, learning_rate=1e-4, schedule="constant", domain="image"
-    )
+    config = paper.compared(setting, D5C5Config(), batch_size=10)
+    config.train.update(learning_rate=1e-4, schedule="constant", domain="image")
     return config

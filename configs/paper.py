@@ -67,8 +67,13 @@ def get_config(name: str = "") -> ConfigDict:
     return config
 
 
-def compared(setting: str, model: ModelConfig) -> ConfigDict:
-    """Another network on one of the paper's settings, or on the default one if ""."""
+def compared(setting: str, model: ModelConfig, batch_size: int = 4) -> ConfigDict:
+    """Another network on one of the paper's settings, or on the default one if "".
+
+    It is trained on as many slices as the K-Space Transformer, whatever its batch.
+    """
     config = get_config(setting) if setting else default.get_config()
     config.model = ConfigDict(dataclasses.asdict(model))
+    slices = config.train.steps * config.train.batch_size
+    config.train.update(batch_size=batch_size, steps=slices // batch_size)
     return config

@@ -83,7 +83,7 @@ def run(study: "Study", cell: Cell, workdir: Path) -> None:
     """Trains and evaluates a cell, and writes its result last.
 
     Raises:
-      InputError: data that cannot be used, training that fails.
+      InputError: data that cannot be used; of these DivergedError: the training did.
       SystemExit: after SIGTERM, with the run saved.
     """
     config, run = config_of(study, cell), workdir / "runs" / cell.name

@@ -1,4 +1,4 @@
-"""The one exception that speaks to users, and what raises it for options."""
+"""The exceptions that speak to users, and what raises one for options."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,10 @@ class InputError(ValueError):
     The message names what was given, why it cannot be used and what to do about it;
     the command line prints it without a traceback and exits with code 1.
     """
+
+
+class DivergedError(InputError):
+    """A training whose loss, gradient or parameters are no longer finite."""
 
 
 def require(holds: bool, name: str, value: object, valid: str) -> None:

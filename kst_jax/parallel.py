@@ -108,26 +108,8 @@ def warn_of_idle_devices(mesh: Mesh, name: str, slices: int) -> None:
         )
 
 
-def compiler_options(dtype: str) -> dict[str, bool]:
-    """What XLA is told of a program whose products are of this type, for `jax.jit`.
-
-    On an NVIDIA GPU it tries Triton's kernels for each product before it decides for or
-    against cuBLAS's. Those for float32 products that are not rounded take minutes to
-    compile, and at the paper's size nothing was gained; in bfloat16 they are faster
-    (docs/performance.md, "One GPU").
-    """
-    if jax.default_backend() == "gpu" and dtype == "float32":
-        return {"xla_gpu_enable_triton_gemm": False}
-    return {}  # the name of an option that a backend lacks is an error
-
-
 def map_over_devices(
-    function: Callable,
-    mesh: Mesh,
-    in_specs: Any,
-    out_specs: Any,
-    dtype: str = "float32",
-    **jit_options: Any,
+    function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any, **jit_options: Any
 ) -> Callable:
     """Compiles a function that sees one device's share of what is sharded.
 
@@ -136,7 +118,6 @@ def map_over_devices(
       mesh: the devices.
       in_specs: REPLICATED or SHARDED for each argument.
       out_specs: the same for the results.
-      dtype: precision of the function's products, for `compiler_options`.
       **jit_options: further arguments of `jax.jit`.
     """
 
@@ -147,7 +128,7 @@ def map_over_devices(
             return function(*args)
 
     mapped = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-    return jax.jit(mapped, compiler_options=compiler_options(dtype), **jit_options)
+    return jax.jit(mapped, **jit_options)
 
 
 def each_its_own(tree: Any) -> Any:

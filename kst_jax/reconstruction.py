@@ -63,7 +63,6 @@ def make_reconstructor(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> C
         mesh,
         in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 3),
         out_specs=parallel.SHARDED,
-        dtype=model.config.dtype,
     )
 
 

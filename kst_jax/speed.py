@@ -122,7 +122,6 @@ def make_forward(model: Reconstructor, mesh: jax.sharding.Mesh) -> Callable:
         mesh,
         in_specs=(parallel.REPLICATED, parallel.SHARDED),
         out_specs=parallel.SHARDED,
-        dtype=model.config.dtype,
     )
 
 
@@ -167,8 +166,7 @@ def matrix_rate(dtype: str) -> float:
     """Operations a second of a large matrix product on one device, best of five."""
     x = jnp.ones((_MATRIX, _MATRIX), dtype)
     with jax.default_matmul_precision("highest"):
-        options = parallel.compiler_options(dtype)
-        product = jax.jit(jnp.matmul, compiler_options=options).lower(x, x).compile()
+        product = jax.jit(jnp.matmul).lower(x, x).compile()
     product(x, x).block_until_ready()
     seconds = []
     for _ in range(5):
@@ -199,7 +197,7 @@ def measure_apart(case: Case) -> dict[str, Any]:
             raise InputError(
                 f"the process of {case.what}, batch {case.batch}, "
                 f"{case.config.data.size} died; if memory ran out, take a smaller "
-                "batch or size, --attention=blocked, or --config.model.remat=layers"
+                "batch, size or network"
             ) from None
 
 

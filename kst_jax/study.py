@@ -19,6 +19,7 @@ machines can share a study in one folder.
 
 import dataclasses
 import fnmatch
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from kst_jax import cells, cli, comparison
 from kst_jax.cells import Cell
 from kst_jax.config import DataConfig, EvalConfig, MaskConfig
 from kst_jax.config_dict import from_dict, require_key
-from kst_jax.errors import InputError, require
+from kst_jax.errors import DivergedError, InputError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,22 +202,32 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
       patterns: the cells to do have names that match one of these.
 
     Raises:
-      InputError: no such cell, data that cannot be used, training that fails, or the
-        results of another study in the folder.
+      InputError: no such cell, data that cannot be used, the results of another study
+        in the folder, or, once all other cells are done, trainings that diverged.
       SystemExit: after SIGTERM, with the cell at hand saved.
     """
     folder = Path(workdir).absolute()
     chosen = _chosen(study, patterns)
     cells.finished(study, folder)  # raises where they are of another study
+    diverged = []
     for number, cell in enumerate(chosen, 1):
         is_done = cells.result_path(folder, cell).exists()  # by now, perhaps elsewhere
         print(f"\n[{number}/{len(chosen)}] {cell.name}{': finished' * is_done}")
         if not is_done:
-            cells.run(study, cell, folder)
+            try:
+                cells.run(study, cell, folder)
+            except DivergedError as error:
+                print(f"warning: {cell.name}: {error}", file=sys.stderr)
+                diverged.append(cell.name)
             jax.clear_caches()  # no other cell uses these programs
         if not is_done or number == len(chosen):
             tables = comparison.write(study, cells.finished(study, folder), folder)
     print(f"\n{tables}\nwritten to {folder}")
+    if diverged:
+        raise InputError(
+            f"no results of {', '.join(diverged)}, which diverged; a method of another "
+            "name with train.clip_norm=1.0 may not"
+        )
 
 
 def _chosen(study: Study, patterns: Sequence[str]) -> list[Cell]:

@@ -23,7 +23,7 @@ from kst_jax import losses, metrics, parallel, subjects
 from kst_jax.checkpoints import Checkpoints
 from kst_jax.config import Config, TrainConfig, require_config
 from kst_jax.data import pipeline
-from kst_jax.errors import InputError
+from kst_jax.errors import DivergedError
 from kst_jax.fourier import ifft2c, magnitude
 from kst_jax.interruption import Interruption
 from kst_jax.logs import Logs
@@ -155,7 +155,6 @@ def make_step(
         mesh,
         in_specs=(parallel.REPLICATED, parallel.SHARDED),
         out_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
-        dtype=model.config.dtype,
         donate_argnums=0,
     )
 
@@ -363,9 +362,9 @@ class _Loop:
         for number, scalars in pending:
             for name, value in scalars.items():
                 if not np.isfinite(value):
-                    raise InputError(
+                    raise DivergedError(
                         f"{name.replace('_', ' ')} is {float(value)} at step {number}. "
-                        f"The last good checkpoint is {self.checkpoints.latest()}; "
+                        f"The last finite checkpoint is {self.checkpoints.latest()}; "
                         "lower train.learning_rate, set train.clip_norm (say 1.0) or "
                         "train.warmup_steps, and use a new --workdir"
                     )

@@ -110,6 +110,13 @@ def test_keys_of_the_command_line_are_checked():
         require_key("data.train.x")
 
 
+@pytest.mark.parametrize("name", ["admm", "d5c5", "kunet", "oucr", "unet"])
+def test_what_is_compared_is_trained_on_as_many_slices(name):
+    config = importlib.import_module(f"configs.{name}")
+    train = config.get_config("oasis_uniform1d_5x").train
+    assert train.steps * train.batch_size == 2_230_000 * 4
+
+
 def test_configs_have_recipes():
     for path in pathlib.Path(ROOT / "configs").glob("*.py"):
         text = path.read_text()

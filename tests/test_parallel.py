@@ -10,15 +10,7 @@ import optax
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from kst_jax import (
-    fourier,
-    parallel,
-    reconstruction,
-    sampling,
-    speed,
-    tokens,
-    training,
-)
+from kst_jax import fourier, parallel, sampling, speed, tokens, training
 from kst_jax.config import MaskConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -152,35 +144,6 @@ def test_accelerators_round_no_factor_in_training():
     text = step.trace(state, batch).lower(lowering_platforms=("tpu",)).as_text()
     assert len(products(text)) > 50
     assert not [line for line in products(text) if "HIGHEST" not in line]
-
-
-@pytest.mark.parametrize(
-    ("backend", "dtype", "triton"),
-    [("gpu", "float32", False), ("gpu", "bfloat16", True), ("tpu", "float32", True)],
-)
-def test_float32_products_of_a_gpu_are_left_to_cublas(
-    monkeypatch, backend, dtype, triton
-):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    options = {} if triton else {"xla_gpu_enable_triton_gemm": False}
-    assert parallel.compiler_options(dtype) == options
-    # XLA knows the option: of one that it does not know it says so, on a CPU too.
-    sharded, mesh = parallel.SHARDED, parallel.make_mesh(8)
-    double = parallel.map_over_devices(lambda x: 2 * x, mesh, sharded, sharded, dtype)
-    np.testing.assert_array_equal(double(jnp.arange(8)), 2 * np.arange(8))
-
-
-def test_programs_are_compiled_for_their_networks_precision(monkeypatch):
-    model = build(dataclasses.replace(TINY.model, dtype="bfloat16"))
-    mesh, compiled_for = parallel.make_mesh(1), []
-    monkeypatch.setattr(
-        parallel, "compiler_options", lambda dtype: compiled_for.append(dtype)
-    )
-    optimizer = training.make_optimizer(TINY.train, model)
-    training.make_step(model, optimizer, TINY.train, "RM", mesh)
-    reconstruction.make_reconstructor(model, mesh)
-    speed.make_forward(model, mesh)
-    assert compiled_for == 3 * ["bfloat16"]
 
 
 @pytest.mark.parametrize("name", ["kst", *baselines.TINY])

@@ -13,7 +13,7 @@ import scipy.stats
 from configs.studies import paper_fastmri, paper_oasis, search, small
 from kst_jax import cells, comparison, study
 from kst_jax.checkpoints import read_parameters
-from kst_jax.errors import InputError
+from kst_jax.errors import DivergedError, InputError
 from kst_jax.metrics import psnr
 from tests.conftest import ROOT
 from tests.programs import run_here
@@ -102,6 +102,24 @@ def test_a_sitting_that_was_stopped_counts(tmp_path, monkeypatch):
     (sitting,) = (tmp_path / "runs/a/kst/0/sittings.txt").read_text().splitlines()
     assert sitting.endswith(" 8 x cpu")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_training_that_diverges_does_not_keep_others_from_theirs(
+    tmp_path, monkeypatch, capsys
+):
+    train = cells.training.train
+
+    def diverging(config, run):
+        if config.train.seed == 0:
+            raise DivergedError("loss is nan at step 1.")
+        return train(config, run)
+
+    monkeypatch.setattr(cells.training, "train", diverging)
+    with pytest.raises(InputError, match="no results of a/bare/0, which diverged"):
+        study.run(study.read(values()), tmp_path, ["a/bare/*"])
+    assert "warning: a/bare/0: loss is nan at step 1." in capsys.readouterr().err
+    assert [path.stem for path in tmp_path.glob("results/a/bare/*.json")] == ["1"]
+    assert "No RM" in (tmp_path / "tables.md").read_text()
 
 
 @pytest.mark.parametrize("method", ["zero_filled", "reconstruction"])

@@ -12,7 +12,7 @@ import pytest
 from kst_jax import parallel, training
 from kst_jax.checkpoints import Checkpoints, read_parameters
 from kst_jax.config import Config, DataConfig, MaskConfig, TrainConfig
-from kst_jax.errors import InputError
+from kst_jax.errors import DivergedError, InputError
 from kst_jax.models.kst import KSpaceTransformer, KSTConfig
 from kst_jax.models.registry import build
 from kst_jax.models.tv import TVConfig
@@ -153,7 +153,8 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, monkeypatch
         "run",
         lambda self, state, batches: run(self, state, Poisoned(batches)),
     )
-    with pytest.raises(InputError, match=r"is (inf|nan) at step 6.*checkpoints/4"):
+    message = r"is (inf|nan) at step 6.*checkpoints/4"
+    with pytest.raises(DivergedError, match=message):
         training.train(with_train(checkpoint_every=2), tmp_path)
     params, _, step = read_parameters(tmp_path)
     assert step == 4

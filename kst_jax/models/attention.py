@@ -1,4 +1,4 @@
-"""Exact softmax attention that never holds the matrix of all queries by all keys.
+"""Exact softmax attention that holds a block of the weights at a time.
 
 Letters as in `kst_jax.models`, and here: M queries, L keys, K heads, C channels of a
 head, m queries of one block; scores are scaled by 1 / sqrt(C). A key whose `valid_BxL`
