@@ -11,8 +11,9 @@ of 1,000 epochs), one slice at a time, the norm of the error over that of the im
 (Deep ADMM-Net itself was trained by L-BFGS.) 19,459 parameters, of which the penalty is
 learnt as a logarithm here. So trained it is unstable: in a small study it diverged at
 Gaussian 2D 2.5x and went astray at uniform 1D 2.5x. --config.train.clip_norm=1.0 mended
-both, and it was better with it wherever that was tried (docs/study.md). The K-Space Transformer's paper says neither which
-variant it compares with nor how it was trained, and reports (PSNR / SSIM)
+both, and it was better with it wherever that was tried (docs/study.md). The K-Space
+Transformer's paper says neither which variant it compares with nor how it was trained,
+and reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x

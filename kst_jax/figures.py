@@ -201,10 +201,13 @@ def learning_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
     """
     figure = Figure(figsize=(8, 3.2), dpi=_DPI, layout="constrained")
     ax = figure.subplots()
-    for name, curve in curves.items():
+    looks = itertools.product(["-", "--", ":"], [f"C{n}" for n in range(10)])
+    for (name, curve), (line, colour) in zip(
+        curves.items(), itertools.cycle(looks), strict=False
+    ):
         width = max(1, len(curve["psnr"]) // 20)
         mean = np.convolve(curve["psnr"], np.full(width, 1 / width), mode="valid")
-        ax.plot(curve["images"][width - 1 :], mean, label=name)
+        ax.plot(curve["images"][width - 1 :], mean, line, color=colour, label=name)
     ax.set(xlabel="training images seen", ylabel="PSNR in training (dB)")
     ax.tick_params(labelsize=8)
     figure.legend(loc="outside right center", fontsize=8)

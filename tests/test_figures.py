@@ -330,6 +330,13 @@ def test_learning_figure_shows_the_mean_of_the_last_twentieth():
     assert [text.get_text() for text in legend.texts] == ["KST", "U-Net"]
 
 
+def test_learning_figure_tells_many_methods_apart():
+    curve = {"images": [1, 2], "psnr": [20.0, 21.0]}
+    figure = figures.learning_figure({f"method {n}": curve for n in range(25)})
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 25
+
+
 def test_save_writes_a_png(fig2, tmp_path):
     path = tmp_path / "figure.png"
     figures.save(fig2, path)
