@@ -7,8 +7,8 @@ INPUT.npz holds `kspace`, complex (slices, H, W), centred, orthonormal and norma
 parts together), and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy will
 hold the complex images (slices, H, W).
 
-On an NVIDIA GPU XLA_FLAGS=--xla_gpu_enable_triton_gemm=false saves minutes of compiling
-a float32 network.
+On an NVIDIA GPU the option xla_gpu_enable_triton_gemm=false in the environment's
+XLA_FLAGS saves minutes of compiling.
 """
 
 import argparse
