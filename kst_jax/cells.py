@@ -83,7 +83,8 @@ def run(study: "Study", cell: Cell, workdir: Path) -> None:
     """Trains and evaluates a cell, and writes its result last.
 
     Raises:
-      InputError: data that cannot be used; of these DivergedError: the training did.
+      InputError: data that cannot be used.
+      DivergedError: the training diverged.
       SystemExit: after SIGTERM, with the run saved.
     """
     config, run = config_of(study, cell), workdir / "runs" / cell.name

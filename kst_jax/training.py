@@ -193,8 +193,9 @@ def train(config: Config, workdir: str | Path) -> State:
       The final state.
 
     Raises:
-      InputError: data or config that cannot be used, another run's folder, a loss that
-        is no longer finite, or checkpoints that cannot be read or written.
+      InputError: data or config that cannot be used, another run's folder, or
+        checkpoints that cannot be read or written.
+      DivergedError: loss, gradient or parameters that are no longer finite.
       SystemExit: with code 0, after SIGTERM.
       KeyboardInterrupt: after Ctrl-C.
     """

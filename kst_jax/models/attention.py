@@ -208,21 +208,22 @@ _attend.defvjp(_forward, _backward)
 
 def _each_head(head: Callable, bias_BxL: Array | None, *arrays: Array) -> tuple:
     """Map `head` over batch and heads, one after another where a cache counts."""
+    keys = arrays[1].shape[2]
 
     def example(bias_L: Array | None, *arrays: Array) -> tuple:
         return lax.platform_dependent(
             *arrays,
             cpu=lambda *arrays: lax.map(
-                lambda one: head(_CPU_BLOCK, bias_L, *one), arrays
+                lambda one: head(_CPU_BLOCK // keys, bias_L, *one), arrays
             ),
-            default=jax.vmap(partial(head, _ACCELERATOR_BLOCK, bias_L)),
+            default=jax.vmap(partial(head, _ACCELERATOR_BLOCK // keys, bias_L)),
         )
 
     return lax.map(lambda one: example(*one), (bias_BxL, *arrays))
 
 
 def _forward_head(
-    weights: int, bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
+    rows: int, bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
 ) -> tuple[Array, Array]:
     """Return o_MxC and the base-2 logarithm of each query's denominator, lse_M."""
     k32_LxC, v32_LxC = k_LxC.astype(jnp.float32), v_LxC.astype(jnp.float32)
@@ -244,11 +245,11 @@ def _forward_head(
         o_mxC = p_mxL @ v32_LxC / total_m[:, None]
         return None, (o_mxC.astype(q_MxC.dtype), top_m + jnp.log2(total_m))
 
-    return _scan_blocks(block, None, (q_MxC,), weights // k_LxC.shape[0])[1]
+    return _scan_blocks(block, None, (q_MxC,), rows)[1]
 
 
 def _backward_head(
-    weights: int,
+    rows: int,
     bias_L: Array | None,
     q_MxC: Array,
     k_LxC: Array,
@@ -272,8 +273,7 @@ def _backward_head(
 
     zeros_CxL = jnp.zeros_like(v32_LxC.T)
     given = q_MxC, o_MxC, lse_M, do_MxC
-    zeros, rows = (zeros_CxL, zeros_CxL), weights // k_LxC.shape[0]
-    sums, dq_MxC = _scan_blocks(block, zeros, given, rows)
+    sums, dq_MxC = _scan_blocks(block, (zeros_CxL, zeros_CxL), given, rows)
     # Sums stay transposed, (C, L): on a CPU a product that contracts the rows of both
     # factors into (L, C) takes three times as long, and without the barrier a single
     # block would be rewritten to it.
