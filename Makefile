@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed  ## Reconstruct with the shipped network; train one and test it
-	$(BIN)/python eval.py --config=configs/saved.py:weights/uniform1d_5x \
+	$(BIN)/python eval.py --config=saved:weights/uniform1d_5x \
 		--workdir=weights/uniform1d_5x --config.eval.out=runs/shipped
-	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
-	$(BIN)/python eval.py --config=configs/demo.py --workdir=runs/demo
+	$(BIN)/python train.py --config=demo --workdir=runs/demo
+	$(BIN)/python eval.py --config=demo --workdir=runs/demo
 
 test: $(VENV)/.installed-dev  ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

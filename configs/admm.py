@@ -1,6 +1,6 @@
 r"""ADMM-CSNet on one of the paper's settings; see `kst_jax/models/admm.py`.
 
-    python train.py --config=configs/admm.py:fastmri_gaussian2d_5x \
+    kst-train --config=admm:fastmri_gaussian2d_5x \
         --workdir=runs/admm \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -23,7 +23,7 @@ and reports (PSNR / SSIM)
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 from kst_jax.models.admm import ADMMConfig
 
 

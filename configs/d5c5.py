@@ -1,6 +1,6 @@
 r"""D5C5 on one of the paper's settings; see `kst_jax/models/d5c5.py`.
 
-    python train.py --config=configs/d5c5.py:fastmri_gaussian2d_5x \
+    kst-train --config=d5c5:fastmri_gaussian2d_5x \
         --workdir=runs/d5c5 \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -20,7 +20,7 @@ that it compares with (--config.model.features; 32, 64 and 128 have 144,650, 565
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 from kst_jax.models.d5c5 import D5C5Config
 
 

@@ -1,6 +1,6 @@
 r"""fastMRI, Gaussian 2D sampling at 10x, of which the paper reports no scores.
 
-    python train.py --config=configs/fastmri_gaussian2d_10x.py \
+    kst-train --config=fastmri_gaussian2d_10x \
         --workdir=runs/fastmri_gaussian2d_10x \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -8,7 +8,7 @@ r"""fastMRI, Gaussian 2D sampling at 10x, of which the paper reports no scores.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 r"""fastMRI, Gaussian 2D sampling at 2.5x, as in the paper; see `configs/paper.py`.
 
-    python train.py --config=configs/fastmri_gaussian2d_2_5x.py \
+    kst-train --config=fastmri_gaussian2d_2_5x \
         --workdir=runs/fastmri_gaussian2d_2_5x \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -8,7 +8,7 @@ r"""fastMRI, Gaussian 2D sampling at 2.5x, as in the paper; see `configs/paper.p
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 
 
 def get_config() -> ConfigDict:

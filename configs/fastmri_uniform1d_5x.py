@@ -1,6 +1,6 @@
 r"""fastMRI, uniform 1D sampling at 5x, as in the paper; see `configs/paper.py`.
 
-    python train.py --config=configs/fastmri_uniform1d_5x.py \
+    kst-train --config=fastmri_uniform1d_5x \
         --workdir=runs/fastmri_uniform1d_5x \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -8,7 +8,7 @@ r"""fastMRI, uniform 1D sampling at 5x, as in the paper; see `configs/paper.py`.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 r"""The K-Space Transformer in the best form found so far, beyond its paper.
 
-    python train.py --config=configs/kst_plus.py:fastmri_gaussian2d_5x \
+    kst-train --config=kst_plus:fastmri_gaussian2d_5x \
         --workdir=runs/kst_plus \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -21,7 +21,7 @@ network and its training, with what short trainings gained by it, one after the 
 
 from ml_collections import ConfigDict
 
-from configs import default, paper
+from kst_jax.configs import default, paper
 
 TITLE = "K-Space Transformer, improved"
 

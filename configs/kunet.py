@@ -1,6 +1,6 @@
 r"""A U-Net on the spectrum: the paper's K-UNet; see `kst_jax/models/unet.py`.
 
-    python train.py --config=configs/kunet.py:fastmri_gaussian2d_5x \
+    kst-train --config=kunet:fastmri_gaussian2d_5x \
         --workdir=runs/kunet \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -20,7 +20,7 @@ SSIM)
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 from kst_jax.models.unet import KUNetConfig
 
 

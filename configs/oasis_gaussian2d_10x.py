@@ -1,13 +1,13 @@
 r"""OASIS, Gaussian 2D sampling at 10x, as in the paper; see `configs/paper.py`.
 
-    python train.py --config=configs/oasis_gaussian2d_10x.py \
+    kst-train --config=oasis_gaussian2d_10x \
         --workdir=runs/oasis_gaussian2d_10x \
         '--config.data.train=/data/oasis/**/*T1w.nii.gz'
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 
 
 def get_config() -> ConfigDict:

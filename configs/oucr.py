@@ -1,6 +1,6 @@
 r"""OUCR on one of the paper's settings; see `kst_jax/models/oucr.py`.
 
-    python train.py --config=configs/oucr.py:fastmri_gaussian2d_5x \
+    kst-train --config=oucr:fastmri_gaussian2d_5x \
         --workdir=runs/oucr \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -20,7 +20,7 @@ with the squared error of images that its paper names for all. That paper report
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 from kst_jax.models.oucr import OUCRConfig
 
 

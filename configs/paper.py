@@ -1,6 +1,6 @@
 r"""The paper's datasets and undersamplings; the argument names one of each.
 
-    python train.py --config=configs/paper.py:fastmri_gaussian2d_5x --workdir=runs/x \
+    kst-train --config=paper:fastmri_gaussian2d_5x --workdir=runs/x \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
@@ -32,9 +32,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import default
+from kst_jax.configs import default
 from kst_jax.errors import InputError
-from kst_jax.models.contract import ModelConfig
+from kst_jax.models.config import ModelConfig
 
 _DATASETS = {
     "oasis": {"fraction": 0.10},

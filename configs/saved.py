@@ -1,14 +1,14 @@
 r"""The config that a run was made with, from its folder.
 
-    python eval.py --config=configs/saved.py:runs/demo --workdir=runs/demo \
+    kst-eval --config=saved:runs/demo --workdir=runs/demo \
         --config.data.test=/data/other_scans
 """
 
 from ml_collections import ConfigDict
 
-from kst_jax.checkpoints import read_config
 from kst_jax.config_dict import as_config_dict
 from kst_jax.errors import InputError
+from kst_jax.runs.checkpoints import read_config
 
 
 def get_config(workdir: str = "") -> ConfigDict:

@@ -1,6 +1,6 @@
 r"""Compressed sensing with total variation; see `kst_jax/models/tv.py`.
 
-    python train.py --config=configs/tv.py:fastmri_gaussian2d_5x \
+    kst-train --config=tv:fastmri_gaussian2d_5x \
         --workdir=runs/tv \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -14,7 +14,7 @@ go far enough from any sensible start.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 from kst_jax.models.tv import TVConfig
 
 

@@ -1,6 +1,6 @@
 r"""fastMRI's U-Net on one of the paper's settings; see `kst_jax/models/unet.py`.
 
-    python train.py --config=configs/unet.py:fastmri_gaussian2d_5x \
+    kst-train --config=unet:fastmri_gaussian2d_5x \
         --workdir=runs/unet \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
@@ -20,7 +20,7 @@ Transformer's. Its paper does not say how its U-Net was made or trained, and rep
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from kst_jax.configs import paper
 from kst_jax.models.unet import UNetConfig
 
 

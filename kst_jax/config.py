@@ -8,11 +8,10 @@ import dataclasses
 import pathlib
 import typing
 
-from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError, require
-from kst_jax.models.contract import ModelConfig
-from kst_jax.models.kst import KSTConfig
+from kst_jax.models.config import KSTConfig, ModelConfig
 
+PLANES = ("axial", "coronal", "sagittal")
 EXACT_MASKS = ("gaussian_2d", "uniform_1d")
 FASTMRI_MASKS = (
     "fastmri_random",
@@ -58,6 +57,43 @@ class AugmentConfig:
             _require(
                 0 <= value < limit, f"data.augment.{name}", value, f"in [0, {limit})"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which slices of a scan are taken.
+
+    Attributes:
+      plane: axial, coronal or sagittal: how NIfTI and Analyze volumes are cut.
+      slices: range (start, stop) of slices to take, as shares of a volume's depth.
+      drop_first: number of slices to drop at the start of each volume; the paper
+        drops 5 of fastMRI's.
+      fraction: share of the remaining slices of each volume to draw at random, at
+        least one; the paper draws 0.25 of fastMRI's. The draw depends on seed and
+        volume alone, not on the other files.
+      seed: of that draw.
+      min_foreground: NIfTI and Analyze slices with a smaller share of pixels above
+        10 % of the volume's maximum are left out as empty.
+    """
+
+    plane: str = "axial"
+    slices: tuple[float, float] = (0.0, 1.0)
+    drop_first: int = 0
+    fraction: float = 1.0
+    seed: int = 0
+    min_foreground: float = 0.05
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        first, stop = self.slices
+        for name, holds, valid in (
+            ("plane", self.plane in PLANES, f"one of {', '.join(PLANES)}"),
+            ("slices", 0 <= first < stop <= 1, "shares with 0 <= start < stop <= 1"),
+            ("drop_first", self.drop_first >= 0, "0 or more"),
+            ("fraction", 0 < self.fraction <= 1, "a share above 0, at most 1"),
+            ("min_foreground", 0 <= self.min_foreground <= 1, "a share from 0 to 1"),
+        ):
+            require(holds, name, getattr(self, name), valid)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from kst_jax.config import Config
 from kst_jax.errors import InputError
 from kst_jax.models import registry
-from kst_jax.models.contract import ModelConfig
-from kst_jax.models.kst import KSTConfig
+from kst_jax.models.config import KSTConfig, ModelConfig
 
 
 def as_config_dict(config: Config) -> ConfigDict:

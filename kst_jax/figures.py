@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from kst_jax import files
 from kst_jax.metrics import psnr, ssim
+from kst_jax.programs import files
 
 _DPI = 150
 _COLUMN = 1.5  # width of an image, in inches like the next two

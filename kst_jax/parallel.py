@@ -9,6 +9,7 @@ QUERY, of one device unless evaluation asks for more, they share the queries of 
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -128,7 +129,20 @@ def map_over_devices(
             return function(*args)
 
     mapped = jax.shard_map(precise, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-    return jax.jit(mapped, **jit_options)
+    options = compiler_options(mesh.devices.flat[0])
+    return jax.jit(mapped, compiler_options=options, **jit_options)
+
+
+def compiler_options(device: jax.Device) -> dict[str, bool]:
+    """XLA's options for the programs of a device, unless XLA_FLAGS has them.
+
+    On an NVIDIA GPU products are left to cuBLAS: XLA tries Triton's kernels for each
+    first, and those for unrounded float32 take minutes to compile.
+    """
+    option = "xla_gpu_enable_triton_gemm"
+    if device.platform != "gpu" or option in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return {option: False}
 
 
 def each_its_own(tree: Any) -> Any:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from kst_jax.config import EXACT_MASKS, FASTMRI_MASKS, MaskConfig
 from kst_jax.errors import InputError
-from kst_jax.files import encoded
+from kst_jax.programs.files import encoded
 
 Shape = tuple[int, int]
 

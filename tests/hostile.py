@@ -22,13 +22,15 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from kst_jax import checkpoints, files, integrity, loader, subjects, torch_file
-from kst_jax.config import Config, DataConfig
+from kst_jax.config import Config, DataConfig, Selection
+from kst_jax.convert import torch_file
 from kst_jax.data import prepare, sources
-from kst_jax.data.npy import read_mask_bank
-from kst_jax.data.volumes import Selection
-from kst_jax.doctor import examinations
+from kst_jax.data.readers.npy import read_mask_bank
+from kst_jax.doctor.command import examinations
 from kst_jax.errors import InputError
+from kst_jax.export import standalone
+from kst_jax.programs import files
+from kst_jax.runs import checkpoints, integrity, subjects
 from tests.hostile_scans import BOMB, FOREIGN, analyze, header, npy, scans
 from tests.scans import CHANNELS, KSPACE, VOLUME, write_h5, write_nifti, write_npy
 
@@ -64,8 +66,8 @@ READERS = {
     "config": checkpoints.read_config,
     "people": lambda folder: subjects.read(folder, "train"),
     "run": checkpoints.read_parameters,
-    "network": loader.load,
-    "arrays": lambda folder: loader.read(str(folder / "in.npz"), (6, 5)),
+    "network": standalone.load,
+    "arrays": lambda folder: standalone.read(str(folder / "in.npz"), (6, 5)),
 }
 
 

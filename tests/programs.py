@@ -1,24 +1,25 @@
 """Programs as a user starts them; mostly in this process: a start of Python is slow."""
 
 import contextlib
+import importlib
 import io
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import tomllib
 import warnings
 from concurrent.futures import Future
 from unittest import mock
 
 import pytest
-from absl import flags
 
 from tests.conftest import ROOT
 
 # A small run of train.py and eval.py.
 TINY = [
-    "--config=configs/demo.py",
+    "--config=demo",
     "--config.data.size=(16,16)",
     "--config.data.slices=(0.4,0.55)",
     "--config.model.width=8",
@@ -34,6 +35,15 @@ TINY = [
     "--config.train.checkpoint_every=2",
     "--config.train.image_every=0",
 ]
+
+
+# The programs of the installed package, by name.
+PROGRAMS = {
+    name: target.partition(":")[0]
+    for name, target in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "scripts"
+    ].items()
+}
 
 
 def run_apart(program, *arguments):
@@ -55,11 +65,13 @@ def refused(program, *arguments):
 
 
 def run_here(program, *arguments, cwd=ROOT):
-    """What `python PROGRAM ARGUMENTS`, or `python -m` of a module, does and prints.
+    """What a program does and prints: kst-NAME, or a file or module of Python's.
 
     What a process of its own would show as a traceback is raised.
     """
     start = runpy.run_path if program.endswith(".py") else runpy.run_module
+    if program in PROGRAMS:
+        start = main_of
     argv = [program, *map(str, arguments)]
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with (
@@ -74,9 +86,12 @@ def run_here(program, *arguments, cwd=ROOT):
         try:
             code = _exit_code(start, program)
         finally:
-            _forget_flags()
             signal.signal(signal.SIGTERM, on_sigterm)
     return subprocess.CompletedProcess(argv, code, stdout.getvalue(), stderr.getvalue())
+
+
+def main_of(program, run_name):
+    importlib.import_module(PROGRAMS[program]).main()
 
 
 def _exit_code(start, program):
@@ -89,14 +104,6 @@ def _exit_code(start, program):
         print(ended.code, file=sys.stderr)
         return 1
     return 0
-
-
-def _forget_flags():
-    """Lets the next program define its own."""
-    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
-    own |= {name for name in flags.FLAGS if name.startswith("config")}
-    for name in own & set(flags.FLAGS):
-        delattr(flags.FLAGS, name)
 
 
 class Inline:

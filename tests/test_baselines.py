@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kst_jax import benchmark, losses, parallel, speed, tokens, training
+from kst_jax import parallel, tokens
+from kst_jax.benchmark import command, measuring
 from kst_jax.config import Config, DataConfig, TrainConfig
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c
@@ -17,6 +18,7 @@ from kst_jax.models.oucr import OUCRConfig
 from kst_jax.models.registry import build
 from kst_jax.models.tv import TVConfig
 from kst_jax.models.unet import KUNetConfig, UNetConfig
+from kst_jax.training import loop, losses
 from tests.baselines import TINY, tiny
 from tests.programs import run_here
 from tests.references import make_kst_tiny
@@ -69,9 +71,9 @@ def test_a_step_over_devices_has_the_whole_gradient(name, batch):
         assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
     mesh = parallel.make_mesh(2)
     assert mesh.size == 2
-    optimizer = training.make_optimizer(config, model)
-    step = training.make_step(model, optimizer, config, "RM", mesh)
-    state = training.State(jnp.zeros((), int), params, None, optimizer.init(params))
+    optimizer = loop.make_optimizer(config, model)
+    step = loop.make_step(model, optimizer, config, "RM", mesh)
+    state = loop.State(jnp.zeros((), int), params, None, optimizer.init(params))
     _, scalars, _ = step(parallel.replicate(state, mesh), parallel.shard(batch, mesh))
     assert float(scalars["loss"]) == pytest.approx(float(loss), rel=1e-5)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient)))
@@ -135,7 +137,7 @@ def test_bad_sizes_are_refused():
 
 def test_command_line_trains_and_evaluates(tmp_path):
     flags = [
-        "--config=configs/d5c5.py",
+        "--config=d5c5",
         f"--workdir={tmp_path}",
         "--config.data.train=demo:train",
         "--config.data.test=demo:test",
@@ -159,11 +161,11 @@ def test_command_line_trains_and_evaluates(tmp_path):
 
 
 def test_benchmark_measures_a_network_without_attention(monkeypatch):
-    monkeypatch.setattr(speed, "_MATRIX", 64)
+    monkeypatch.setattr(measuring, "_MATRIX", 64)
     config = Config(data=DataConfig(size=(16, 16)), model=TINY["d5c5"])
-    case = speed.Case("forward", config, batch=2, calls=1)
-    row = speed.summary(case, [speed.measure(case)])
-    assert "| forward | 16x16 | 2 | float32 | - |" in benchmark.table([row])
+    case = measuring.Case("forward", config, batch=2, calls=1)
+    row = measuring.summary(case, [measuring.measure(case)])
+    assert "| forward | 16x16 | 2 | float32 | - |" in command.table([row])
 
 
 def test_operations_are_the_convolutions():
@@ -171,5 +173,5 @@ def test_operations_are_the_convolutions():
     # Two for each of 9 taps of 5 cascades; beyond the edge there are none, but
     # Fourier transforms and activations count as well.
     taps = 5 * 9 * (2 * 32 + 3 * 32 * 32 + 32 * 2)
-    share = speed.Case("forward", config).flops / (2 * 32 * 32 * taps)
+    share = measuring.Case("forward", config).flops / (2 * 32 * 32 * taps)
     assert 0.95 < share < 1.1

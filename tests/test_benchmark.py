@@ -8,15 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import benchmark, processes, speed
+from kst_jax.benchmark import command, measuring
+from kst_jax.benchmark.operation_counts import network_flops
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.tv import TVConfig
-from kst_jax.operations import network_flops
+from kst_jax.programs import processes
 from tests.programs import Inline, run_here
 
-PROGRAM = ("kst_jax.benchmark", "--config=configs/demo.py")
+PROGRAM = ("kst-benchmark", "--config=demo")
 SMALL = Config(
     data=DataConfig(size=(32, 32)),
     # One layer each: XLA counts the body of a loop once, however often it runs.
@@ -37,11 +39,11 @@ SMALL = Config(
 def test_operations_are_those_that_xla_counts(ablation):
     model = dataclasses.replace(SMALL.model, **ablation)
     config = dataclasses.replace(SMALL, model=model)
-    batch = speed.example(config, 1)
+    batch = measuring.example(config, 1)
     network = KSpaceTransformer(model)
     params = jax.eval_shape(network.init, jax.random.key(0), batch)
     cost = jax.jit(network.apply).lower(params, batch).compile().cost_analysis()
-    share = speed.Case("forward", config).flops / cost["flops"]
+    share = measuring.Case("forward", config).flops / cost["flops"]
     assert 0.9 < share < 1  # it also counts LayerNorm, softmax and activations
 
 
@@ -110,23 +112,23 @@ def test_every_layer_of_a_stack_counts(name):
 
 
 def test_a_step_is_measured_and_summed_up(monkeypatch):
-    monkeypatch.setattr(speed, "_MATRIX", 64)
+    monkeypatch.setattr(measuring, "_MATRIX", 64)
     model = dataclasses.replace(SMALL.model, width=16, mlp=16, attention="auto")
     config = dataclasses.replace(SMALL, model=model)
-    case = speed.Case("train step", config, batch=2, devices=(2, 1), calls=2)
-    found = speed.measure(case)
+    case = measuring.Case("train step", config, batch=2, devices=(2, 1), calls=2)
+    found = measuring.measure(case)
     assert found["mesh"] == {"data": 2, "query": 1}
     assert len(found["seconds"]) == 2
     assert found["compile_s"] > 0 < found["temporary_bytes"]
-    row = speed.summary(case, [found, found])
+    row = measuring.summary(case, [found, found])
     assert row["median_s"] == np.median(found["seconds"])
-    assert row["flops"] == 6 * speed.Case("forward", config).flops
-    assert "| train step | 32x32 | 2 |" in benchmark.table([row])
+    assert row["flops"] == 6 * measuring.Case("forward", config).flops
+    assert "| train step | 32x32 | 2 |" in command.table([row])
 
 
 def test_a_summary_is_of_all_rounds():
     model = dataclasses.replace(SMALL.model, remat="layers")
-    case = speed.Case("forward", dataclasses.replace(SMALL, model=model), batch=3)
+    case = measuring.Case("forward", dataclasses.replace(SMALL, model=model), batch=3)
     first = {
         "device": "first",
         "mesh": {"data": 3, "query": 1},
@@ -147,12 +149,12 @@ def test_a_summary_is_of_all_rounds():
         "temporary_bytes": 2000,
         "peak_bytes": 6000,
     }
-    batch = speed.example(SMALL, 1)
+    batch = measuring.example(SMALL, 1)
     params = jax.eval_shape(KSpaceTransformer(model).init, jax.random.key(0), batch)
     sizes = [np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(params)]
     of_program = ("device", "mesh", "flops_counted_by_xla", "temporary_bytes")
     for one, other in ((first, second), (second, first)):
-        assert speed.summary(case, [one, other]) == {
+        assert measuring.summary(case, [one, other]) == {
             # What is the same in each round is the first one's.
             **{name: one[name] for name in of_program},
             "what": "forward",
@@ -193,7 +195,7 @@ def test_a_line_of_the_table_has_every_value_in_its_column():
         "temporary_bytes": 1.23e9,
         "peak_bytes": 9.87e9,
     }
-    head, line, values = benchmark.table([row]).splitlines()
+    head, line, values = command.table([row]).splitlines()
     assert head == (
         "| what | size | batch | dtype | attention | compile s | median s (min-max) | "
         "images/s | GFLOP/s | of matrix product | temporary GB | peak GB |"
@@ -206,24 +208,24 @@ def test_a_line_of_the_table_has_every_value_in_its_column():
 
 
 def test_operations_of_a_loop_are_not_made_up():
-    case = speed.Case("forward", dataclasses.replace(SMALL, model=TVConfig()))
+    case = measuring.Case("forward", dataclasses.replace(SMALL, model=TVConfig()))
     assert case.flops is None
     times = {"seconds": [0.1], "compile_s": 1.0, "matrix_product_flops_per_s": 1e9}
     used = {"temporary_bytes": 10**6, "peak_bytes": 10**8}
-    row = speed.summary(case, [times | used])
-    assert "| - | - | 0.00 | 0.10 |" in benchmark.table([row])
+    row = measuring.summary(case, [times | used])
+    assert "| - | - | 0.00 | 0.10 |" in command.table([row])
 
 
 def test_devices_that_do_not_fit_are_refused():
     for devices in ((2, 1), (1, 3)):
         with pytest.raises(InputError, match="3 slices at a time and 8 devices"):
-            speed.measure(speed.Case("forward", SMALL, 3, devices))
+            measuring.measure(measuring.Case("forward", SMALL, 3, devices))
     with pytest.raises(InputError, match="only with --what=forward"):
-        speed.Case("train step", SMALL, 3, (1, 4))
+        measuring.Case("train step", SMALL, 3, (1, 4))
     train = dataclasses.replace(SMALL.train, accumulate=2)
     config = dataclasses.replace(SMALL, train=train)
     with pytest.raises(InputError, match="no 2 equal parts"):
-        speed.Case("train step", config, 3)
+        measuring.Case("train step", config, 3)
 
 
 def whose_process(case):
@@ -231,9 +233,9 @@ def whose_process(case):
 
 
 def test_each_case_has_a_process_of_its_own(monkeypatch):
-    monkeypatch.setattr(speed, "measure", whose_process)
-    cases = [speed.Case("forward", SMALL, batch) for batch in (1, 2)]
-    found = [speed.measure_apart(case) for case in cases]
+    monkeypatch.setattr(measuring, "measure", whose_process)
+    cases = [measuring.Case("forward", SMALL, batch) for batch in (1, 2)]
+    found = [measuring.measure_apart(case) for case in cases]
     assert [batch for batch, _ in found] == [1, 2]
     assert len({os.getpid(), *(process for _, process in found)}) == 3
 

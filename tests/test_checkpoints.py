@@ -12,11 +12,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from kst_jax import agreement, checkpoints, integrity
-from kst_jax.checkpoints import Checkpoints
 from kst_jax.config import Config, DataConfig, KSTConfig, TrainConfig
 from kst_jax.errors import InputError
-from kst_jax.training import State
+from kst_jax.runs import agreement, checkpoints, integrity
+from kst_jax.runs.checkpoints import Checkpoints
+from kst_jax.training.loop import State
 
 CONFIG = Config(data=DataConfig(size=(32, 32)), model=KSTConfig(lr_size=(16, 16)))
 PARAMS = {"a": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}

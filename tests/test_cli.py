@@ -8,8 +8,8 @@ import sys
 import jax
 import pytest
 
-from kst_jax import cli
 from kst_jax.config_dict import require_key
+from kst_jax.programs import cli
 from tests.conftest import ROOT
 from tests.programs import TINY, refused, run_apart
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
         (["--config.model.heads=0"], "model.heads=0"),
         (["--config.model.widht=8"], 'Did you mean "width"'),
         (["--config.mask.kind=spiral"], "one of gaussian_2d, uniform_1d"),
-        (["surplus"], "'surplus' is no flag"),
+        (["surplus"], "'surplus' is no option"),
         (["--num-processes=2", "--process_id=0"], "belong together"),
         (["--config.train.batch-size=0"], "train.batch_size=0"),
         (["--coordinator=here"], "HOST:PORT"),
@@ -40,14 +40,12 @@ def test_mistakes_get_one_message(change, message, tmp_path):
 
 
 def test_missing_flags_and_configs(tmp_path):
-    assert "--workdir is missing" in refused("train.py", "--config=configs/demo.py")
+    assert "--workdir is missing" in refused("train.py", "--config=demo")
     workdir = f"--workdir={tmp_path}"
     assert "--config is missing" in refused("train.py", workdir)
-    assert "is it configs/demo.py" in refused(
-        "train.py", workdir, "--config=configs/dmeo.py"
-    )
-    assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py:x")
-    assert "oasis" in refused("train.py", workdir, "--config=configs/paper.py")
+    assert "is it demo?" in refused("train.py", workdir, "--config=configs/dmeo.py")
+    assert "oasis" in refused("train.py", workdir, "--config=paper:x")
+    assert "oasis" in refused("train.py", workdir, "--config=paper")
     refused("train.py", "--config=configs/demo.py", "--workdir=/proc/none")
 
 
@@ -100,41 +98,53 @@ def test_debug_shows_a_traceback(tmp_path):
     assert "Traceback" in done.stderr
 
 
-PROGRAMS = sorted(
-    str(path.relative_to(ROOT))
-    for path in (*ROOT.glob("*.py"), *ROOT.glob("kst_jax/**/*.py"))
-    if '__name__ == "__main__"' in path.read_text()
-)
-
-# An export's reconstruct.py is a copy of loader.py.
-COMMANDS = {"kst_jax/loader.py": "reconstruct.py"} | {
-    path: path if "/" not in path else f"-m {path[:-3].replace('/', '.')}"
-    for path in PROGRAMS
-    if path != "kst_jax/loader.py"
+# Every program by how it is started here; its help shows how users do.
+PROGRAMS = {
+    str(path.relative_to(ROOT)): f"kst-{path.parent.name}"
+    for path in ROOT.glob("kst_jax/*/__main__.py")
+} | {
+    "train.py": "kst-train",
+    "eval.py": "kst-eval",
+    "kst_jax/data/prepare.py": "python -m kst_jax.data.prepare",
+    "kst_jax/data/download.py": "python -m kst_jax.data.download",
+    # An export's reconstruct.py is a copy.
+    "kst_jax/export/standalone.py": "python reconstruct.py",
 }
+
+
+def test_every_program_is_known():
+    every = (*ROOT.glob("*.py"), *ROOT.glob("kst_jax/**/*.py"))
+    started = {
+        str(path.relative_to(ROOT))
+        for path in every
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    assert started == set(PROGRAMS)
+
+
+def start_of(path):
+    if "/" not in path or path.endswith("standalone.py"):
+        return [path]
+    return [
+        "-m",
+        path.removesuffix("/__main__.py").removesuffix(".py").replace("/", "."),
+    ]
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_help_explains(path):
     """With an example, no flag or setting that does not exist, and none of absl's."""
-    start = [path] if path == "kst_jax/loader.py" else COMMANDS[path].split()
-    done = run_apart(*start, "--help")
+    done = run_apart(*start_of(path), "--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    assert f"    python {COMMANDS[path]} " in done.stdout
+    assert f"    {PROGRAMS[path]} " in done.stdout
     listed = set(re.findall(r"^  (?:-h, )?--(\w+)", done.stdout, re.MULTILINE))
-    named = set(re.findall(r"--([\w.]*\w)", done.stdout)) - {"helpfull"}
+    named = set(re.findall(r"--([\w.]*\w)", done.stdout))
     settings = {name for name in named if name.startswith("config.")}
     for setting in settings - {"config.section.key"}:
         require_key(setting.removeprefix("config."))
     assert named - settings <= listed | {"config", "workdir"}
     assert not listed & {"verbosity", "logtostderr", "jax_platforms"}
-
-
-def test_helpfull_has_the_flags_of_absl_too():
-    done = run_apart("train.py", "--helpfull")
-    assert done.returncode == 0
-    assert "--verbosity" in done.stdout
 
 
 def test_a_program_that_is_terminated_tidies_up(tmp_path):

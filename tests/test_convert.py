@@ -6,14 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import checkpoints, convert
+from kst_jax.convert import command
 from kst_jax.errors import InputError
+from kst_jax.runs import checkpoints
 from tests import torch_files
 from tests.programs import run_here
 
 
 def test_sizes_are_read_from_the_weights(shared):
-    _, config = convert.load(shared / "goldens" / "authors_small.pth", 4, (16, 16))
+    _, config = command.load(shared / "goldens" / "authors_small.pth", 4, (16, 16))
     assert (config.width, config.mlp, config.refinement_features) == (32, 64, 16)
     layers = config.encoder_layers, config.lr_layers, config.hr_layers
     assert layers == (2, 2, 3)
@@ -22,11 +23,11 @@ def test_sizes_are_read_from_the_weights(shared):
 
 def test_command_line_writes_what_was_loaded(shared, tmp_path):
     source = shared / "goldens" / "authors_small.pth"
-    done = run_here("kst_jax.convert", source, tmp_path / "out", "--lr_size", 16, 16)
+    done = run_here("kst-convert", source, tmp_path / "out", "--lr_size", 16, 16)
     assert done.returncode == 0, done.stderr
     assert "eval.py" in done.stdout
     params, config, _ = checkpoints.read_parameters(tmp_path / "out")
-    wanted, model = convert.load(source, 4, (16, 16))
+    wanted, model = command.load(source, 4, (16, 16))
     assert config.model == model
     assert config.data.size == (32, 32)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
@@ -128,7 +129,7 @@ def test_each_weight_finds_its_place(tmp_path):
         for name, shape in authors_shapes().items()
     }
     source = write_checkpoint(tmp_path / "a.pth", state)
-    done = run_here("kst_jax.convert", source, tmp_path / "out", "--lr_size", 8, 8)
+    done = run_here("kst-convert", source, tmp_path / "out", "--lr_size", 8, 8)
     assert done.returncode == 0, done.stderr
     params, config, _ = checkpoints.read_parameters(tmp_path / "out")
     model = config.model
@@ -150,7 +151,7 @@ def test_each_weight_finds_its_place(tmp_path):
 
 
 def test_the_names_are_those_of_the_authors(shared):
-    state = convert.torch_file.load(shared / "goldens" / "authors_small.pth")
+    state = command.torch_file.load(shared / "goldens" / "authors_small.pth")
     shapes = {name: w.shape for name, w in state["model_state_dict"].items()}
     assert shapes == authors_shapes((2, 2, 3), width=32, mlp=64, features=16)
 
@@ -158,7 +159,7 @@ def test_the_names_are_those_of_the_authors(shared):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     page = tmp_path / "page.pth"
     page.write_text("<html>404</html>")
-    done = run_here("kst_jax.convert", page, tmp_path / "out")
+    done = run_here("kst-convert", page, tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert str(page) in done.stderr
@@ -187,7 +188,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 )
 def test_other_networks_are_refused(state, message):
     with pytest.raises(InputError, match=message):
-        convert.parameters(state)
+        command.parameters(state)
 
 
 @pytest.mark.parametrize(
@@ -195,24 +196,24 @@ def test_other_networks_are_refused(state, message):
 )
 def test_what_is_no_state_is_refused(state, monkeypatch):
     found = {"model_state_dict": state}
-    monkeypatch.setattr(convert.torch_file, "load", lambda _: found)
+    monkeypatch.setattr(command.torch_file, "load", lambda _: found)
     with pytest.raises(InputError, match=r"a\.pth: no 'model_state_dict'"):
-        convert.load("a.pth")
+        command.load("a.pth")
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(shared, monkeypatch):
     path = shared / "goldens" / "authors_small.pth"
-    whole = convert.torch_file.load(path)
+    whole = command.torch_file.load(path)
     state = {
         name: weight
         for name, weight in whole["model_state_dict"].items()
         if "decoderHR.layers.1.multihead_attn.w_qs" not in name
     }
     monkeypatch.setattr(
-        convert.torch_file, "load", lambda _: {"model_state_dict": state}
+        command.torch_file, "load", lambda _: {"model_state_dict": state}
     )
     with pytest.raises(InputError, match="leave a gap"):
-        convert.load(path, 4, (16, 16))
+        command.load(path, 4, (16, 16))
     state = {n: w for n, w in state.items() if "multihead_attn.w_qs" not in n}
     with pytest.raises(InputError, match=r"cross_attention/query/kernel is missing"):
-        convert.load(path, 4, (16, 16))
+        command.load(path, 4, (16, 16))

@@ -9,12 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import Config
+from kst_jax.config import Config, Selection
 from kst_jax.data import pipeline, prepare, sources
-from kst_jax.data.volumes import Selection
-from kst_jax.doctor import examinations, report
+from kst_jax.doctor.command import examinations, report
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSTConfig
+from kst_jax.models.config import KSTConfig
 from tests.programs import run_here
 from tests.scans import write_h5, write_nifti, write_npy
 from tests.test_examination import DATA, IMAGES, KSPACE, VOLUME, blank
@@ -71,7 +70,9 @@ def taken(path, data):
     )
     try:
         source = pipeline.open_test_source(config)
-        batches = pipeline.test_batches(source, config, pipeline.open_sampler(config))
+        batches = pipeline.evaluation_batches(
+            source, config, pipeline.open_sampler(config)
+        )
         return sum(len(batch.number) for batch in batches) > 0
     except InputError:
         return False
@@ -184,7 +185,7 @@ def test_two_scans_of_one_name(tmp_path):
 
 
 def run(*args):
-    return run_here("kst_jax.doctor", *args)
+    return run_here("kst-doctor", *args)
 
 
 @pytest.fixture(scope="module")

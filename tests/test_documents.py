@@ -4,8 +4,8 @@ Programs run in this process (`tests.programs`). Blocks marked `text` show outpu
 Folders that documents name, such as /data/singlecoil_train, lie below a temporary one.
 """
 
+import importlib
 import re
-import runpy
 import shlex
 import shutil
 
@@ -15,12 +15,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from configs import demo
-from kst_jax import processes
 from kst_jax.config_dict import from_dict
+from kst_jax.configs import demo
 from kst_jax.models import registry
+from kst_jax.programs import processes
 from tests.conftest import ROOT, SHARED
-from tests.programs import Inline, run_here
+from tests.programs import PROGRAMS, Inline, run_here
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -33,11 +33,11 @@ NOT_RUN = {
     r"make test": "it runs this test",
     r"python3? -m venv|pip install": "installs packages",
     r"gcloud |srun |  sbatch ": "need a TPU pod or Slurm",
-    r" *python train.py .*--coordinator=": "needs others; tests/test_pods.py has two",
+    r" *kst-train .*--coordinator=": "needs others; tests/test_pods.py has two",
     r"export |for |done": "shell around the two before",
-    r"python -m kst_jax.study": "tests/test_study.py runs one",
+    r"kst-study": "tests/test_study.py runs one",
     r"python -m kst_jax.data.download": "needs the network; tests/test_download.py",
-    r"python -m kst_jax.release runs/small": "needs a cell of a study",
+    r"kst-release runs/small": "needs a cell of a study",
 }
 if not (SHARED / "goldens").is_dir():
     NOT_RUN[r".*(checkpoint\.pth|runs/authors)"] = "needs development data"
@@ -179,20 +179,23 @@ def run(command, place, known=[]):  # noqa: B006 (kept from call to call)
     for pattern, replacement in SHORT.items():
         command = re.sub(pattern, replacement, command)
     command = re.sub(r"(?<=[ =,'])/(data|shared)/", f"{place}/\\1/", command)
-    python, *arguments = shlex.split(command, comments=True)
-    if arguments in known:
+    words = shlex.split(command, comments=True)
+    if words in known:
         return
-    known.append(arguments)
-    assert python == "python", f"{command}: neither Python nor in NOT_RUN"
-    if arguments[0] == "-c":
-        exec(arguments[1], {})
-        return
-    program, *arguments = arguments[arguments[0] == "-m" :]
+    known.append(words)
+    program, *arguments = words
+    if program == "python":
+        if arguments[0] == "-c":
+            exec(arguments[1], {})
+            return
+        program, *arguments = arguments[arguments[0] == "-m" :]
+    else:
+        assert program in PROGRAMS, f"{command}: no program of ours, nor in NOT_RUN"
     extra = [f"--config.{name}={value}" for name, value in small_values(arguments)]
-    if program == "kst_jax.benchmark":
+    if program == "kst-benchmark":
         extra.append("--what=forward")
     for name, flag in (("convert", "--lr_size"), ("doctor", "--size")):
-        if program == f"kst_jax.{name}":
+        if program == f"kst-{name}":
             extra += [flag, "16", "16"]
     # Not twice: a list that is given twice is joined.
     names = {flag.partition("=")[0] for flag in extra if "=" in flag}
@@ -206,15 +209,12 @@ def small_values(arguments):
     named = [a for a in arguments if a.startswith("--config=")]
     if not named:
         return []
-    if "saved.py" in named[0]:  # the network is what it is
+    if "=saved:" in named[0]:  # the network is what it is
         return FEW_SLICES.items() if ":weights" in named[0] else []
-    path, _, setting = named[0].removeprefix("--config=").partition(":")
-    config = runpy.run_path(path)["get_config"](*[setting] if setting else [])
-    return (present(config) | slices_of(path)).items()
-
-
-def slices_of(path):
-    return FEW_SLICES if path.endswith("demo.py") else {}
+    name, _, setting = named[0].removeprefix("--config=").partition(":")
+    module = importlib.import_module(f"kst_jax.configs.{name.replace('/', '.')}")
+    config = module.get_config(*[setting] if setting else [])
+    return (present(config) | (FEW_SLICES if name == "demo" else {})).items()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -255,7 +255,7 @@ def require_promised(text, output):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_no_command_stands_outside_of_a_block(path):
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
-    assert not re.search(r"^ +(python|make|pip) ", text, re.M)
+    assert not re.search(r"^ +(python|kst-\w+|make|pip) ", text, re.M)
 
 
 def test_what_does_not_run_is_still_there():

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax import reports
 from kst_jax.config_dict import from_dict
 from kst_jax.data import pipeline, transforms
 from kst_jax.errors import InputError
-from kst_jax.evaluation import evaluate
+from kst_jax.evaluation import reports
+from kst_jax.evaluation.evaluate import evaluate
 from tests.programs import TINY, refused, run_apart, run_here
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -193,7 +193,7 @@ def test_any_batch_size_gives_the_same_mean(workdir, report):
 def test_the_saved_config_evaluates_measured_scans(workdir, shared, tmp_path):
     done = run_here(
         "eval.py",
-        f"--config=configs/saved.py:{workdir}",
+        f"--config=saved:{workdir}",
         f"--workdir={workdir}",
         f"--config.data.test={shared / 'data' / 'brain_vfa_singlecoil.h5'}",
         "--config.data.slices=(0.0,1.0)",
@@ -208,11 +208,11 @@ def test_the_saved_config_evaluates_measured_scans(workdir, shared, tmp_path):
 def test_a_converted_checkpoint_is_evaluated(shared, tmp_path):
     checkpoint = shared / "goldens" / "authors_small.pth"
     size = ("--lr_size", "16", "16")
-    done = run_here("kst_jax.convert", checkpoint, tmp_path / "out", *size)
+    done = run_here("kst-convert", checkpoint, tmp_path / "out", *size)
     assert done.returncode == 0, done.stderr
     done = run_here(
         "eval.py",
-        f"--config=configs/saved.py:{tmp_path / 'out'}",
+        f"--config=saved:{tmp_path / 'out'}",
         f"--workdir={tmp_path / 'out'}",
         f"--config.data.test=demo:test,{shared / 'data' / 'brain_vfa_singlecoil.h5'}",
         "--config.data.slices=(0.3,0.7)",

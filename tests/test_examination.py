@@ -9,11 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import DataConfig
+from kst_jax.config import DataConfig, Selection
 from kst_jax.data import volumes
-from kst_jax.data.examination import content_of, examine, examine_other
 from kst_jax.data.fourier import fft2c
-from kst_jax.data.volumes import Selection
+from kst_jax.doctor.examination import content_of, examine, examine_other
 from tests.scans import with_nan, write_h5, write_nifti, write_npy
 
 DATA = DataConfig(size=(16, 16))

@@ -7,12 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import checkpoints, export, fourier, tokens
+from kst_jax import fourier, tokens
 from kst_jax.config import Config, DataConfig, MaskConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig, reconstruct
+from kst_jax.export import command
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.models.registry import build
+from kst_jax.runs import checkpoints
 from tests import baselines
 from tests.programs import run_here
 
@@ -48,7 +51,7 @@ def run(request, tmp_path_factory):
     example = pipeline.example_batch(config, sampler)
     params = jax.jit(model.init)(key, example)["params"]
     checkpoints.write_parameters(folder / "run", params, config)
-    done = run_here("kst_jax.export", folder / "run", folder / "exported")
+    done = run_here("kst-export", folder / "run", folder / "exported")
     assert done.returncode == 0, done.stderr
     return folder, model, params, sampler
 
@@ -80,7 +83,9 @@ def test_the_loader_gives_what_the_network_gives(run):
     assert not list(folder.glob("**/*.partial"))
     got = np.load(target)
     for number in range(3):
-        wanted = reconstruct(model, params, kspace[number], masks[number]).image[0]
+        wanted = reconstruct_slice(model, params, kspace[number], masks[number]).image[
+            0
+        ]
         wanted = np.asarray(fourier.to_complex(wanted))
         error = np.linalg.norm(got[number] - wanted) / np.linalg.norm(wanted)
         assert error < 1e-5
@@ -89,7 +94,7 @@ def test_the_loader_gives_what_the_network_gives(run):
 def test_masks_of_another_setting_give_no_image(run):
     _, model, params, sampler = run
     least, most = sampler.counts
-    function = jax.jit(export.reconstructor(model, params, sampler.counts))
+    function = jax.jit(command.reconstructor(model, params, sampler.counts))
     kspace = np.ones((1, 16, 16, 2), np.float32)
     cases = {least - 1: False, most: True}
     if most < 256:
@@ -101,7 +106,7 @@ def test_masks_of_another_setting_give_no_image(run):
 
 def test_an_existing_folder_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="exists already"):
-        export.write(None, tmp_path)
+        command.write(None, tmp_path)
 
 
 def test_all_platforms_are_in_the_program(run):
@@ -121,7 +126,7 @@ def test_every_network_can_be_exported(name):
     model, sampler = build(config.model), pipeline.open_sampler(config)
     example = pipeline.example_batch(config, sampler)
     params = jax.jit(model.init)(jax.random.key(0), example)["params"]
-    exported = export.export(config, params, ("cpu",))
+    exported = command.export(config, params, ("cpu",))
     rng = np.random.default_rng(0)
     kspace = rng.normal(size=(3, 16, 16, 2)).astype(np.float32)
     masks = np.stack([sampler.random(rng) for _ in range(3)])

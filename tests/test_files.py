@@ -5,11 +5,12 @@ import os
 import numpy as np
 import pytest
 
-from kst_jax import export, files
-from kst_jax.checkpoints import write_parameters
 from kst_jax.data.prepare import prepare
 from kst_jax.errors import InputError
-from kst_jax.training import train
+from kst_jax.export import command
+from kst_jax.programs import files
+from kst_jax.runs.checkpoints import write_parameters
+from kst_jax.training.loop import train
 from tests.test_training import TINY
 
 
@@ -88,7 +89,7 @@ def test_a_file_in_the_way_of_a_folder(file):
     for write in (
         lambda: train(TINY, file),
         lambda: write_parameters(file, params, TINY),
-        lambda: export.write(None, file / "below"),
+        lambda: command.write(None, file / "below"),
         lambda: prepare("demo:train", file),
     ):
         with pytest.raises(InputError, match=f"{file}.*: cannot be a folder"):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import export
+from kst_jax.export import command
 from tests import hostile
 from tests.conftest import ROOT
 from tests.scans import KSPACE, write_h5
@@ -48,7 +48,7 @@ def exported(tmp_path_factory):
         jax.ShapeDtypeStruct((b, 6, 5), np.bool_),
     )
     folder = tmp_path_factory.mktemp("exported") / "out"
-    export.write(program, folder)
+    command.write(program, folder)
     return folder
 
 

@@ -10,18 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from kst_jax import convert, tokens
+from kst_jax import tokens
 from kst_jax.config import TrainConfig
+from kst_jax.convert import command
 from kst_jax.errors import InputError
 from kst_jax.fourier import data_consistency, fft2c
-from kst_jax.losses import average_pool, loss
 from kst_jax.models import blocks
 from kst_jax.models.attention_maps import attention_maps, attention_on_grid
-from kst_jax.models.kst import (
-    KSpaceTransformer,
-    KSTConfig,
-    reconstruct,
-)
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
+from kst_jax.training.losses import average_pool, loss
 from tests.references import make_kst_tiny
 
 TINY = make_kst_tiny.CONFIG
@@ -46,7 +44,7 @@ def tiny(**changes):
 def authors(shared):
     goldens = np.load(shared / "goldens" / "authors_small.npz")
     meta = json.loads(str(goldens["meta"]))
-    params, config = convert.load(
+    params, config = command.load(
         shared / "goldens" / "authors_small.pth",
         meta["num_heads"],
         (meta["lr_size"],) * 2,
@@ -101,7 +99,7 @@ def test_training_equals_the_authors(authors):
         losses.append(value)
         gradients.append(gradient)
     np.testing.assert_allclose(losses, goldens["losses"], rtol=1e-4)
-    recorded = convert.parameters(
+    recorded = command.parameters(
         {x[5:]: goldens[x] for x in goldens.files if x.startswith("grad/")}
     )
     largest = max(np.linalg.norm(g) for g in jax.tree.leaves(recorded))
@@ -256,13 +254,13 @@ def test_every_parameter_belongs_to_the_first_stage_that_uses_it(shared):
 def test_any_grid_can_be_reconstructed():
     model, params, batch = tiny()
     kspace, mask = np.asarray(batch.kspace[0]), np.asarray(batch.mask[0])
-    same = reconstruct(model, params, kspace, mask)
+    same = reconstruct_slice(model, params, kspace, mask)
     np.testing.assert_allclose(
         same.image[0], apply(model, params, batch).image[0], atol=2e-5
     )
     with pytest.raises(InputError, match="nothing is to reconstruct"):
-        reconstruct(model, params, kspace, np.ones_like(mask))
-    fine = reconstruct(model, params, kspace, mask, grid=(23, 31))
+        reconstruct_slice(model, params, kspace, np.ones_like(mask))
+    fine = reconstruct_slice(model, params, kspace, mask, grid=(23, 31))
     assert fine.image.shape == (1, 23, 31, 2)
     spectrum = np.asarray(fft2c(fine.image))[0, ::2, ::2]
     np.testing.assert_allclose(spectrum[mask], kspace[mask], atol=1e-5)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from kst_jax.config import TrainConfig
-from kst_jax.losses import average_pool, loss
 from kst_jax.models.contract import Reconstruction, finished
+from kst_jax.training.losses import average_pool, loss
 
 
 def mean_square(x):

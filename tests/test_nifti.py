@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.data import nifti
+from kst_jax.config import Selection
+from kst_jax.data.readers import nifti
 from kst_jax.data.sources import open_source
-from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
 from tests.scans import (
     VOLUME,

@@ -1,41 +1,63 @@
-"""What importing the package does."""
+"""What importing the package does, and what it leaves alone."""
 
-import importlib.util
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-import kst_jax
+from kst_jax import parallel
 
-WITH_TRITON = "--xla_gpu_enable_triton_gemm=true"
-WITHOUT_TRITON = "--xla_gpu_enable_triton_gemm=false"
+WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
+
+
+def run(program, **environment):
+    """What a Python program prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_changes_no_flags_of_the_process():
+    program = "import kst_jax.parallel, os; print(os.environ['XLA_FLAGS'])"
+    assert run(program, XLA_FLAGS="--xla_a=1") == "--xla_a=1\n"
+
+
+def test_a_config_is_read_without_readers_and_networks():
+    heavy = {"h5py", "nibabel", "jax", "flax", "grain", "kst_jax.models.kst"}
+    program = "import kst_jax.config, sys; print(*sys.modules)"
+    assert not heavy & set(run(program).split())
 
 
 @pytest.mark.parametrize(
-    ("plugin", "given", "flags"),
+    ("platform", "given", "options"),
     [
-        ("jax_cuda12_plugin", "", WITHOUT_TRITON),
-        ("jax_cuda13_plugin", "--xla_x=1", f"--xla_x=1 {WITHOUT_TRITON}"),
-        ("jax_cuda13_plugin", WITH_TRITON, WITH_TRITON),
-        ("jax_other_plugin", "", ""),
+        ("gpu", "", WITHOUT_TRITON),
+        ("gpu", "--xla_x=1", WITHOUT_TRITON),
+        ("gpu", "--xla_gpu_enable_triton_gemm=true", {}),
+        ("cpu", "", {}),
+        ("tpu", "", {}),
     ],
 )
 def test_products_of_an_nvidia_gpu_are_left_to_cublas(
-    plugin, given, flags, monkeypatch
+    platform, given, options, monkeypatch
 ):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == plugin)
     monkeypatch.setenv("XLA_FLAGS", given)
-    importlib.reload(kst_jax)
-    assert os.environ["XLA_FLAGS"] == flags
+    assert parallel.compiler_options(SimpleNamespace(platform=platform)) == options
 
 
 def test_xla_knows_the_option():
-    """It ends a process at its first operation for an option that it does not know."""
-    program = "import jax; print(jax.numpy.arange(3).sum())"
-    environment = {**os.environ, "XLA_FLAGS": WITHOUT_TRITON}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    """It refuses to compile with one that it does not know."""
+    x = jnp.ones((2, 2))
+    program = jax.jit(jnp.matmul, compiler_options=WITHOUT_TRITON)
+    assert (program(x, x) == 2).all()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_none"):
+        jax.jit(jnp.matmul, compiler_options={"xla_none": False})(x, x)

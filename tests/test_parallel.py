@@ -10,12 +10,14 @@ import optax
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from kst_jax import fourier, parallel, sampling, speed, tokens, training
+from kst_jax import fourier, parallel, sampling, tokens
+from kst_jax.benchmark import measuring
 from kst_jax.config import MaskConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
+from kst_jax.training import loop
 from tests import baselines
 from tests.test_training import TINY, with_train
 
@@ -44,15 +46,15 @@ def three_steps(devices, accumulate):
     model = KSpaceTransformer(config.model)
     optimizer = optax.chain(
         optax.trace(decay=0.0),  # holds the gradient
-        training.make_optimizer(config.train, model),
+        loop.make_optimizer(config.train, model),
     )
     source, _ = pipeline.open_sources(config)
     stream = pipeline.training_batches(source, config, pipeline.open_sampler(config))
     batches = [parallel.shard(next(stream), mesh) for _ in range(3)]
-    state = training.init_state(model, optimizer, batches[0], config.train)
+    state = loop.init_state(model, optimizer, batches[0], config.train)
     state, rows = parallel.replicate(state, mesh), []
     first = jax.device_get((state.params, batches[0]))
-    step = training.make_step(model, optimizer, config.train, "RM", mesh)
+    step = loop.make_step(model, optimizer, config.train, "RM", mesh)
     step = step.lower(state, batches[0]).compile()
     for batch in batches:
         state, scalars, _ = step(state, batch)
@@ -138,9 +140,9 @@ def test_accelerators_round_no_factor_in_training():
     example = pipeline.example_batch(TINY, pipeline.open_sampler(TINY))
     batch = jax.tree.map(lambda x: np.repeat(x, 8, axis=0), example)
     state = jax.eval_shape(
-        lambda: training.init_state(model, optimizer, example, TINY.train)
+        lambda: loop.init_state(model, optimizer, example, TINY.train)
     )
-    step = training.make_step(model, optimizer, TINY.train, "RM", mesh)
+    step = loop.make_step(model, optimizer, TINY.train, "RM", mesh)
     text = step.trace(state, batch).lower(lowering_platforms=("tpu",)).as_text()
     assert len(products(text)) > 50
     assert not [line for line in products(text) if "HIGHEST" not in line]
@@ -149,7 +151,7 @@ def test_accelerators_round_no_factor_in_training():
 @pytest.mark.parametrize("name", ["kst", *baselines.TINY])
 def test_accelerators_round_no_factor_of_any_network(name):
     config = baselines.TINY.get(name, TINY.model)
-    batch = speed.example(dataclasses.replace(TINY, model=config), 1)
+    batch = measuring.example(dataclasses.replace(TINY, model=config), 1)
     model = build(config)
     params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
     traced = jax.jit(model.reconstruct).trace(params, batch)

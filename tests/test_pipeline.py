@@ -15,7 +15,7 @@ from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig, TrainC
 from kst_jax.data import pipeline
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
-from kst_jax.models.kst import KSTConfig
+from kst_jax.models.config import KSTConfig
 
 SMALL = Config(
     data=DataConfig(
@@ -90,7 +90,7 @@ def test_augmentation_changes_training_alone(people):
     assert not np.allclose(plain.image, turned.image)
     sampler = pipeline.open_sampler(SMALL)
     plain, turned = (
-        next(iter(pipeline.test_batches(people[1], c, sampler)))
+        next(iter(pipeline.evaluation_batches(people[1], c, sampler)))
         for c in (SMALL, augmented)
     )
     assert equal(plain, turned)
@@ -187,7 +187,9 @@ def test_each_process_reads_its_share_of_a_test_alone(people, monkeypatch):
         return reads_of(
             people,
             monkeypatch,
-            lambda source: iter(pipeline.test_batches(source, SMALL, sampler, *shares)),
+            lambda source: iter(
+                pipeline.evaluation_batches(source, SMALL, sampler, *shares)
+            ),
         )
 
     last = [count - 1] * (-count % 4)  # padding
@@ -239,7 +241,7 @@ def test_runs_of_any_seed_meet_the_same_test(opened):
         slices = [source.describe(n).index for n in range(len(source))]
         sampler = pipeline.open_sampler(config)
         return slices, next(
-            iter(pipeline.test_batches(source, config, sampler))
+            iter(pipeline.evaluation_batches(source, config, sampler))
         ).batch.mask
 
     slices, masks = test_of(0, 0)
@@ -257,11 +259,11 @@ def test_evaluation_visits_each_slice_once_and_marks_padding(people):
         SMALL, eval=dataclasses.replace(SMALL.eval, batch_size=3)
     )
     assert len(source) % 3
-    found = list(pipeline.test_batches(source, config, sampler))
+    found = list(pipeline.evaluation_batches(source, config, sampler))
     numbers = np.concatenate([b.number for b in found])
     assert {len(b.number) for b in found} == {3}
     assert numbers[numbers >= 0].tolist() == list(range(len(source)))
-    again = list(pipeline.test_batches(source, config, sampler))
+    again = list(pipeline.evaluation_batches(source, config, sampler))
     assert equal(found, again)
 
 
@@ -327,7 +329,7 @@ def test_measured_kspace_with_phase(shared):
     )
     source = pipeline.open_test_source(config)
     test = next(
-        iter(pipeline.test_batches(source, config, pipeline.open_sampler(config)))
+        iter(pipeline.evaluation_batches(source, config, pipeline.open_sampler(config)))
     )
     assert source.measured
     assert isinstance(test.batch, tokens.Batch)

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import evaluation, training
-from kst_jax.checkpoints import read_config, read_parameters
+from kst_jax.evaluation import evaluate
+from kst_jax.runs.checkpoints import read_config, read_parameters
+from kst_jax.training import loop
 from tests.conftest import ROOT
 from tests.programs import TINY
 
@@ -74,8 +75,8 @@ def runs(tmp_path_factory):
         run_both("eval.py", *RUN, f"--workdir={two}", "--config.eval.query_devices=2"),
     ]
     config = read_config(two)
-    training.train(config, one)  # 4 slices a step: on 4 of this process's devices
-    evaluation.evaluate(config, one)
+    loop.train(config, one)  # 4 slices a step: on 4 of this process's devices
+    evaluate.evaluate(config, one)
     return two, one, said
 
 
@@ -93,7 +94,7 @@ def test_one_process_carries_on_from_two(runs, tmp_path):
     shutil.copytree(two, tmp_path / "run")
     for step in (2, 3):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
-    training.train(read_config(two), tmp_path / "run")
+    loop.train(read_config(two), tmp_path / "run")
     for a, b in zip(
         *(jax.tree.leaves(read_parameters(x)[0]) for x in (tmp_path / "run", two)),
         strict=True,

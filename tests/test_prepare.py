@@ -16,9 +16,10 @@ import msgpack
 import numpy as np
 import pytest
 
-from kst_jax.data import nifti, prepare, prepared
+from kst_jax.config import Selection
+from kst_jax.data import prepare, prepared
+from kst_jax.data.readers import nifti
 from kst_jax.data.sources import open_source, split_subjects
-from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
 from tests.programs import run_here
 from tests.scans import IMAGES, KSPACE, write_h5, write_nifti, write_npy

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import integrity
-from kst_jax.checkpoints import Checkpoints, write_parameters
 from kst_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, TrainConfig
 from kst_jax.data import pipeline, prepare
 from kst_jax.errors import InputError
-from kst_jax.evaluation import evaluate
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.evaluation.evaluate import evaluate
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.runs import integrity
+from kst_jax.runs.checkpoints import Checkpoints, write_parameters
 from tests.conftest import ROOT
 from tests.programs import TINY
 
@@ -53,7 +54,7 @@ def stream(config, count=7):
     batches = pipeline.training_batches(source, config, sampler)
     found = [next(batches) for _ in range(count)]
     batches.close()
-    return found, list(pipeline.test_batches(test, config, sampler))
+    return found, list(pipeline.evaluation_batches(test, config, sampler))
 
 
 def digest(batches):

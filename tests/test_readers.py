@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kst_jax.data.npy import read_mask_bank
+from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import open_source
 from kst_jax.errors import InputError
 from tests.scans import (

@@ -6,13 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import checkpoints, release, subjects, training
 from kst_jax.errors import InputError
-from kst_jax.evaluation import evaluate
+from kst_jax.evaluation.evaluate import evaluate
+from kst_jax.release import command
+from kst_jax.runs import checkpoints, subjects
+from kst_jax.training import loop
 from tests.programs import run_here
 from tests.test_training import TINY
 
-PROGRAM = "kst_jax.release"
+PROGRAM = "kst-release"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -22,7 +24,7 @@ def run(tmp_path_factory):
     config = dataclasses.replace(
         TINY, train=dataclasses.replace(TINY.train, steps=2, ema=0.9)
     )
-    training.train(config, folder)
+    loop.train(config, folder)
     return folder
 
 
@@ -42,7 +44,7 @@ def test_what_is_evaluated_is_what_was_trained(run, tmp_path):
 
 
 def test_a_release_is_smaller_and_cannot_be_trained_further(run, tmp_path):
-    release.release(str(run), str(tmp_path / "out"))
+    command.release(str(run), str(tmp_path / "out"))
 
     def size(folder):
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -50,11 +52,11 @@ def test_a_release_is_smaller_and_cannot_be_trained_further(run, tmp_path):
     assert size(tmp_path / "out") < size(run / "checkpoints") / 3
     _, config, _ = checkpoints.read_parameters(tmp_path / "out")
     with pytest.raises(InputError, match="evaluated, not trained further"):
-        training.train(config, tmp_path / "out")
+        loop.train(config, tmp_path / "out")
 
 
 def test_mistakes_get_one_message(run, tmp_path):
-    release.release(str(run), str(tmp_path / "out"))
+    command.release(str(run), str(tmp_path / "out"))
     for args, message in (
         ((run, tmp_path / "out"), "holds checkpoints already"),
         ((tmp_path, tmp_path / "new"), "no checkpoint here"),
@@ -75,7 +77,7 @@ def test_of_paths_only_names_are_kept(run, tmp_path, monkeypatch):
         eval=dataclasses.replace(config.eval, out="/home/me/out", checkpoint="best"),
     )
     monkeypatch.setattr(checkpoints, "read_parameters", lambda *_: (params, private, 2))
-    release.release(str(run), str(tmp_path / "out"))
+    command.release(str(run), str(tmp_path / "out"))
     config = checkpoints.read_config(tmp_path / "out")
     assert config.data.train == "a.nii,*.h5,demo:test"
     assert config.mask.bank == "masks.npy"

@@ -16,10 +16,10 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
-from kst_jax import integrity
-from kst_jax.interruption import Interruption
-from kst_jax.logs import Logs
-from kst_jax.training import train
+from kst_jax.runs import integrity
+from kst_jax.training.interruption import Interruption
+from kst_jax.training.logs import Logs
+from kst_jax.training.loop import train
 from tests.conftest import ROOT
 from tests.programs import TINY as FLAGS
 from tests.test_training import with_train

@@ -10,16 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax import subjects
-from kst_jax.config import MaskConfig
+from kst_jax.config import MaskConfig, Selection
 from kst_jax.data.sources import (
     DEMO_FOLDER,
     open_source,
     require_disjoint,
     split_subjects,
 )
-from kst_jax.data.volumes import Selection
 from kst_jax.errors import InputError
+from kst_jax.runs import subjects
 from kst_jax.sampling import sampler
 from tests.scans import (
     read_all,

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kst_jax import torch_file
+from kst_jax.convert import torch_file
 from tests.torch_files import (
     FLOATS,
     Call,

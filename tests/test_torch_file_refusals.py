@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from kst_jax import torch_file
+from kst_jax.convert import torch_file
 from tests.torch_files import (
     FLOATS,
     Call,
@@ -51,7 +51,7 @@ def test_other_numpy_scalars_are_refused(saved, code, data):
         ("torch", "load"),
         ("torch", "QInt8Storage"),
         ("collections", "Counter"),
-        ("kst_jax.torch_file", "load"),
+        ("kst_jax.convert.torch_file", "load"),
     ],
 )
 def test_other_functions_and_classes_are_refused(saved, module, name):

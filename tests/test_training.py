@@ -9,15 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from kst_jax import parallel, training
-from kst_jax.checkpoints import Checkpoints, read_parameters
+from kst_jax import parallel
+from kst_jax.benchmark.measuring import example
 from kst_jax.config import Config, DataConfig, MaskConfig, TrainConfig
 from kst_jax.errors import DivergedError, InputError
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.models.tv import TVConfig
-from kst_jax.speed import example
+from kst_jax.runs.checkpoints import Checkpoints, read_parameters
 from kst_jax.stages import first_steps, reached, require_trained, stage_at
+from kst_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -60,7 +62,7 @@ def rows(workdir):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, training.train(TINY, workdir)
+    return workdir, loop.train(TINY, workdir)
 
 
 def test_stages_follow_each_other(finished):
@@ -87,12 +89,12 @@ def test_resuming_equals_not_being_interrupted(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", save_and_die)
     with pytest.raises(KilledError):
-        training.train(TINY, tmp_path)
+        loop.train(TINY, tmp_path)
     # rows after the checkpoint, as a run that died between two checkpoints leaves
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"step": 6, "loss": 1.0, "stage": "K"}\n{"step": 7, "lo')
     monkeypatch.undo()
-    state = training.train(TINY, tmp_path)
+    state = loop.train(TINY, tmp_path)
     workdir, whole = finished
     assert rows(tmp_path) == rows(workdir)
     same = jax.tree.map(np.array_equal, state, whole)
@@ -102,7 +104,7 @@ def test_resuming_equals_not_being_interrupted(finished, tmp_path, monkeypatch):
 def test_a_finished_run_trains_no_further(finished):
     workdir, whole = finished
     before = rows(workdir)
-    state = training.train(TINY, workdir)
+    state = loop.train(TINY, workdir)
     assert rows(workdir) == before
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, whole)))
 
@@ -110,14 +112,14 @@ def test_a_finished_run_trains_no_further(finished):
 def test_what_does_not_change_a_run_may_change(finished):
     changed = with_train(log_every=7, keep=9)
     model = dataclasses.replace(changed.model, remat="layers")
-    training.train(dataclasses.replace(changed, model=model), finished[0])
+    loop.train(dataclasses.replace(changed, model=model), finished[0])
 
 
 def test_another_config_does_not_overwrite_a_run(finished):
     with pytest.raises(
         InputError, match=r"train\.learning_rate is 0\.0005 there and 0\.1"
     ):
-        training.train(with_train(learning_rate=0.1), finished[0])
+        loop.train(with_train(learning_rate=0.1), finished[0])
 
 
 def test_the_moving_average_is_what_is_evaluated(finished):
@@ -147,15 +149,15 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, monkeypatch
             factor = np.float32(1e30 if self.count == 6 else 1)
             return batch.replace(image=batch.image * factor)
 
-    run = training._Loop.run
+    run = loop._Loop.run
     monkeypatch.setattr(
-        training._Loop,
+        loop._Loop,
         "run",
         lambda self, state, batches: run(self, state, Poisoned(batches)),
     )
     message = r"is (inf|nan) at step 6.*checkpoints/4"
     with pytest.raises(DivergedError, match=message):
-        training.train(with_train(checkpoint_every=2), tmp_path)
+        loop.train(with_train(checkpoint_every=2), tmp_path)
     params, _, step = read_parameters(tmp_path)
     assert step == 4
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
@@ -206,7 +208,7 @@ def test_late_parameters_start_as_if_new():
     config = TrainConfig(steps=10**6, weight_decay=0.1, stages=stages)
     model = KSpaceTransformer(KSTConfig())
     assert first_steps(config, model.stages) == {"LR": 0, "K": 5, "RM": 9}
-    optimizer = training.make_optimizer(config, model)
+    optimizer = loop.make_optimizer(config, model)
     state = optimizer.init(params)
     for n in range(6):
         grads = {"encoder": jnp.array([1.0, -2.0, 3.0]), "hr_decoder": jnp.zeros(3)}
@@ -244,7 +246,7 @@ def test_rates_of_all_schedules(schedule, warmup, wanted):
     config = TrainConfig(
         steps=100, schedule=schedule, warmup_steps=warmup, learning_rate=1.0
     )
-    optimizer = training.make_optimizer(config, KSpaceTransformer(KSTConfig()))
+    optimizer = loop.make_optimizer(config, KSpaceTransformer(KSTConfig()))
     params = {"encoder": jnp.zeros(1)}
     state, rates = optimizer.init(params), []
     update = jax.jit(optimizer.update)
@@ -264,7 +266,7 @@ def test_rmsprop_and_clipping(clip_norm):
         clip_norm=clip_norm,
     )
     model = build(TVConfig())
-    optimizer = training.make_optimizer(config, model)
+    optimizer = loop.make_optimizer(config, model)
     params = {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}
     state, squares = optimizer.init(params), np.zeros(3)
     for gradient in ([1e-8, 3.0, -4.0], [0.3, 0.2, 0.1]):  # of norms 5 and 0.37
@@ -283,11 +285,11 @@ def test_rmsprop_and_clipping(clip_norm):
 def test_the_moving_average_moves_by_its_share():
     config = TrainConfig(ema=0.9, learning_rate=0.1, schedule="constant")
     model = build(TVConfig(iterations=2))
-    optimizer = training.make_optimizer(config, model)
+    optimizer = loop.make_optimizer(config, model)
     batch = example(dataclasses.replace(TINY, model=TVConfig()), 1)
-    before = training.init_state(model, optimizer, batch, config)
+    before = loop.init_state(model, optimizer, batch, config)
     start = jax.tree.map(np.array, before.params)
-    step = training.make_step(model, optimizer, config, "RM", parallel.make_mesh(1))
+    step = loop.make_step(model, optimizer, config, "RM", parallel.make_mesh(1))
     after, *_ = step(before, batch)
     wanted = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, after.params)
     jax.tree.map(

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax import fourier, subjects, training
-from kst_jax.checkpoints import read_parameters
+from kst_jax import fourier
 from kst_jax.config import DataConfig, EvalConfig, TrainConfig
 from kst_jax.config_dict import from_dict
 from kst_jax.data import pipeline, transforms
 from kst_jax.errors import InputError
-from kst_jax.evaluation import evaluate
+from kst_jax.evaluation.evaluate import evaluate
 from kst_jax.fourier import magnitude
-from kst_jax.models.kst import KSpaceTransformer, reconstruct
-from kst_jax.release import release
-from kst_jax.training import train
+from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
+from kst_jax.release.command import release
+from kst_jax.runs import subjects
+from kst_jax.runs.checkpoints import read_parameters
+from kst_jax.training import loop
+from kst_jax.training.loop import train
 from tests.test_training import TINY, rows
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -100,7 +102,7 @@ def test_scores_are_scikit_images_of_people_set_apart(
         target, _ = transforms.normalise(item.image, "")
         mask = sampler.fixed(item.file, item.index, config.data.seed)
         kspace = np.asarray(fourier.fft2c(target))
-        output = image_of(reconstruct(model, params, kspace, mask))
+        output = image_of(reconstruct_slice(model, params, kspace, mask))
         image, target = np.asarray(magnitude(output[0])), np.hypot(*target.T).T
         span = {"data_range": np.ptp(target)}
         psnr.append(peak_signal_noise_ratio(target, image, **span))
@@ -191,7 +193,7 @@ def test_people_of_a_run_without_a_checkpoint_bind_nobody(
 
     config, workdir, _ = finished
     subjects.write(tmp_path, {"train": ["sub-9"]})
-    monkeypatch.setattr(training, "init_state", begin)
+    monkeypatch.setattr(loop, "init_state", begin)
     with pytest.raises(InputError, match="begun"):
         train(config, tmp_path)
     assert subjects.read(tmp_path, "train") == subjects.read(workdir, "train")

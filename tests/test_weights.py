@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from kst_jax import checkpoints
 from kst_jax.errors import InputError
-from kst_jax.evaluation import evaluate
+from kst_jax.evaluation.evaluate import evaluate
+from kst_jax.runs import checkpoints
 from tests.conftest import ROOT
 
 SHIPPED = ROOT / "weights" / "uniform1d_5x"

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from kst_jax import torch_file
+from kst_jax.convert import torch_file
 from kst_jax.errors import InputError
 
 FLOATS = np.arange(12, dtype=np.float32)

@@ -1,1 +1,1 @@
-"""Studies: methods compared under one protocol, by `python -m kst_jax.study`."""
+"""Studies: methods compared under one protocol, by `kst-study`."""

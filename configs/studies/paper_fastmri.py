@@ -1,6 +1,6 @@
 r"""The paper's comparison on fastMRI knees (Tables 1 and 2), for whoever holds them.
 
-    python -m kst_jax.study --config=configs/studies/paper_fastmri.py \
+    kst-study --config=studies/paper_fastmri \
         --workdir=runs/paper_fastmri --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
@@ -11,10 +11,10 @@ it, so that several machines can share one folder. Fixed columns at the centre: 
 configs/studies/paper_oasis.py. Not run yet: the time is unknown.
 """
 
+from kst_jax.configs.studies import protocol
 from ml_collections import ConfigDict
 
-from configs import paper
-from configs.studies import protocol
+from kst_jax.configs import paper
 
 
 def get_config() -> ConfigDict:

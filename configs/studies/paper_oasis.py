@@ -1,7 +1,7 @@
 r"""The paper's comparison on OASIS (Tables 1 to 3), for whoever holds it and a GPU.
 
     python -m kst_jax.data.prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared
-    python -m kst_jax.study --config=configs/studies/paper_oasis.py \
+    kst-study --config=studies/paper_oasis \
         --workdir=runs/paper_oasis --config.data.train=/data/oasis_prepared
 
 128x128, five settings, 200 epochs of 44,600 slices (8,920,000 images a cell), every
@@ -13,10 +13,10 @@ five are fixed by
 yet: the time is unknown.
 """
 
+from kst_jax.configs.studies import protocol
 from ml_collections import ConfigDict
 
-from configs import paper
-from configs.studies import protocol
+from kst_jax.configs import paper
 
 
 def get_config() -> ConfigDict:

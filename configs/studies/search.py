@@ -1,6 +1,6 @@
 r"""How the K-Space Transformer's best form was found: one change at a time, briefly.
 
-    python -m kst_jax.study --config=configs/studies/search.py --workdir=runs/search
+    kst-study --config=studies/search --workdir=runs/search
 
 As `configs/studies/small.py`, but tested on one of its training people, so that its
 test person stays unseen, and with 2,000 images a cell. D5C5 too is trained at higher
@@ -10,9 +10,8 @@ longer trainings. docs/study.md has the results.
 
 import functools
 
+from kst_jax.configs.studies import protocol, small
 from ml_collections import ConfigDict
-
-from configs.studies import protocol, small
 
 _RESIDUAL = {"residual_spectrum": 0.1}
 _REFINING = {"stages": (0.05, 0.05, 0.9)}

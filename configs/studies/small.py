@@ -1,7 +1,7 @@
 r"""The paper's comparison at 48x48 on real T1w brains, for two CPU cores.
 
     python -m kst_jax.data.download .
-    python -m kst_jax.study --config=configs/studies/small.py --workdir=runs/small
+    kst-study --config=studies/small --workdir=runs/small
 
 T1-weighted volumes of four people, three to train on and one to test on, brought to
 4 mm by cropping their spectra; in the folder where the command is typed, or elsewhere
@@ -17,10 +17,10 @@ that were tried for so short a training, and one what ADMM-CSNet does with gradi
 clipped, since as published it diverges at one setting. docs/study.md tells more.
 """
 
+from kst_jax.configs.studies import protocol
 from ml_collections import ConfigDict
 
-from configs import kst_plus
-from configs.studies import protocol
+from kst_jax.configs import kst_plus
 
 # With the better of two rates that `configs/studies/search.py` tries.
 TUNED_D5C5 = {"learning_rate": 2e-3, "schedule": "cosine", "clip_norm": 1.0}

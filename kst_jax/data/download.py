@@ -29,8 +29,9 @@ import nibabel
 import numpy as np
 from tqdm import tqdm
 
-from kst_jax import arguments, cli, files
 from kst_jax.errors import InputError
+from kst_jax.programs import cli, files
+from kst_jax.programs.arguments import Parser
 
 
 class Package(NamedTuple):
@@ -163,7 +164,7 @@ def _volume(report: bytes) -> bytes:
 
 def main() -> None:
     """Command line: downloads the scans."""
-    parser = arguments.parser("python -m kst_jax.data.download", __doc__)
+    parser = Parser("python -m kst_jax.data.download", __doc__)
     parser.add_argument("folder", nargs="?", default=".", help="where to put them (.)")
     for path in download(parser.parse_args().folder):
         print(path)

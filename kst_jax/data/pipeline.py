@@ -16,12 +16,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from kst_jax import processes, sampling, tokens
+from kst_jax import sampling, tokens
 from kst_jax.config import Config, DataConfig
 from kst_jax.data import fourier, sources, transforms
-from kst_jax.data.npy import read_mask_bank
+from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Slice, Source
 from kst_jax.errors import InputError
+from kst_jax.programs import processes
 from kst_jax.sampling import Sampler
 from kst_jax.tokens import Batch
 
@@ -165,12 +166,12 @@ def training_batches(
     return iter(_ahead(stream, config.data))
 
 
-def test_batches(
+def evaluation_batches(
     source: Source,
     config: Config,
     sampler: Sampler,
-    process: int = 0,  # noqa: PT028 (not a test)
-    processes: int = 1,  # noqa: PT028
+    process: int = 0,
+    processes: int = 1,
 ) -> grain.IterDataset[EvalBatch]:
     """Each slice once, in order; the last batch is padded with its last slice.
 
@@ -186,21 +187,21 @@ def test_batches(
     batches = -(-len(source) // size)
     numbers = np.arange(batches * size).reshape(batches, processes, -1)[:, process]
     prepare = functools.partial(
-        _test_slice, source=source, config=config, sampler=sampler
+        _evaluation_slice, source=source, config=config, sampler=sampler
     )
     stream = grain.MapDataset.source(numbers.ravel()).map(prepare)
     stream = stream.batch(size // processes, batch_fn=_eval_batch)
     return _ahead(stream, config.data)
 
 
-def test_slice(
+def evaluation_slice(
     source: Source,
     config: Config,
     sampler: Sampler,
     number: int,
 ) -> Batch:
-    """One slice of those that `test_batches` gives, by its number."""
-    slice_tokens, *_ = _test_slice(
+    """One slice of those that `evaluation_batches` gives, by its number."""
+    slice_tokens, *_ = _evaluation_slice(
         number, source=source, config=config, sampler=sampler
     )
     return tokens.batch_of([slice_tokens])
@@ -252,7 +253,7 @@ def _training_slice(
     return _tokens(image, sampler.random(rng), item, config, sampler)[0]
 
 
-def _test_slice(
+def _evaluation_slice(
     number: int, *, source: Source, config: Config, sampler: Sampler
 ) -> tuple[dict[str, np.ndarray], transforms.Normalisation, int]:
     item = source[min(number, len(source) - 1)]

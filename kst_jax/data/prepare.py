@@ -24,17 +24,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kst_jax import arguments, files, processes
+from kst_jax.config import Selection
 from kst_jax.data import prepared, sources
 from kst_jax.data.prepared import FORMAT, MANIFEST, SUFFIX, UNFINISHED
 from kst_jax.data.volumes import (
-    Selection,
     add_options,
     open_volume,
     reading,
+    selected,
     selection_of,
 )
 from kst_jax.errors import InputError
+from kst_jax.programs import files, processes
+from kst_jax.programs.arguments import Parser
 
 # A shard takes this many bytes of scans: enough work to be worth a file, little enough
 # to do again. Large data get larger shards, since each one is a file held open.
@@ -213,7 +215,7 @@ def _writing(path: Path) -> Iterator:
 def _write_scan(writer: Any, path: Path, selection: Selection) -> dict:
     stamp = _stamp(path)
     volume = open_volume(path, selection)
-    kept = selection.of(volume)
+    kept = selected(volume, selection)
     source = sources.Source(tuple((volume, index) for index in kept))
     for number in range(len(source)):
         writer.write(prepared.encode(**vars(source[number])))
@@ -295,7 +297,7 @@ def _write_json(path: Path, value: dict) -> None:
 
 def main() -> None:
     """Command line: prepares scans, or verifies a prepared folder."""
-    parser = arguments.parser("python -m kst_jax.data.prepare", __doc__)
+    parser = Parser("python -m kst_jax.data.prepare", __doc__)
     add = parser.add_argument
     add(
         "source",
@@ -337,6 +339,6 @@ def _report(what: str, folder: prepared.Prepared) -> None:
 
 
 if __name__ == "__main__":
-    from kst_jax import cli  # here: worker processes start faster without JAX
+    from kst_jax.programs import cli  # here: worker processes start faster without JAX
 
     cli.run(main)

@@ -17,9 +17,10 @@ import msgpack
 import numpy as np
 from tqdm import tqdm
 
-from kst_jax import files
-from kst_jax.data.volumes import Selection, Volume, reading
+from kst_jax.config import Selection
+from kst_jax.data.volumes import Volume, reading, selected
 from kst_jax.errors import InputError
+from kst_jax.programs import files
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -191,7 +192,7 @@ class Prepared:
                 )
 
     def _chosen(self, volume: PreparedVolume, selection: Selection) -> list[int]:
-        chosen = selection.of(volume)
+        chosen = selected(volume, selection)
         if missing := sorted(set(chosen) - set(volume.kept)):
             options = ("slices", "drop_first", "fraction", "seed")
             made = ", ".join(f"{x} {self.manifest['selection'][x]}" for x in options)

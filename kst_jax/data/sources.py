@@ -12,15 +12,16 @@ from typing import SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
+from kst_jax.config import Selection
 from kst_jax.data import prepared
 from kst_jax.data.prepared import Prepared
 from kst_jax.data.volumes import (
     READERS,
-    Selection,
     Volume,
     name_of,
     open_volume,
     reading,
+    selected,
     shuffled,
     suffix_of,
 )
@@ -146,7 +147,7 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
             entries += found.entries(selection)
         else:
             volume = open_volume(found, selection)
-            entries += [(volume, index) for index in selection.of(volume)]
+            entries += [(volume, index) for index in selected(volume, selection)]
     return Source(tuple(entries))
 
 

@@ -10,9 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from kst_jax import files
-from kst_jax.data import fastmri, nifti, npy
-from kst_jax.errors import InputError, require
+from kst_jax.config import Selection
+from kst_jax.data.readers import fastmri, nifti, npy
+from kst_jax.errors import InputError
+from kst_jax.programs import files
 
 
 class Volume(Protocol):
@@ -59,55 +60,27 @@ READERS: dict[str, Callable[[Path, str, float], Volume]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Which slices of a scan are taken.
+def selected(volume: Volume, selection: Selection) -> list[int]:
+    """Numbers of the slices taken; raise InputError where none is left."""
+    first = max(round(selection.slices[0] * volume.depth), selection.drop_first)
+    stop = round(selection.slices[1] * volume.depth)
+    kept = [index for index in volume.slices if first <= index < stop]
+    if not kept:
+        raise InputError(
+            f"{volume.path}: none of its {volume.depth} slices is left after "
+            f"drop_first {selection.drop_first} and slices {selection.slices}. Choose "
+            "a wider range, or leave out the file."
+        )
+    count = max(1, round(selection.fraction * len(kept)))
+    return sorted(shuffled(kept, f"{selection.seed}:{name_of(volume.path)}")[:count])
 
-    Attributes:
-      plane: axial, coronal or sagittal: how NIfTI and Analyze volumes are cut.
-      slices: range (start, stop) of slices to take, as shares of a volume's depth.
-      drop_first: number of slices to drop at the start of each volume; the paper
-        drops 5 of fastMRI's.
-      fraction: share of the remaining slices of each volume to draw at random, at
-        least one; the paper draws 0.25 of fastMRI's. The draw depends on seed and
-        volume alone, not on the other files.
-      seed: of that draw.
-      min_foreground: NIfTI and Analyze slices with a smaller share of pixels above
-        10 % of the volume's maximum are left out as empty.
-    """
 
-    plane: str = "axial"
-    slices: tuple[float, float] = (0.0, 1.0)
-    drop_first: int = 0
-    fraction: float = 1.0
-    seed: int = 0
-    min_foreground: float = 0.05
-
-    def __post_init__(self):
-        """Raises InputError for values out of range."""
-        first, stop = self.slices
-        for name, holds, valid in (
-            ("plane", self.plane in nifti.PLANES, f"one of {', '.join(nifti.PLANES)}"),
-            ("slices", 0 <= first < stop <= 1, "shares with 0 <= start < stop <= 1"),
-            ("drop_first", self.drop_first >= 0, "0 or more"),
-            ("fraction", 0 < self.fraction <= 1, "a share above 0, at most 1"),
-            ("min_foreground", 0 <= self.min_foreground <= 1, "a share from 0 to 1"),
-        ):
-            require(holds, name, getattr(self, name), valid)
-
-    def of(self, volume: Volume) -> list[int]:
-        """Numbers of the slices taken; raise InputError where none is left."""
-        first = max(round(self.slices[0] * volume.depth), self.drop_first)
-        stop = round(self.slices[1] * volume.depth)
-        kept = [index for index in volume.slices if first <= index < stop]
-        if not kept:
-            raise InputError(
-                f"{volume.path}: none of its {volume.depth} slices is left after "
-                f"drop_first {self.drop_first} and slices {self.slices}. Choose a "
-                "wider range, or leave out the file."
-            )
-        count = max(1, round(self.fraction * len(kept)))
-        return sorted(shuffled(kept, f"{self.seed}:{name_of(volume.path)}")[:count])
+def open_volume(path: Path, selection: Selection) -> Volume:
+    """Look at a scan's file; raise InputError where it cannot be used."""
+    require_file(path)
+    with reading(path):
+        reader = READERS[suffix_of(path)]
+        return reader(path, selection.plane, selection.min_foreground)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -154,14 +127,6 @@ def selection_of(args: argparse.Namespace) -> Selection:
     names = [field.name for field in dataclasses.fields(Selection)]
     options = {name: getattr(args, name) for name in names}
     return Selection(**options | {"slices": tuple(args.slices)})
-
-
-def open_volume(path: Path, selection: Selection) -> Volume:
-    """Look at a scan's file; raise InputError where it cannot be used."""
-    require_file(path)
-    with reading(path):
-        reader = READERS[suffix_of(path)]
-        return reader(path, selection.plane, selection.min_foreground)
 
 
 def require_file(path: Path) -> None:

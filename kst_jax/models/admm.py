@@ -15,15 +15,13 @@ from flax import linen as nn
 
 from kst_jax import parallel
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
-from kst_jax.models.contract import (
+from kst_jax.models.config import (
     ModelConfig,
-    Reconstruction,
-    Reconstructor,
-    finished,
     require_odd,
     require_option,
     require_positive,
 )
+from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.models.convolution import conv
 from kst_jax.tokens import Batch
 

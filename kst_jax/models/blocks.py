@@ -14,7 +14,7 @@ from flax import linen as nn
 from kst_jax.fourier import data_consistency, fft2c, ifft2c
 from kst_jax.models import convolution
 from kst_jax.models.attention import attention
-from kst_jax.models.normalisation import LayerNorm
+from kst_jax.models.layer_norm import LayerNorm
 from kst_jax.models.rematerialisation import keep
 
 

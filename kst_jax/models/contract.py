@@ -4,21 +4,18 @@ One training loop, one evaluator, one benchmark and one figure maker serve all n
 that keep to it.
 """
 
-import dataclasses
 from typing import Any, ClassVar
 
 import flax.struct
 import jax
 from flax import linen as nn
 
-from kst_jax.errors import require
 from kst_jax.tokens import Batch
 
 # Training may add one part of a network after the other. The K-Space Transformer's:
 # the low-resolution decoder, the high-resolution decoder in k-space, its refinement in
 # the image domain. A network that is trained as a whole has the last one alone.
 STAGES = ("LR", "K", "RM")
-DTYPES = ("float32", "bfloat16")
 
 
 @flax.struct.dataclass
@@ -37,55 +34,6 @@ class Reconstruction:
     image: jax.Array
     supervised: dict[str, jax.Array]
     upsampled: jax.Array | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Sizes and choices of a network; each network has its own kind.
-
-    Attributes:
-      name: which network, a key of `kst_jax.models.registry.MODELS`.
-      dtype: precision of products, "float32" or "bfloat16"; parameters, Fourier
-        transforms and data consistency are float32 in either.
-    """
-
-    name: str = ""
-    dtype: str = "float32"
-
-    def __post_init__(self):
-        """Raises InputError for values out of range."""
-        holds = self.dtype in DTYPES
-        require_option(self, "dtype", holds, f"one of {', '.join(DTYPES)}")
-
-    def require_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError for images (rows, columns) that the network cannot do."""
-
-    def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "ModelConfig":
-        """The same network for images of `new` instead of `size`.
-
-        Raises:
-          InputError: there is none.
-        """
-        del size, new
-        return self
-
-
-def require_option(config: ModelConfig, name: str, holds: bool, valid: str) -> None:
-    """Raises InputError where an option is not `valid`, said in words."""
-    require(holds, f"config.model.{name}", getattr(config, name), valid)
-
-
-def require_positive(config: ModelConfig) -> None:
-    """Raises InputError where a whole number of a config is below 1."""
-    for field in dataclasses.fields(config):
-        if field.type is int:
-            holds = getattr(config, field.name) >= 1
-            require_option(config, field.name, holds, "at least 1")
-
-
-def require_odd(config: ModelConfig, name: str) -> None:
-    """Raises InputError where the size of a kernel is even."""
-    require_option(config, name, getattr(config, name) % 2 == 1, "odd")
 
 
 class Reconstructor(nn.Module):

@@ -12,14 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kst_jax.fourier import consistent_image, ifft2c
-from kst_jax.models.contract import (
-    ModelConfig,
-    Reconstruction,
-    Reconstructor,
-    finished,
-    require_odd,
-    require_positive,
-)
+from kst_jax.models.config import ModelConfig, require_odd, require_positive
+from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.models.convolution import conv
 from kst_jax.tokens import Batch
 

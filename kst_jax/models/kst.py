@@ -1,6 +1,5 @@
 """The K-Space Transformer: encoder, hierarchical decoder, refinement (paper Fig. 1)."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -11,122 +10,14 @@ import numpy as np
 from flax import linen as nn
 
 from kst_jax import parallel, tokens
-from kst_jax.errors import InputError, require
+from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
-from kst_jax.models.attention import IMPLEMENTATIONS
-from kst_jax.models.contract import (
-    STAGES,
-    ModelConfig,
-    Reconstruction,
-    Reconstructor,
-    require_odd,
-    require_option,
-    require_positive,
-)
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.contract import STAGES, Reconstruction, Reconstructor
 from kst_jax.models.rematerialisation import POLICIES
 from kst_jax.models.upsampling import bicubic
 from kst_jax.tokens import Batch
-
-
-@dataclasses.dataclass(frozen=True)
-class KSTConfig(ModelConfig):
-    """Sizes and choices of the K-Space Transformer; the defaults are the paper's.
-
-    Attributes:
-      width: features of a token (D).
-      heads: attention heads (K).
-      mlp: hidden features of the feed-forward blocks.
-      encoder_layers: layers of the encoder.
-      lr_layers: layers of the low-resolution decoder.
-      hr_layers: layers of the high-resolution decoder.
-      lr_size: rows and columns of the low-resolution grid; must divide the image's.
-      lr_decoder: False leaves the low-resolution decoder out (paper Table 3): queries
-        attend to the encoder's output and start from the zero-filled spectrum.
-      refinement: False leaves the image-domain refinement out (paper Table 3).
-      refinement_features: channels of the refinement's convolutions.
-      refinement_layers: convolutions with an activation in a refinement.
-      refinement_kernel: their kernel size.
-      residual_spectrum: not in the paper: where above 0, a high-resolution layer's head
-        predicts the change of the spectrum at the queries, in units of this, instead of
-        its value.
-      log_magnitude: not in the paper: values are embedded with the logarithm of
-        1 + magnitude for magnitude; a spectrum's span several orders.
-      shared_refinement: not in the paper: all layers refine with the same weights.
-      attention: how attention is computed; see `kst_jax.models.attention`.
-      remat: what training keeps for the gradient, and so its memory; see
-        `kst_jax.models.rematerialisation`.
-    """
-
-    name: str = "kst"
-    width: int = 256
-    heads: int = 4
-    mlp: int = 1024
-    encoder_layers: int = 4
-    lr_layers: int = 4
-    hr_layers: int = 6
-    lr_size: tuple[int, int] = (64, 64)
-    lr_decoder: bool = True
-    refinement: bool = True
-    refinement_features: int = 64
-    refinement_layers: int = 4
-    refinement_kernel: int = 3
-    residual_spectrum: float = 0.0
-    log_magnitude: bool = False
-    shared_refinement: bool = False
-    attention: str = "auto"
-    remat: str = "blocks"
-
-    def __post_init__(self):
-        """Raises InputError where the sizes cannot make a network."""
-        super().__post_init__()
-        object.__setattr__(self, "lr_size", tuple(self.lr_size))
-        require_positive(self)
-        require_option(self, "lr_size", min(self.lr_size) >= 1, "at least (1, 1)")
-        require_option(
-            self,
-            "width",
-            self.width % 4 == 0 and self.width % self.heads == 0,
-            f"a multiple of 4 (sine and cosine of two axes) and of heads={self.heads}",
-        )
-        require_option(
-            self, "residual_spectrum", self.residual_spectrum >= 0, "0 or more"
-        )
-        require_odd(self, "refinement_kernel")
-        for name, choices in (
-            ("attention", ("auto", *IMPLEMENTATIONS)),
-            ("remat", tuple(POLICIES)),
-        ):
-            holds = getattr(self, name) in choices
-            require_option(self, name, holds, f"one of {', '.join(choices)}")
-        require_option(
-            self,
-            "attention",
-            self.attention != "cudnn" or self.dtype == "bfloat16",
-            f"auto, or another that computes in dtype={self.dtype}",
-        )
-
-    def require_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError where the low-resolution grid does not divide the image."""
-        if not self.lr_decoder:
-            return
-        require(
-            not any(s % n for s, n in zip(size, self.lr_size, strict=True)),
-            "config.model.lr_size",
-            self.lr_size,
-            f"whole fractions of data.size={size}",
-        )
-
-    def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "KSTConfig":
-        """Keeps the low-resolution grid's share of the image."""
-        self.require_size(size)
-        if not self.lr_decoder:
-            return self
-        shares = [s // n for s, n in zip(size, self.lr_size, strict=True)]
-        lr_size = new[0] // shares[0], new[1] // shares[1]
-        resized = dataclasses.replace(self, lr_size=lr_size)
-        resized.require_size(new)
-        return resized
 
 
 class EncoderLayer(nn.Module):
@@ -374,7 +265,7 @@ def _refinement(c: KSTConfig, **kwargs: Any) -> blocks.Refinement:
     )
 
 
-def reconstruct(
+def reconstruct_slice(
     model: KSpaceTransformer,
     params: dict,
     kspace: np.ndarray,

@@ -17,13 +17,8 @@ from flax import linen as nn
 from kst_jax.errors import InputError
 from kst_jax.fourier import consistent_image, ifft2c
 from kst_jax.models.blocks import uniform_bias, uniform_kernel
-from kst_jax.models.contract import (
-    ModelConfig,
-    Reconstruction,
-    Reconstructor,
-    finished,
-    require_positive,
-)
+from kst_jax.models.config import ModelConfig, require_positive
+from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.models.convolution import conv
 from kst_jax.tokens import Batch
 

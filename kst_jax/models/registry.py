@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from kst_jax.errors import InputError
 from kst_jax.models.admm import ADMM, ADMMConfig
-from kst_jax.models.contract import ModelConfig, Reconstructor
+from kst_jax.models.config import KSTConfig, ModelConfig
+from kst_jax.models.contract import Reconstructor
 from kst_jax.models.d5c5 import D5C5, D5C5Config
-from kst_jax.models.kst import KSpaceTransformer, KSTConfig
+from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.oucr import OUCR, OUCRConfig
 from kst_jax.models.tv import TV, TVConfig
 from kst_jax.models.unet import KUNet, KUNetConfig, UNet, UNetConfig

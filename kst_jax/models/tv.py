@@ -13,14 +13,8 @@ from flax import linen as nn
 from jax import lax
 
 from kst_jax.fourier import fft2c, ifft2c
-from kst_jax.models.contract import (
-    ModelConfig,
-    Reconstruction,
-    Reconstructor,
-    finished,
-    require_option,
-    require_positive,
-)
+from kst_jax.models.config import ModelConfig, require_option, require_positive
+from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.tokens import Batch
 
 

@@ -13,8 +13,9 @@ import optax
 
 from kst_jax import tokens
 from kst_jax.config import TrainConfig
-from kst_jax.losses import loss
-from kst_jax.models.kst import STAGES, KSpaceTransformer, KSTConfig
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import STAGES, KSpaceTransformer
+from kst_jax.training.losses import loss
 
 PATH = pathlib.Path(__file__).parent / "kst_tiny.npz"
 CONFIG = KSTConfig(

@@ -1,0 +1,66 @@
+"""How many floating-point operations a network takes (paper section 2.3)."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.contract import Reconstructor
+from kst_jax.tokens import Batch
+
+
+def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int:
+    """Operations of the K-Space Transformer in reconstructing one slice.
+
+    Two for each multiplication and addition of matrix products and convolutions, which
+    is all that counts. Attention is the paper's O(ml + nl + l^2), with m queries, n
+    sampled tokens and l low-resolution ones, and n^2 of the encoder.
+    """
+    c, width = config, config.width
+    pixels, low = int(np.prod(size)), int(np.prod(c.lr_size))
+    queries = pixels - sampled
+
+    def attention(queries: int, keys: int) -> int:
+        return 4 * width * (queries * keys + width * (queries + keys))
+
+    def mlp(tokens: int) -> int:
+        return 4 * tokens * width * c.mlp
+
+    def values(tokens: int) -> int:
+        """Two numbers to features, or back, through a hidden layer."""
+        return 2 * tokens * width * (width + 2)
+
+    def refinement() -> int:
+        features, taps = c.refinement_features, c.refinement_kernel**2
+        inner = (c.refinement_layers - 1) * taps * features**2
+        return 2 * pixels * (2 * taps * features + inner + 2 * features)
+
+    memory = low if c.lr_decoder else sampled
+    encoder_layer = attention(sampled, sampled) + mlp(sampled)
+    lr_layer = attention(low, sampled) + attention(low, low) + mlp(low) + values(low)
+    hr_layer = attention(queries, memory) + mlp(queries) + values(queries)
+    if c.refinement:
+        hr_layer += refinement() + values(queries)
+    return (
+        values(sampled)
+        + c.encoder_layers * encoder_layer
+        + c.lr_decoder * c.lr_layers * lr_layer
+        + values(queries)
+        + c.hr_layers * hr_layer
+    )
+
+
+def traced_flops(model: Reconstructor, batch: Batch) -> int | None:
+    """Operations of a network in reconstructing a batch, as XLA counts them.
+
+    None for one with a loop, whose body XLA counts once: the K-Space Transformer, a
+    loop over layers, has a count of its own.
+    """
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    apply = jax.jit(lambda params: model.reconstruct(params, batch).image)
+    lowered = apply.lower(params)
+    if "stablehlo.while" in lowered.as_text():
+        return None
+    cost: Any = lowered.cost_analysis()
+    return int(cost["flops"])

@@ -1,0 +1,1 @@
+"""The authors' PyTorch checkpoints as this library's."""

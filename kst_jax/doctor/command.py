@@ -1,0 +1,237 @@
+"""Reads scans as a run would, and says what they are and what is wrong with them.
+
+    kst-doctor /data/singlecoil_train /data/singlecoil_val
+
+Every file is read, one after another, and reported at once, with how to mend it;
+nothing is written. `kst_jax/data/examination.py` tells what is looked at.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from kst_jax.config import DataConfig, Selection
+from kst_jax.data import prepared, sources
+from kst_jax.data.prepared import Prepared
+from kst_jax.data.volumes import add_options, selection_of
+from kst_jax.doctor.examination import (
+    Examination,
+    examine,
+    examine_other,
+    examine_prepared,
+)
+from kst_jax.errors import InputError
+from kst_jax.programs import cli
+from kst_jax.programs.arguments import Parser
+
+_ROW = "{:<9} {:<16} {:<10} {:>5} {:<11} {:>7} {:>9} {:>20} {:<9} {:>8} {:>8}  {}"
+_HEADINGS = (
+    *("kind", "array", "type", "coils", "axes", "slices", "size", "magnitudes"),
+    *("k-space", "decode", "hold", "file"),
+)
+_EPILOG = """
+An error stops a run. A warning does not, but what it tells of is probably wrong. A note
+tells of what is harmless.
+
+columns:
+  array, type   what is stored
+  axes          where the array's axes point to: right or left, anterior or posterior,
+                superior or inferior
+  slices        those that a run takes, of all
+  size          rows and columns of these
+  magnitudes    the least and the largest, in the file's units
+  k-space       measured, or to be simulated from the images
+  decode        memory to read one slice; of NIfTI and Analyze, to decode the volume
+  hold          memory of all its slices as complex images
+
+memory:
+  besides the names of all files, `decode` of one file at a time
+
+exit code:
+  0  nothing is wrong
+  1  errors or warnings
+  2  a wrong command, or no scan found
+"""
+
+
+@dataclasses.dataclass
+class Summary:
+    """What was found in all scans together.
+
+    Attributes:
+      scans: number of scans.
+      people: whose they are.
+      errors: number of errors.
+      warnings: number of warnings.
+      sizes: how many scans have slices of a size (rows, columns).
+    """
+
+    scans: int = 0
+    people: set[str] = dataclasses.field(default_factory=set)
+    errors: int = 0
+    warnings: int = 0
+    sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, found: Examination) -> None:
+        """Count one scan."""
+        self.scans += found.slices is not None
+        if found.subject is not None:
+            self.people.add(found.subject)
+        self.errors += sum(f.level == "error" for f in found.findings)
+        self.warnings += sum(f.level == "warning" for f in found.findings)
+        self.sizes.update(found.sizes)
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.scans} scans of {len(self.people)} people opened; "
+            f"{self.errors} errors, {self.warnings} warnings"
+        )
+        if len(self.sizes) < 2:
+            return text
+        sizes = (f"{_size(size)} in {n}" for size, n in self.sizes.most_common(5))
+        return (
+            f"{text}\n  note: slices of {len(self.sizes)} sizes: {', '.join(sizes)}. A "
+            "run cuts all to one, data.crop, as far as they are large enough."
+        )
+
+
+def examinations(
+    paths: str, data: DataConfig, selection: Selection
+) -> Iterator[Examination]:
+    """Looks at every scan that a run would read, and at what it would pass over.
+
+    Args:
+      paths: as `sources.open_source` takes them.
+      data: size, crop and padding of a run.
+      selection: slices that it takes.
+
+    Raises:
+      InputError: a path that does not exist, or no scan anywhere.
+    """
+    everything = {part: sources.everything(part) for part in sources.parts_of(paths)}
+    scans: dict[str, Path | Prepared] = {}
+    failures: dict[str, InputError] = {}
+    for part in everything:
+        try:
+            items = sources.find_part(part)
+            scans |= {os.path.abspath(item): item for item in items}
+        except InputError as error:
+            failures[part] = error
+    try:
+        sources.require_own_names(scans.values())
+    except InputError as error:
+        failures[paths] = error
+    others = {os.path.abspath(p): p for part in everything.values() for p in part}
+    passed_over = [
+        found
+        for name, path in others.items()
+        if name not in scans and (found := examine_other(path))
+    ]
+    damaged = any(prepared.is_folder(Path(part).expanduser()) for part in failures)
+    if failures and not (scans or passed_over or damaged):
+        raise next(iter(failures.values()))
+    for part, failure in failures.items():
+        failed = Examination(Path(part))
+        failed.add("error", failure)
+        yield failed
+    yield from passed_over
+    for scan in tqdm(scans.values(), "Examining", unit="scan", disable=None):
+        if isinstance(scan, Prepared):
+            yield from examine_prepared(scan, data, selection)
+        else:
+            yield examine(scan, data, selection)
+
+
+def row(found: Examination) -> str:
+    """A line of the table, and one for each finding."""
+    simulated = {None: None, True: "measured", False: "simulated"}
+    sizes = [_size(size) for size in found.sizes]
+    values = (
+        found.kind.removeprefix("gzip-compressed "),
+        found.stored and _size(found.stored),
+        found.dtype,
+        found.coils,
+        found.orientation,
+        None if found.slices is None else f"{found.slices}/{found.depth}",
+        "various" if sizes[1:] else "".join(sizes),
+        None if found.high is None else f"{found.low:.3g} to {found.high:.3g}",
+        simulated[found.measured],
+        _mebibytes(found.decoding),
+        _mebibytes(found.holding),
+        found.path,
+    )
+    line = _ROW.format(
+        *("-" if value in (None, "") else str(value) for value in values)
+    )
+    return "\n".join([line, *(f"  {f.level}: {f.what}" for f in found.findings)])
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _mebibytes(count: int | None) -> str | None:
+    return f"{count / 2**20:.1f} MiB" if count else None
+
+
+def report(examined: Iterable[Examination], as_json: bool = False) -> Summary:
+    """Prints a table or lines of JSON while scans are examined, and then their sum."""
+    summary = Summary()
+    for number, found in enumerate(examined):
+        if not (number or as_json):
+            tqdm.write(_ROW.format(*_HEADINGS))
+        tqdm.write(json.dumps(_as_json(found)) if as_json else row(found))
+        summary.add(found)
+    tqdm.write(json.dumps({"summary": _as_json(summary)}) if as_json else f"{summary}")
+    return summary
+
+
+def _as_json(value: Examination | Summary) -> dict[str, Any]:
+    fields = dataclasses.asdict(value)
+    if isinstance(value, Summary):
+        sizes = [[*size, count] for size, count in value.sizes.items()]
+        return fields | {"people": len(value.people), "sizes": sizes}
+    return fields | {"path": str(value.path)}
+
+
+def _main() -> None:
+    parser = Parser("kst-doctor", __doc__, _EPILOG)
+    add, default = parser.add_argument, DataConfig()
+    add(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="what data.train takes: a folder, a file, a pattern, a prepared folder",
+    )
+    add("--json", action="store_true", help="one JSON object a line, the sum at last")
+    for name, what in (
+        ("size", "of images in a run, as data.size"),
+        ("crop", "cut from each slice before, as data.crop; 0 0 cuts to the size"),
+    ):
+        add(
+            f"--{name}",
+            type=int,
+            nargs=2,
+            default=getattr(default, name),
+            metavar=("ROWS", "COLUMNS"),
+            help=f"{what} ({' '.join(map(str, getattr(default, name)))})",
+        )
+    add("--pad", action="store_true", help="zero-pad small slices, as data.pad=True")
+    add_options(parser)
+    args = parser.parse_args()
+    data = DataConfig(size=args.size, crop=args.crop, pad=args.pad)
+    examined = examinations(",".join(args.paths), data, selection_of(args))
+    summary = report(examined, args.json)
+    sys.exit(1 if summary.errors or summary.warnings else 0)
+
+
+def main() -> None:
+    """Command line: examines scans, prints, exits with 0, 1 or 2."""
+    cli.run(_main, refusal=2)

@@ -1,0 +1,1 @@
+"""Test slices reconstructed, scored, written and drawn."""

@@ -1,0 +1,86 @@
+"""Evaluation: every test slice reconstructed and scored, a volume at a time.
+
+    OUT/metrics.json                 means, volumes and every slice
+    OUT/reconstructions/<name>.h5    magnitudes in the input's units, as in fastMRI
+    OUT/figures/*.png                the paper's Figs. 2 to 4 (3 and 4 as far as the
+                                     network has the parts)
+
+Slices are scored on two scales, which differ since normalisation subtracts a mean:
+"normalised" is of magnitudes of the images that the network sees, which is what the
+authors' code measures; "input" is of magnitudes in the input's units, which are the
+images that a reader looks at. Zero-filled images start from the same normalised
+k-space that the network gets.
+"""
+
+from pathlib import Path
+
+from kst_jax import parallel
+from kst_jax.config import Config, require_config
+from kst_jax.data import pipeline
+from kst_jax.evaluation import reports
+from kst_jax.evaluation.scoring import make_scorer, score_slices
+from kst_jax.models.attention_maps import attention_on_grid
+from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.models.registry import build
+from kst_jax.programs import files
+from kst_jax.runs import agreement, checkpoints, subjects
+from kst_jax.stages import reached
+
+
+def evaluate(config: Config, workdir: str | Path) -> dict | None:
+    """Evaluates a run's latest or best checkpoint on the test scans.
+
+    Args:
+      config: test scans, undersampling and model; the model must be the checkpoint's.
+      workdir: the run.
+
+    Returns:
+      What metrics.json holds; of several processes only the first one writes it and
+      gets it.
+
+    Raises:
+      InputError: no such checkpoint, one that does not fit, scans that cannot be used,
+        someone among them whom the model was trained or chosen on, or a folder with
+        results of another evaluation, or that cannot be written to.
+    """
+    require_config(config)
+    params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
+    agreement.require_same_model(saved, config, workdir)
+    sampler = pipeline.open_sampler(config)
+    model = build(config.model)
+    agreement.require_fit(
+        params, model, pipeline.example_batch(config, sampler), workdir
+    )
+    out = Path(config.eval.out or Path(workdir) / "eval").expanduser().absolute()
+    files.make_folder(out)
+    test = reports.identify(out, config, workdir)
+    reports.require_same_test(out, test)
+    source = pipeline.open_test_source(config)
+    subjects.require_unseen(workdir, source.subjects)
+    mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
+    parallel.warn_of_idle_devices(mesh, "eval.batch_size", config.eval.batch_size)
+    stage = reached(saved.train, step, model.stages)
+    complete = stage == model.stages[-1]
+    if not complete:
+        print(f"Step {step} is of training stage {stage}: the network goes no further")
+    scorer = make_scorer(model, mesh, stage)
+    everywhere = parallel.replicate(params, mesh)
+    slices = score_slices(source, config, sampler, scorer, everywhere, mesh)
+    if not parallel.is_first():
+        for _ in slices:  # takes part, and leaves the report to the first
+            pass
+        return None
+    with files.together(out, reports.earlier(out)) as unfinished:
+        report = reports.Report(
+            unfinished, config, test, {"step": step, "stage": stage}, source
+        )
+        for number, found in slices:
+            report.add(number, found)
+        if isinstance(model, KSpaceTransformer) and complete and report.chosen:
+            middle = report.chosen[len(report.chosen) // 2]
+            batch = pipeline.evaluation_slice(source, config, sampler, middle)
+            if not batch.mask.all():  # else nothing is asked for
+                report.add_attention(attention_on_grid(model, params, batch))
+        found = report.finish()
+    print(f"written to {out}")
+    return found

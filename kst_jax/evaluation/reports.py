@@ -1,0 +1,262 @@
+"""What an evaluation writes and prints."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jax
+import numpy as np
+
+from kst_jax import figures, metrics
+from kst_jax.config import Config
+from kst_jax.data.sources import About, Source
+from kst_jax.fourier import fft2c, magnitude
+from kst_jax.models import registry
+from kst_jax.models.attention_maps import Attention
+from kst_jax.programs import files
+
+METHODS = ("zero_filled", "reconstruction")
+# Which of them there are goes by the config, and by the parts of the network.
+FIGURES = tuple(
+    f"figures/{name}"
+    for name in ("slices.npz", "reconstructions.png", "stages.png", "attention.png")
+)
+# Columns of Fig. 3, as far as the model has the parts.
+_STAGES = {
+    "lr": "LR",
+    "upsampled": "Upsampled",
+    "kspace": "HR before refinement",
+    "refined": "HR",
+    "image": "Reconstruction",
+    "target": "Target",
+}
+
+
+def earlier(out: Path) -> list[str]:
+    """Files of the evaluation in a folder that the next one need not write again."""
+    old = (out / "reconstructions").glob("*.h5")
+    return [*FIGURES, *(f"reconstructions/{path.name}" for path in old)]
+
+
+class Report:
+    """Collects an evaluation in a new folder; holds images of one volume at a time.
+
+    Args:
+      out: the folder.
+      config: of the evaluation.
+      test: what `identify` found.
+      reached: `step` of the checkpoint, and the `stage` of training that is of.
+      source: test slices.
+
+    Attributes:
+      chosen: numbers of the slices that the figures show.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: Config,
+        test: dict[str, Any],
+        reached: dict[str, Any],
+        source: Source,
+    ):
+        self._out, self._source, self._reached = out, source, reached
+        self._title = registry.build(config.model).title
+        self._test = test
+        for folder in ("reconstructions", "figures"):
+            (out / folder).mkdir()
+        middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
+        self.chosen = np.unique((len(source) * middles).astype(int)).tolist()
+        self._shown: list[dict] = []
+        self._open: list[tuple[About, dict]] = []
+        self._slices: list[dict] = []
+        self._volumes: dict[str, dict] = {}
+
+    def add(self, number: int, found: dict) -> None:
+        """Adds slice `number` of the source; slices of a volume follow each other."""
+        about = self._source.describe(number)
+        if self._open and self._open[-1][0].volume != about.volume:
+            self._close_volume()
+        self._open.append((about, found["images"]))
+        scores = jax.tree.map(float, found["scores"])
+        self._slices.append({"volume": about.volume, "slice": about.index, **scores})
+        if number in self.chosen:
+            self._shown.append(found)
+
+    def finish(self) -> dict:
+        """Writes figures and metrics.json, prints the means and returns it all."""
+        self._close_volume()
+        if self._shown:
+            self._write_figures()
+        report = {
+            "test": self._test,
+            **self._reached,
+            "kspace": _kspace(self._source.measured),
+            "slices": {
+                "count": len(self._slices),
+                "convention": "paper: range of each target slice, mean over slices",
+                **_mean_and_std(
+                    [{k: s[k] for k in ("normalised", "input")} for s in self._slices]
+                ),
+            },
+            "volumes": {
+                "count": len(self._volumes),
+                "convention": "fastMRI: maximum of each target volume, input's units",
+                **_mean_and_std(
+                    [{k: v[k] for k in METHODS} for v in self._volumes.values()]
+                ),
+            },
+            "per_volume": self._volumes,
+            "per_slice": self._slices,
+        }
+        with files.whole(self._out / "metrics.json") as path:
+            path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False))
+        self._print(report)
+        return report
+
+    def _close_volume(self) -> None:
+        """Writes the open volume's reconstruction and scores it in fastMRI's manner."""
+        abouts, parts = zip(*self._open, strict=True)
+        self._open = []
+        images = {name: np.stack([x[name] for x in parts]) for name in parts[0]}
+        name = abouts[0].volume
+        with (
+            files.whole(self._out / "reconstructions" / f"{name}.h5") as path,
+            h5py.File(path, "w") as file,
+        ):
+            file["reconstruction"] = images["reconstruction"]
+            file["slice"] = [about.index for about in abouts]
+            file.attrs["kspace"] = _kspace(abouts[0].measured)
+        self._volumes[name] = {
+            "subject": abouts[0].subject,
+            "slices": len(abouts),
+            **{m: _volume_scores(images[m], images["target"]) for m in METHODS},
+        }
+
+    def _write_figures(self) -> None:
+        def stacked(name: str) -> np.ndarray:
+            return np.stack([found["images"][name] for found in self._shown])
+
+        slices: dict[str, Any] = {name: stacked(name) for name in (*METHODS, "target")}
+        slices["mask"] = np.stack([found["mask"] for found in self._shown])
+        # For figures across methods.
+        path = self._out / "figures" / "slices.npz"
+        with files.whole(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **slices)
+        figure = figures.reconstruction_figure(
+            {
+                "Zero-filled": slices["zero_filled"],
+                self._title: slices["reconstruction"],
+            },
+            slices["target"],
+            slices["mask"],
+        )
+        figures.save(figure, self._out / "figures" / "reconstructions.png")
+        stages = self._shown[len(self._shown) // 2]["stages"]
+        images = {_STAGES[name]: stages[name] for name in _STAGES if name in stages}
+        figure = figures.stages_figure(
+            {name: np.asarray(magnitude(x)) for name, x in images.items()},
+            {name: np.asarray(magnitude(fft2c(x))) for name, x in images.items()},
+        )
+        figures.save(figure, self._out / "figures" / "stages.png")
+
+    def add_attention(self, attention: Mapping[str, Attention]) -> None:
+        """Writes Fig. 4 of the last layers of encoder and high-resolution decoder."""
+        rows = [
+            figures.AttentionMaps(label, found.weights[-1], found.token, colour)
+            for (label, colour), found in zip(
+                (("Encoder", "red"), ("HR decoder", "blue")),
+                (attention["encoder"], attention["hr_decoder"]),
+                strict=True,
+            )
+        ]
+        figure = figures.attention_figure(rows)
+        figures.save(figure, self._out / "figures" / "attention.png")
+
+    def _print(self, report: dict) -> None:
+        slices = report["slices"]
+        print(f"\n{slices['count']} slices, k-space {report['kspace']}")
+        print(f"{'':16}{'normalised (as the authors)':>30}{'input units':>30}")
+        print(f"{'':16}{'PSNR (dB)':>16}{'SSIM':>14}{'PSNR (dB)':>16}{'SSIM':>14}")
+        for method in METHODS:
+            row = f"{method.replace('_', '-'):16}"
+            for scale in ("normalised", "input"):
+                psnr, ssim = (slices[scale][method][x] for x in ("psnr", "ssim"))
+                row += f"{psnr['mean']:8.2f} +- {psnr['std']:4.2f}"
+                row += f"{ssim['mean']:8.3f} +- {ssim['std']:.2f}".rjust(15)
+            print(row)
+        gains = [
+            slices[scale]["reconstruction"]["psnr"]["mean"]
+            - slices[scale]["zero_filled"]["psnr"]["mean"]
+            for scale in ("normalised", "input")
+        ]
+        print(
+            f"PSNR over zero-filled: {gains[0]:+.2f} dB normalised, {gains[1]:+.2f} dB "
+            "in input units"
+        )
+
+
+def _volume_scores(image_SxHxW: np.ndarray, target_SxHxW: np.ndarray) -> dict:
+    scores = {
+        "nmse": metrics.volume_nmse,
+        "psnr": metrics.volume_psnr,
+        "ssim": metrics.volume_ssim,
+    }
+    return {name: float(f(image_SxHxW, target_SxHxW)) for name, f in scores.items()}
+
+
+def _mean_and_std(rows: list[dict]) -> dict:
+    """Mean and standard deviation over rows of equal, nested structure."""
+    return jax.tree.map(
+        lambda *values: {"mean": float(np.mean(values)), "std": float(np.std(values))},
+        *rows,
+    )
+
+
+def _kspace(measured: bool) -> str:
+    return "measured" if measured else "simulated from magnitude images"
+
+
+def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
+    """What decides which slices are evaluated, how undersampled, and by what model.
+
+    The run is named as seen from the results, so that both can be moved together.
+    """
+    data = dataclasses.asdict(config.data)
+    for name in (
+        *("augment", "validation", "validation_fraction"),
+        *("workers", "threads", "prefetch"),
+        *(["train"] if config.data.test else []),  # else the test is a part of it
+    ):
+        del data[name]
+    return {
+        "data": data,
+        "mask": dataclasses.asdict(config.mask),
+        "seed": config.eval.seed,
+        "run": os.path.relpath(workdir, out),
+    }
+
+
+def require_same_test(out: Path, test: dict[str, Any]) -> None:
+    """Raises InputError where a folder holds the results of another evaluation."""
+    files.require_same_json(
+        out / "metrics.json",
+        "test",
+        test,
+        f"{out}: holds the results of other scans, another undersampling or another "
+        "run; name another folder with --config.eval.out",
+    )
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity: a perfect slice's PSNR becomes null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,107 @@
+"""Reconstructing and scoring many slices: a batch at a time, over all devices."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from kst_jax import metrics, parallel
+from kst_jax.config import Config
+from kst_jax.data import pipeline, transforms
+from kst_jax.data.sources import Source
+from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.models.contract import Reconstructor
+from kst_jax.tokens import Batch
+
+
+def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable:
+    """Compiles reconstruction, as far as a training stage goes, and scores of a batch.
+
+    Devices along the mesh's second axis share the queries of each slice.
+
+    The function takes parameters, a Batch, and mean and std of its slices (B,). It
+    returns a dictionary, every entry with a leading axis B:
+
+      images: magnitudes (B, H, W) in the input's units by name: zero_filled,
+        reconstruction, target.
+      scores: by scale ("normalised", "input"), method and metric ("psnr", "ssim").
+      mask: (B, H, W), True where sampled.
+      stages: the last image (B, h, w, 2) of each stage, and the target, in the input's
+        units.
+    """
+    model = model.clone(query_axis=parallel.QUERY)
+
+    def function(params: dict, batch: Batch, mean: jax.Array, std: jax.Array) -> dict:
+        output = model.reconstruct(params, batch, stage)
+        images = {
+            "zero_filled": ifft2c(batch.kspace),
+            "reconstruction": output.image,
+            "target": batch.target,
+        }
+        stages: dict[str, jax.Array] = {
+            name: layers[-1] for name, layers in output.supervised.items()
+        }
+        if output.upsampled is not None:
+            stages["upsampled"] = output.upsampled
+        stages["target"] = batch.target
+        shown, stages = (
+            {name: transforms.denormalise(x, mean, std) for name, x in group.items()}
+            for group in (images, stages)
+        )
+        return {
+            "images": {name: magnitude(x) for name, x in shown.items()},
+            "scores": {"normalised": _scores(images), "input": _scores(shown)},
+            "mask": batch.mask,
+            "stages": stages,
+        }
+
+    return parallel.map_over_devices(
+        function,
+        mesh,
+        in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 3),
+        out_specs=parallel.SHARDED,
+    )
+
+
+def _scores(images: dict[str, jax.Array]) -> dict:
+    magnitudes = {name: magnitude(image) for name, image in images.items()}
+    target = magnitudes.pop("target")
+    return {
+        method: {
+            "psnr": metrics.psnr(image, target),
+            "ssim": metrics.ssim(image, target),
+        }
+        for method, image in magnitudes.items()
+    }
+
+
+def score_slices(
+    source: Source,
+    config: Config,
+    sampler: pipeline.Sampler,
+    scorer: Callable,
+    params: dict,
+    mesh: Mesh,
+    title: str = "Evaluating",
+) -> Iterator[tuple[int, dict]]:
+    """Each slice's number and what the scorer found, in the source's order."""
+    # leave=None: below another bar it goes when it is done
+    batches = pipeline.evaluation_batches(
+        source, config, sampler, jax.process_index(), jax.process_count()
+    )
+    with (
+        tqdm(desc=title, unit="slice", total=len(source), leave=None) as bar,
+        contextlib.closing(iter(batches)) as ready,
+    ):
+        for test in ready:
+            *inputs, number = parallel.shard(tuple(test), mesh)
+            found, number = parallel.fetch((scorer(params, *inputs), number))
+            for place in np.flatnonzero(number >= 0):
+                yield (
+                    int(number[place]),
+                    jax.tree.map(lambda x, place=place: x[place], found),
+                )
+                bar.update()

@@ -1,0 +1,1 @@
+"""A trained network as one file that needs nothing but JAX."""

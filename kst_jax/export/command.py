@@ -1,0 +1,165 @@
+"""Exports a trained network as one file that needs nothing but JAX.
+
+    kst-export runs/demo exported
+
+takes the latest checkpoint of the run in runs/demo and writes, into a new folder,
+
+    exported/network.stablehlo   program and weights, for CPU, CUDA and TPU and for any
+                                 batch size, with the run's image size and undersampling
+    exported/network.sha256      its checksum
+    exported/reconstruct.py      how to call it, without kst_jax:
+                                 python exported/reconstruct.py INPUT.npz IMAGE.npy
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# jax.export is a module of its own, which `import jax` leaves out.
+from jax import export as jax_export
+
+from kst_jax import fourier, tokens
+from kst_jax.config import Config
+from kst_jax.data import pipeline
+from kst_jax.errors import InputError
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.contract import Reconstructor
+from kst_jax.models.registry import build
+from kst_jax.programs import cli, files
+from kst_jax.programs.arguments import Parser
+from kst_jax.runs import checkpoints
+from kst_jax.stages import require_trained
+from kst_jax.tokens import Batch
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_STANDALONE = Path(__file__).with_name("standalone.py")
+
+
+def reconstructor(
+    model: Reconstructor, params: dict, counts: tuple[int, int]
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """A function of arrays alone: k-space (B, H, W, 2) and mask (B, H, W) to images.
+
+    Args:
+      model: the network.
+      params: its parameters, which become constants.
+      counts: least and largest number of points that a mask may sample.
+
+    Returns:
+      The function; its images are (B, H, W, 2), in the scale of the k-space, and not a
+      number where a mask samples more or fewer points than the counts allow.
+    """
+
+    def reconstruct(kspace: jax.Array, mask: jax.Array) -> jax.Array:
+        batch = jax.vmap(lambda k, m: _tokenise(k, m, counts))(kspace, mask)
+        image = model.reconstruct(params, batch).image
+        sampled = mask.sum((1, 2))
+        fits = (counts[0] <= sampled) & (sampled <= counts[1])
+        return jnp.where(fits[:, None, None, None], image, jnp.nan)
+
+    return reconstruct
+
+
+def _tokenise(kspace: jax.Array, mask: jax.Array, counts: tuple[int, int]) -> Batch:
+    """As `tokens.tokenise`, but traceable; always with `valid`."""
+    least, most = counts
+    (sampled,) = jnp.nonzero(mask.ravel(), size=most, fill_value=0)
+    (query,) = jnp.nonzero(
+        ~mask.ravel(), size=mask.size - least, fill_value=mask.size - 1
+    )
+    return Batch(
+        value=kspace.reshape(-1, 2)[sampled],
+        position=jnp.asarray(tokens.coordinates(mask.shape))[sampled],
+        valid=jnp.arange(most) < mask.sum(),
+        query=query.astype(jnp.int32),
+        kspace=fourier.data_consistency(jnp.zeros_like(kspace), kspace, mask),
+        mask=mask,
+    )
+
+
+def export(
+    config: Config, params: dict, platforms: tuple[str, ...] = PLATFORMS
+) -> jax_export.Exported:
+    """The network of a run for several platforms and any batch size.
+
+    Args:
+      config: of the run; tells image size, undersampling and network.
+      params: its parameters.
+      platforms: "cpu", "cuda", "rocm", "tpu".
+    """
+    model = config.model
+    if isinstance(model, KSTConfig):
+        # The portable form: what "auto" stands for depends on the machine.
+        model = dataclasses.replace(model, attention="blocked")
+    counts = pipeline.open_sampler(config).counts
+    function = reconstructor(build(model), params, counts)
+    (b,) = jax_export.symbolic_shape("b")
+    size = config.data.size
+    return jax_export.export(jax.jit(function), platforms=platforms)(
+        jax.ShapeDtypeStruct((b, *size, 2), np.float32),
+        jax.ShapeDtypeStruct((b, *size), np.bool_),
+    )
+
+
+def write(exported: jax_export.Exported, out: str | Path) -> None:
+    """Writes the program and the example that loads it, both or none.
+
+    Raises:
+      InputError: there is something at `out` already, or nothing can be written there.
+    """
+    out = Path(out).absolute()
+    _require_new(out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
+        folder = Path(temporary) / "out"
+        folder.mkdir()
+        program = folder / "network.stablehlo"
+        program.write_bytes(exported.serialize())
+        (folder / "network.sha256").write_text(files.sha256_of(program) + "\n")
+        (folder / "reconstruct.py").write_text(_STANDALONE.read_text())
+        os.replace(folder, out)
+
+
+def _require_new(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"{out}: exists already; choose a new folder")
+    files.make_folder(out.parent)
+
+
+def _main() -> None:
+    """Command line: exports a checkpoint of a run."""
+    parser = Parser("kst-export", __doc__)
+    parser.add_argument("workdir", help="folder of a run that kst-train has written")
+    parser.add_argument("out", help="folder to write, which must not exist yet")
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=(*PLATFORMS, "rocm"),
+        default=PLATFORMS,
+        metavar="PLATFORM",
+        help="what the program is to run on: cpu, cuda, tpu, rocm (cpu cuda tpu)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=("latest", "best"),
+        default="latest",
+        help="which of the run's checkpoints (latest); best is by validation",
+    )
+    args = parser.parse_args()
+    _require_new(Path(args.out).absolute())
+    params, config, step = checkpoints.read_parameters(args.workdir, args.checkpoint)
+    model = build(config.model)
+    require_trained(config.train, step, model.stages, args.workdir)
+    write(export(config, params, tuple(args.platforms)), args.out)
+    print(f"wrote {args.out}: the network of {args.workdir} at step {step}")
+    print(f"  python {args.out}/reconstruct.py INPUT.npz IMAGE.npy")
+
+
+def main() -> None:
+    """Command line."""
+    cli.run(_main)

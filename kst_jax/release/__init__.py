@@ -1,0 +1,1 @@
+"""A run's parameters alone, to give to others."""

@@ -1,0 +1,89 @@
+"""Whether a checkpoint, the run that it is of, and a config belong together."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from kst_jax.config import Config
+from kst_jax.errors import InputError
+from kst_jax.tokens import Batch
+
+# What does not change a model's weights, nor the outcome of its training.
+TRAINING_MAY_CHANGE = (
+    "train.accumulate",
+    "model.remat",
+    "train.log_every",
+    "train.image_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.keep_best",
+    *("data.workers", "data.threads", "data.prefetch"),
+)
+_NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
+
+
+def require_same_model(saved: Config, config: Config, workdir: str | Path) -> None:
+    """Raises InputError that names the first difference between two models' weights."""
+    if difference := _first_difference(
+        dataclasses.asdict(saved.model),
+        dataclasses.asdict(config.model),
+        "model",
+        _NOT_WEIGHTS,
+    ):
+        raise InputError(
+            f"the checkpoint in {workdir} does not fit the config: {difference}; use "
+            f"--config=saved:{workdir} for the config it was made with"
+        )
+
+
+def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> None:
+    """Raises InputError that names the first parameter that does not fit a model."""
+    wanted = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    shapes, found = (
+        {
+            "/".join(key.key for key in path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (wanted, params)
+    )
+    for name in sorted(set(shapes) | set(found)):
+        if shapes.get(name) != found.get(name):
+            raise InputError(
+                f"the parameters in {where} do not fit the model: {name} is "
+                f"{found.get(name, 'missing')} there, {shapes.get(name, 'unknown')} in "
+                "the model"
+            )
+
+
+def require_same_run(
+    saved: Config,
+    config: Config,
+    where: str | Path,
+    may_change: tuple[str, ...] = (*TRAINING_MAY_CHANGE, "eval"),
+) -> None:
+    """Raises InputError that names the first difference that makes it another run."""
+    if difference := _first_difference(
+        dataclasses.asdict(saved), dataclasses.asdict(config), "config", may_change
+    ):
+        raise InputError(
+            f"{where}: holds a run with another config: {difference}; choose a new "
+            "--workdir, or give the run's own config to carry on with it"
+        )
+
+
+def _first_difference(
+    saved: dict, new: dict, where: str, ignored: tuple[str, ...]
+) -> str | None:
+    for name, value in saved.items():
+        path = name if where == "config" else f"{where}.{name}"
+        if path in ignored:
+            continue
+        if isinstance(value, dict):
+            if difference := _first_difference(value, new[name], path, ignored):
+                return difference
+        elif value != new[name]:
+            return f"{path} is {value} there and {new[name]} here"
+    return None

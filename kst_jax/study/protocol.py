@@ -1,0 +1,239 @@
+"""What a study compares: methods x settings x seeds, and the cells that they make."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from kst_jax.config import Config, DataConfig, EvalConfig, MaskConfig, TrainConfig
+from kst_jax.config_dict import from_dict
+from kst_jax.errors import InputError, require
+from kst_jax.models import registry
+from kst_jax.models.config import ModelConfig
+
+# The method of every study that learns nothing.
+ZERO_FILLED = "zero_filled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of a table.
+
+    Attributes:
+      model: section `model` of its runs.
+      train: section `train` of its runs, but steps and seed.
+      images: training images (steps x batch size); 0 for the study's.
+      title: its name in tables and figures; by default the network's.
+    """
+
+    model: Mapping
+    train: Mapping
+    images: int = 0
+    title: str = ""
+
+    def __post_init__(self):
+        """Raises InputError for values that cannot be."""
+        _require_count("images", self.images)
+        require(isinstance(self.title, str), "title", self.title, "a text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Settings as columns, methods as rows.
+
+    Attributes:
+      settings: names, in order.
+      methods: names, in order.
+    """
+
+    settings: tuple[str, ...]
+    methods: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method at one setting with one seed."""
+
+    setting: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """SETTING/METHOD/SEED, as its files are called."""
+        return f"{self.setting}/{self.method}/{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+      data: scans, the same for every cell, and in the same order.
+      eval: how the cells are evaluated.
+      images: training images that each learned method sees.
+      seeds: of the initial parameters.
+      references: the methods that each of the others is compared with.
+      order: names of the settings, in the order in which they are done.
+      settings: sections `mask` of the runs, by name.
+      methods: by name.
+      tables: titles, and the names of the settings and methods that each shows.
+    """
+
+    data: DataConfig
+    eval: EvalConfig
+    images: int
+    seeds: tuple[int, ...]
+    references: tuple[str, ...]
+    order: tuple[str, ...]
+    settings: Mapping[str, MaskConfig]
+    methods: Mapping[str, Method]
+    tables: Mapping[str, Table]
+
+    def __post_init__(self):
+        """Raises InputError for values that cannot be."""
+        _require_count("config.images", self.images)
+        for seed in self.seeds:
+            _require_count("config.seeds", seed)
+        require(
+            0 < len(set(self.seeds)) == len(self.seeds),
+            "config.seeds",
+            self.seeds,
+            "at least one, each once",
+        )
+
+
+def _require_count(name: str, value: object) -> None:
+    require(type(value) is int and value >= 0, name, value, "a whole number, 0 or more")
+
+
+def read(values: Mapping) -> Study:
+    """The study that a config file describes.
+
+    Raises:
+      InputError: a missing or unknown key, a value out of range, or a table of
+        something that is not in the study.
+    """
+    if isinstance(values, ConfigDict):
+        values = values.to_dict()
+    fields = {field.name for field in dataclasses.fields(Study)}
+    for name in (*(fields - set(values)), *(set(values) - fields)):
+        raise InputError(
+            f"config.{name} is {'unknown' if name in values else 'missing'}; a study "
+            f"has {', '.join(sorted(fields))}"
+        )
+    kinds = {"settings": MaskConfig, "methods": Method, "tables": Table}
+    groups = {
+        group: {
+            name: _one(kind, value, f"config.{group}.{name}")
+            for name, value in values[group].items()
+        }
+        for group, kind in kinds.items()
+    }
+    study = Study(
+        **{
+            **values,
+            **groups,
+            "data": from_dict(values["data"], DataConfig, "config.data"),
+            "eval": from_dict(values["eval"], EvalConfig, "config.eval"),
+            "seeds": tuple(values["seeds"]),
+            "references": tuple(values["references"]),
+            "order": tuple(values["order"]),
+        }
+    )
+    _require_whole(study)
+    _require_images(study)
+    for cell in cells_of(study):
+        config_of(study, cell)
+    return study
+
+
+def _one(kind: type, value: Mapping, where: str) -> object:
+    if kind is MaskConfig:
+        return from_dict(value, kind, where)
+    try:
+        return kind(**value)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _require_whole(study: Study) -> None:
+    for name in study.references:
+        if name not in study.methods:
+            raise InputError(f"config.references: {name!r} is not among methods")
+    if sorted(study.order) != sorted(study.settings):
+        raise InputError(
+            f"config.order={study.order} must name each of config.settings once: "
+            f"{', '.join(study.settings)}"
+        )
+    titles = [title_of(study, name) for name in study.methods]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise InputError(f"config.methods: several have the title {title!r}")
+    for title, table in study.tables.items():
+        for group in ("settings", "methods"):
+            unknown = set(getattr(table, group)) - set(getattr(study, group))
+            if unknown:
+                raise InputError(
+                    f"config.tables.{title}: {unknown.pop()!r} is not in {group}"
+                )
+
+
+def _require_images(study: Study) -> None:
+    """Raises InputError where evaluations would not leave images where they belong."""
+    if study.eval.figures < 1:
+        raise InputError(
+            "config.eval.figures=0 leaves a study without figures; must be at least 1"
+        )
+    if study.eval.out:
+        raise InputError(
+            f"config.eval.out={study.eval.out!r}: each cell of a study has a folder of "
+            "its own; leave it empty"
+        )
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """The cells that the tables show, in the order in which they are done."""
+    tables = study.tables.values()
+    rows = dict.fromkeys(name for table in tables for name in table.methods)
+    return [
+        Cell(setting, method, seed)
+        for setting in study.order
+        for seed in study.seeds
+        for method in rows
+        if any(setting in t.settings and method in t.methods for t in tables)
+    ]
+
+
+def config_of(study: Study, cell: Cell) -> Config:
+    """The run of a cell.
+
+    Raises:
+      InputError: a key or value of the method that cannot be.
+    """
+    method, where = study.methods[cell.method], f"config.methods.{cell.method}"
+    try:
+        train = from_dict(method.train, TrainConfig, f"{where}.train")
+        steps = (method.images or study.images) // train.batch_size
+        train = dataclasses.replace(train, steps=steps, seed=cell.seed)
+        model = from_dict(method.model, ModelConfig, f"{where}.model")
+        mask = study.settings[cell.setting]
+        config = Config(study.data, mask, model, train, study.eval)
+    except InputError as error:
+        told = str(error)
+        raise InputError(told if where in told else f"{where}: {told}") from None
+    if study.eval.checkpoint == "best" and not train.keep_best:
+        raise InputError(
+            f"config.eval.checkpoint='best' needs {where}.train.keep_best and "
+            "validate_every"
+        )
+    return config
+
+
+def title_of(study: Study, method: str) -> str:
+    """A method's name in tables and figures."""
+    if method == ZERO_FILLED:
+        return "Zero-filled"
+    given = study.methods[method]
+    name = given.model.get("name", "kst")
+    return given.title or registry.entry(name).network.title

@@ -1,0 +1,1 @@
+"""The training of a network (paper section 3.2)."""

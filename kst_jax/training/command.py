@@ -1,0 +1,46 @@
+r"""Trains a reconstruction model.
+
+    kst-train --config=demo --workdir=runs/demo
+
+trains a small network on a bundled scan, in minutes. On scans of your own:
+
+    kst-train --config=fastmri_gaussian2d_5x --workdir=runs/knee \
+        --config.data.train=/data/singlecoil_train \
+        --config.data.test=/data/singlecoil_val
+
+The same command carries on where an interrupted run left off; Ctrl-C saves first.
+Any setting can be changed on the command line. Those that matter first:
+
+    --config.data.train=PATH        scans to train on: a folder, a file, a pattern, or
+                                    several with commas, of fastMRI single-coil .h5,
+                                    NIfTI, Analyze, or the authors' .npy
+    --config.data.test=PATH         scans to set apart for kst-eval
+    "--config.data.size=(128,128)"  rows and columns of the images
+    --config.mask.kind=gaussian_2d  how k-space is undersampled, and
+    --config.mask.acceleration=5    how much
+    --config.train.steps=100000     how long
+    --config.train.batch_size=4     slices a step
+    --config.train.validate_every=5000
+                                    steps between validations
+
+kst_jax/config.py explains all of them but the network's own, --config.model, which
+kst_jax/models/kst.py and the files beside it do; a misspelt one is answered with the
+valid names. In WORKDIR there will be
+
+    checkpoints/                    the network, for kst-eval
+    config.json, *_subjects.json    how it was made, and on whom
+    train.jsonl, tensorboard/       loss and PSNR by step, sample images
+"""
+
+from kst_jax.programs import config_arguments
+from kst_jax.programs.arguments import Parser
+from kst_jax.training import loop
+
+
+def main() -> None:
+    """Command line."""
+    config_arguments.run(
+        lambda config, workdir, _: loop.train(config, workdir),
+        Parser("kst-train", __doc__),
+        may_join=True,
+    )

@@ -1,0 +1,380 @@
+"""The training loop: deep supervision and AdamW (paper section 3.2), in stages.
+
+A run is a function of its config and its data; the same command carries on where the
+last checkpoint left off.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from kst_jax import metrics, parallel
+from kst_jax.config import Config, TrainConfig, require_config
+from kst_jax.data import pipeline
+from kst_jax.errors import DivergedError
+from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.models.contract import STAGES, Reconstructor
+from kst_jax.models.registry import build
+from kst_jax.runs import subjects
+from kst_jax.runs.checkpoints import Checkpoints
+from kst_jax.stages import first_steps, stage_at
+from kst_jax.tokens import Batch
+from kst_jax.training import losses
+from kst_jax.training.interruption import Interruption
+from kst_jax.training.logs import Logs
+from kst_jax.training.validation import Validator
+
+
+@flax.struct.dataclass
+class State:
+    """What training changes: parameters, their moving average (or None), optimiser."""
+
+    step: jax.Array
+    params: dict
+    ema: dict | None
+    optimizer: optax.OptState
+
+
+def make_optimizer(
+    config: TrainConfig, model: Reconstructor
+) -> optax.GradientTransformation:
+    """The optimiser and its schedule; parameters join when their stage begins.
+
+    Each group's moment estimates start their bias correction at its first step, as if
+    the parameters had not existed before; otherwise the first updates of a stage would
+    be up to six times too large.
+    """
+    scalings = {
+        "adamw": optax.scale_by_adam,
+        "rmsprop": functools.partial(  # as PyTorch has it
+            optax.scale_by_rms, decay=0.99, eps_in_sqrt=False
+        ),
+    }
+
+    def group(first: int) -> optax.GradientTransformation:
+        update = optax.chain(
+            scalings[config.optimizer](), optax.add_decayed_weights(config.weight_decay)
+        )
+        return optax.transforms.conditionally_mask(update, lambda step: step >= first)
+
+    def labels(params: dict) -> dict:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: model.introduced_in(path), params
+        )
+
+    begun = first_steps(config, model.stages)
+    groups = {stage: group(begun.get(stage, 0)) for stage in STAGES}
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
+    return optax.chain(
+        clip or optax.identity(),
+        optax.partition(groups, labels),
+        optax.scale_by_learning_rate(_schedule(config)),
+    )
+
+
+def _schedule(config: TrainConfig) -> optax.Schedule:
+    rate, steps = config.learning_rate, config.steps - config.warmup_steps
+    schedule = {
+        "cosine": optax.cosine_decay_schedule(rate, steps),
+        "constant": optax.constant_schedule(rate),
+        "step": optax.piecewise_constant_schedule(rate, {round(0.8 * steps): 0.1}),
+        "halving": optax.exponential_decay(rate, steps / 20, 0.5, staircase=True),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return schedule
+    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
+    return optax.join_schedules([warmup, schedule], [config.warmup_steps])
+
+
+def init_state(
+    model: Reconstructor,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    config: TrainConfig,
+) -> State:
+    """The state before the first step; only the shapes of `batch` matter."""
+    params = jax.jit(model.init)(jax.random.key(config.seed), batch)["params"]
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy: the step may reuse the memory of either.
+        ema=jax.tree.map(jnp.copy, params) if config.ema else None,
+        optimizer=optimizer.init(params),
+    )
+
+
+def make_step(
+    model: Reconstructor,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    stage: str,
+    mesh: Mesh,
+) -> Callable[[State, Batch], tuple[State, dict, jax.Array]]:
+    """Compiles one optimiser step of a stage.
+
+    The step returns the new state, scalars (loss, PSNR of normalised magnitudes, norms)
+    over the global batch, and each device's first reconstruction.
+    """
+
+    def loss_of(params: dict, batch: Batch) -> tuple[jax.Array, tuple]:
+        output = model.reconstruct(params, batch, stage)
+        psnr = metrics.psnr(magnitude(output.image), magnitude(batch.target)).mean()
+        loss = losses.loss(output, batch.target, config, stage)
+        return loss, (psnr, output.image[:1])
+
+    def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
+        (loss, psnr, gradient), image = _means(
+            loss_of, state.params, batch, config.accumulate
+        )
+        updates, optimizer_state = optimizer.update(
+            gradient, state.optimizer, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = None
+        if config.ema:
+            ema = optax.incremental_update(params, state.ema, 1 - config.ema)
+        scalars = {
+            "loss": loss,
+            "psnr": psnr,
+            "gradient_norm": optax.tree.norm(gradient),
+            "parameter_norm": optax.tree.norm(params),
+        }
+        return State(state.step + 1, params, ema, optimizer_state), scalars, image
+
+    return parallel.map_over_devices(
+        step,
+        mesh,
+        in_specs=(parallel.REPLICATED, parallel.SHARDED),
+        out_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
+        donate_argnums=0,
+    )
+
+
+def _means(
+    loss_of: Callable, params: dict, batch: Batch, micro_batches: int
+) -> tuple[tuple[jax.Array, jax.Array, dict], jax.Array]:
+    """Loss, PSNR and gradient, means over the global batch, and the first image.
+
+    Each device sums over its micro-batches; devices exchange the sums once.
+    """
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    params = parallel.each_its_own(params)
+
+    def add(sums: tuple, batch: Batch) -> tuple[tuple, jax.Array]:
+        (loss, (psnr, image)), gradient = gradient_of(params, batch)
+        return jax.tree.map(jnp.add, sums, (loss, psnr, gradient)), image
+
+    zero = parallel.each_its_own(jnp.zeros(()))
+    zeros = zero, zero, jax.tree.map(jnp.zeros_like, params)
+    batches = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    sums, images = jax.lax.scan(add, zeros, batches)
+    return parallel.mean(jax.tree.map(lambda x: x / micro_batches, sums)), images[0]
+
+
+def train(config: Config, workdir: str | Path) -> State:
+    """Trains a model, or carries on with a run that was interrupted.
+
+    SIGTERM and Ctrl-C stop it after a step, saved.
+
+    Args:
+      config: the run.
+      workdir: folder for checkpoints and logs.
+
+    Returns:
+      The final state.
+
+    Raises:
+      InputError: data or config that cannot be used, another run's folder, or
+        checkpoints that cannot be read or written.
+      DivergedError: loss, gradient or parameters that are no longer finite.
+      SystemExit: with code 0, after SIGTERM.
+      KeyboardInterrupt: after Ctrl-C.
+    """
+    require_config(config)
+    at_a_time = config.train.batch_size // config.train.accumulate
+    mesh = parallel.make_mesh(at_a_time)
+    parallel.warn_of_idle_devices(
+        mesh, "train.batch_size / train.accumulate", at_a_time
+    )
+    # Before the scans, which may take long to open: what can fail at once.
+    sampler = pipeline.open_sampler(config)
+    model = build(config.model)
+    optimizer = make_optimizer(config.train, model)
+    with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
+        source, test = pipeline.open_sources(config)
+        source, validation = pipeline.set_validation_apart(config, source, test)
+        print(f"Training on {source}; set apart for testing: {test}")
+        validator = None
+        if validation:
+            print(f"Validating on {validation}")
+            validator = Validator(config, validation, sampler, model)
+        people = {
+            "train": source.subjects,
+            "validation": validation.subjects if validation else (),
+        }
+        subjects.write(workdir, people, carries_on=checkpoints.begun)
+        example = pipeline.example_batch(config, sampler)
+        state = init_state(model, optimizer, example, config.train)
+        state = parallel.replicate(checkpoints.restore(state), mesh)
+        batches = pipeline.training_batches(
+            source,
+            config,
+            sampler,
+            jax.process_index(),
+            jax.process_count(),
+            first_step=int(state.step),
+        )
+        # Closed, or worker processes may be torn down in the wrong order at the exit.
+        with contextlib.closing(batches), Interruption() as interruption:
+            loop = _Loop(
+                *(config, mesh, model, optimizer),
+                *(checkpoints, validator, interruption),
+            )
+            state = loop.run(state, batches)
+            saved = checkpoints.latest()
+    interruption.obey(f"Stopped. The same command carries on from {saved}")
+    return state
+
+
+@dataclasses.dataclass
+class _Loop:
+    config: Config
+    mesh: Mesh
+    model: Reconstructor
+    optimizer: optax.GradientTransformation
+    checkpoints: Checkpoints
+    validator: Validator | None
+    interruption: Interruption
+
+    def run(self, state: State, batches: grain.DatasetIterator) -> State:
+        """Trains until the last step, or until asked to stop."""
+        c = self.config.train
+        first, step_of = int(state.step), {}
+        begun = first_steps(c, self.model.stages)
+        workdir = self.checkpoints.workdir
+        with contextlib.closing(Logs(workdir, first)) as logs, self._bar(first) as bar:
+            pending: list[tuple[int, dict]] = []
+            for number in range(first + 1, c.steps + 1):
+                stage = stage_at(number - 1, begun)
+                begins = stage not in step_of
+                if begins:
+                    bar.set_postfix_str(f"compiling stage {stage}")
+                    step_of = {stage: self._step(stage)}
+                batch = next(batches)
+                state, scalars, images = step_of[stage](
+                    state, parallel.shard(batch, self.mesh)
+                )
+                if pending:  # no more than two steps under way: a stop is soon
+                    jax.block_until_ready(pending[-1][1])
+                pending.append((number, scalars))
+                if begins:
+                    bar.set_postfix_str(f"stage {stage}")
+                bar.update()
+                stops = self.interruption.requested(number)
+                if stops or self._logs(number):
+                    self._require_finite(pending)
+                    pending = []
+                    self._record(logs, bar, number, stage, state, scalars, stops)
+                if c.image_every and number % c.image_every == 0:
+                    logs.image(number, _panel(batch, images))
+                if stops:
+                    break
+        return state
+
+    def _record(
+        self,
+        logs: Logs,
+        bar: tqdm,
+        number: int,
+        stage: str,
+        state: State,
+        scalars: dict,
+        stops: bool,
+    ) -> None:
+        """Validates, logs and saves, whichever is due after a step.
+
+        Stopping leaves no trace in the logs: a run that was stopped reads like one that
+        was not.
+        """
+        validation = (
+            self._validate(number, state, stage) if self._validates(number) else {}
+        )
+        if self._logs(number):
+            self._log(logs, bar, number, scalars | validation, stage)
+        if stops or self._saves(number):
+            self.checkpoints.save(number, state, validation)
+
+    def _validates(self, number: int) -> bool:
+        every = self.config.train.validate_every
+        return every > 0 and self._due(number, every)
+
+    def _saves(self, number: int) -> bool:
+        every = self.config.train.checkpoint_every
+        return self._validates(number) or self._due(number, every)
+
+    def _logs(self, number: int) -> bool:
+        return self._saves(number) or number % self.config.train.log_every == 0
+
+    def _due(self, number: int, every: int) -> bool:
+        return number % every == 0 or number == self.config.train.steps
+
+    def _validate(self, number: int, state: State, stage: str) -> dict[str, float]:
+        assert self.validator  # where `validate_every` is set
+        scores = self.validator(state.params if state.ema is None else state.ema, stage)
+        self._require_finite([(number, scores)])
+        return scores
+
+    def _bar(self, first: int) -> tqdm:
+        return tqdm(
+            desc="Training",
+            unit="step",
+            total=self.config.train.steps,
+            initial=first,
+            smoothing=0.05,
+        )
+
+    def _step(self, stage: str) -> Callable:
+        return make_step(
+            self.model, self.optimizer, self.config.train, stage, self.mesh
+        )
+
+    def _log(
+        self, logs: Logs, bar: tqdm, number: int, scalars: dict, stage: str
+    ) -> None:
+        values = {name: float(value) for name, value in scalars.items()}
+        logs.scalars(number, values | {"stage": stage})
+        rate = bar.format_dict["rate"] or 0.0
+        bar.set_postfix_str(
+            f"{stage} loss {values['loss']:.4f}, PSNR {values['psnr']:.2f} dB, "
+            f"{rate * self.config.train.batch_size:.1f} images/s"
+        )
+
+    def _require_finite(self, pending: list[tuple[int, dict]]) -> None:
+        """Runs before each save, so that no checkpoint holds what is not a number."""
+        for number, scalars in pending:
+            for name, value in scalars.items():
+                if not np.isfinite(value):
+                    raise DivergedError(
+                        f"{name.replace('_', ' ')} is {float(value)} at step {number}. "
+                        f"The last finite checkpoint is {self.checkpoints.latest()}; "
+                        "lower train.learning_rate, set train.clip_norm (say 1.0) or "
+                        "train.warmup_steps, and use a new --workdir"
+                    )
+
+
+def _panel(batch: Batch, images: jax.Array) -> np.ndarray:
+    """Zero-filled, reconstruction, target (normalised) side by side, in [0, 1]."""
+    shown = (ifft2c(batch.kspace[:1]), images.addressable_data(0), batch.target[:1])
+    panel = np.concatenate([np.asarray(magnitude(x[0])) for x in shown], axis=1)
+    return panel / panel.max()
