@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint docs format clean
 
 demo: $(VENV)/.installed  ## Reconstruct with the shipped network; train one and test it
 	$(BIN)/python eval.py --config=saved:weights/uniform1d_5x \
@@ -19,6 +19,9 @@ lint: $(VENV)/.installed-dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev  ## Build the site of docs/ in build/site
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/.installed-dev  ## Mend style
 	$(BIN)/ruff check --fix .

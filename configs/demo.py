@@ -7,8 +7,9 @@ The unseen person's mean PSNR rises from 13.26 dB, zero-filled, to 19.66 dB in t
 input's units (two cores of an AMD EPYC; README.md).
 """
 
-from kst_jax.configs import default
 from ml_collections import ConfigDict
+
+from kst_jax.configs import default
 
 
 def get_config() -> ConfigDict:

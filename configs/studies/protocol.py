@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from kst_jax.configs import admm, d5c5, default, kst_plus, kunet, oucr, tv, unet
 from ml_collections import ConfigDict
+
+from kst_jax.configs import admm, d5c5, default, kst_plus, kunet, oucr, tv, unet
 
 ABLATION = "Table 3: ablation"
 _PATTERNS = (

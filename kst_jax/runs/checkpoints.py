@@ -28,15 +28,12 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from kst_jax.runs import agreement
-from kst_jax.programs import files
-from kst_jax.runs import integrity
 from kst_jax import parallel
-from kst_jax.runs import subjects
-from kst_jax.config import Config
-from kst_jax.config import TrainConfig
+from kst_jax.config import Config, TrainConfig
 from kst_jax.config_dict import from_dict
 from kst_jax.errors import InputError
+from kst_jax.programs import files
+from kst_jax.runs import agreement, integrity, subjects
 
 _MAX_UNSTORED = 2**26  # bytes of parameters that a checkpoint need not store
 

@@ -14,8 +14,7 @@ from jax.experimental import multihost_utils
 
 from kst_jax import parallel
 from kst_jax.errors import InputError
-from kst_jax.programs.files import read_json
-from kst_jax.programs.files import sha256_of
+from kst_jax.programs.files import read_json, sha256_of
 
 _SUMS = "checksums.json"
 

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kst_jax.programs import files
 from kst_jax import parallel
 from kst_jax.errors import InputError
+from kst_jax.programs import files
 
 PARTS = {"train": "trained", "validation": "chosen in validation"}
 
