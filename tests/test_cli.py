@@ -150,7 +150,7 @@ def test_help_explains(path):
 def test_a_program_that_is_terminated_tidies_up(tmp_path):
     program = f"""
 import pathlib, time
-from kst_jax import cli, files
+from kst_jax.programs import cli, files
 def main():
     with files.together(pathlib.Path({str(tmp_path)!r})) as folder:
         (folder / "half").touch()

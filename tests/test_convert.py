@@ -25,7 +25,7 @@ def test_command_line_writes_what_was_loaded(shared, tmp_path):
     source = shared / "goldens" / "authors_small.pth"
     done = run_here("kst-convert", source, tmp_path / "out", "--lr_size", 16, 16)
     assert done.returncode == 0, done.stderr
-    assert "eval.py" in done.stdout
+    assert "kst-eval" in done.stdout
     params, config, _ = checkpoints.read_parameters(tmp_path / "out")
     wanted, model = command.load(source, 4, (16, 16))
     assert config.model == model

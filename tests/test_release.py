@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 def test_what_is_evaluated_is_what_was_trained(run, tmp_path):
     done = run_here(PROGRAM, run, tmp_path / "out", "--test=demo:test")
     assert done.returncode == 0, done.stderr
-    assert "eval.py" in done.stdout
+    assert "kst-eval" in done.stdout
     params, config, _ = checkpoints.read_parameters(tmp_path / "out")
     trained, _, _ = checkpoints.read_parameters(run)
     jax.tree.map(np.testing.assert_array_equal, params, trained)

@@ -196,22 +196,20 @@ def _connect(args: argparse.Namespace) -> bool:
     node or an interactive shell looks like many processes where only one was started.
     """
     by_hand = (args.coordinator, args.num_processes, args.process_id)
+    if args.coordinator and ":" not in args.coordinator:
+        raise InputError(
+            f"--coordinator={args.coordinator}: give HOST:PORT, such as 10.0.0.1:1234"
+        )
     if None in by_hand and any(value is not None for value in by_hand):
         raise InputError(
             "--coordinator, --num_processes and --process_id belong together; give all "
             "three, or --distributed alone where JAX finds the others"
         )
-    if args.coordinator:
-        if ":" not in args.coordinator:
-            raise InputError(
-                f"--coordinator={args.coordinator}: give HOST:PORT, such as "
-                "10.0.0.1:1234"
-            )
-        if not 0 <= args.process_id < args.num_processes:
-            raise InputError(
-                f"--process_id={args.process_id} must be from 0 to --num_processes="
-                f"{args.num_processes} less 1"
-            )
+    if args.coordinator and not 0 <= args.process_id < args.num_processes:
+        raise InputError(
+            f"--process_id={args.process_id} is out of range: processes are numbered "
+            f"from 0, and --num_processes={args.num_processes}"
+        )
     joins = bool(args.distributed or args.coordinator)
     if joins:
         parallel.connect(*by_hand)
