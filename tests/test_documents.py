@@ -5,6 +5,7 @@ Folders that documents name, such as /data/singlecoil_train, lie below a tempora
 """
 
 import importlib
+import pkgutil
 import re
 import shlex
 import shutil
@@ -27,6 +28,9 @@ DOCUMENTS = [
     ROOT / "weights" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+ABOUT = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+# Files that documents name and that are not there, but could be.
+EXAMPLES = ("kst_jax/models/residual.py", "kst_jax/NAME/command.py", "studies/NAME/")
 # Commands that do not run here, as patterns, and why.
 NOT_RUN = {
     r"make demo": "its commands run, from the Makefile",
@@ -160,6 +164,7 @@ def write_scans(place):
             path.mkdir(parents=True)
             for number in range(4 if part == "singlecoil_train" else 1):
                 kspace = rng.normal(size=(9, 20, 18, 2)).astype(np.float32)
+                kspace[:, 10, 9] = 100  # the doctor looks for a bright centre
                 with h5py.File(path / f"{part}{number}.h5", "w") as file:
                     file["kspace"] = kspace.view(np.complex64)[..., 0]
     for folder in ("oasis", "scans", "other_scans"):
@@ -256,6 +261,16 @@ def require_promised(text, output):
 def test_no_command_stands_outside_of_a_block(path):
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
     assert not re.search(r"^ +(python|kst-\w+|make|pip) ", text, re.M)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *ABOUT], ids=lambda path: path.name)
+def test_files_and_modules_that_a_document_names_exist(path):
+    rooms = "kst_jax|configs|docs|notebooks|studies|tests|weights"
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    for name in re.findall(rf"`((?:{rooms})/[\w./]+)", text):
+        assert name in EXAMPLES or (ROOT / name).exists(), name
+    for name in re.findall(r"`(kst_jax(?:\.\w+)+)", text):
+        pkgutil.resolve_name(name)
 
 
 def test_what_does_not_run_is_still_there():
