@@ -7,19 +7,28 @@ import pytest
 
 from kst_jax.data.prepare import prepare
 from kst_jax.errors import InputError
-from kst_jax.export import command
-from kst_jax.programs import files
+from kst_jax.export.command import write as write_export
+from kst_jax.programs.files import (
+    alone_in,
+    make_folder,
+    require_same_json,
+    together,
+)
 from kst_jax.runs.checkpoints import write_parameters
 from kst_jax.training.loop import train
 from tests.test_training import TINY
 
 
 def test_a_file_of_the_same_things_is_no_obstacle(tmp_path):
-    path = tmp_path / "results.json"
-    files.require_same_json(path, "cases", (1, 2), "other results")
-    files.require_same_json(tmp_path / "none" / "x", "cases", (1, 2), "other results")
-    path.write_text('{"cases": [1, 2]}')
-    files.require_same_json(path, "cases", (1, 2), "other results")
+    path = tmp_path / "none" / "results.json"
+    require_same_json(path, "cases", (1, 2), "other results")
+    assert not path.parent.exists()
+    path.parent.mkdir()
+    path.write_text('{"cases": [1, 2], "device": "cpu"}')
+    require_same_json(path, "cases", (1, 2), "other results")
+    assert path.read_text() == '{"cases": [1, 2], "device": "cpu"}'
+    with pytest.raises(InputError, match="other results"):
+        require_same_json(path, "cases", (2, 1), "other results")
 
 
 @pytest.mark.parametrize("text", ['{"cases": [1]}', "{}", "[1, 2]", '"x"', "{", ""])
@@ -27,13 +36,13 @@ def test_a_file_of_others_or_a_damaged_one_is_left_alone(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(InputError, match="other results"):
-        files.require_same_json(path, "cases", (1, 2), "other results")
+        require_same_json(path, "cases", (1, 2), "other results")
     assert path.read_text() == text
 
 
 def test_a_set_of_files_replaces_the_one_before(tmp_path):
     def write(*names):
-        with files.together(tmp_path, replaced=("figures/a", "figures/b")) as folder:
+        with together(tmp_path, replaced=("figures/a", "figures/b")) as folder:
             for name in names:
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_text("new")
@@ -53,9 +62,9 @@ def test_half_a_set_of_files_has_no_report(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     def write():
-        with files.together(tmp_path) as folder:
+        with together(tmp_path) as folder:
             (folder / "report").write_text("new")
-            monkeypatch.setattr(files.os, "replace", stop)
+            monkeypatch.setattr(os, "replace", stop)
 
     (tmp_path / "report").write_text("old")
     with pytest.raises(KeyboardInterrupt):
@@ -67,12 +76,12 @@ def test_a_folder_is_for_one_alone(tmp_path):
     # To the system another opening is what another process is.
     message = f"{tmp_path}: another process is training here"
     with (
-        files.alone_in(tmp_path),
+        alone_in(tmp_path),
         pytest.raises(InputError, match=message),
-        files.alone_in(tmp_path),
+        alone_in(tmp_path),
     ):
         pass
-    with files.alone_in(tmp_path):
+    with alone_in(tmp_path):
         pass
 
 
@@ -89,7 +98,7 @@ def test_a_file_in_the_way_of_a_folder(file):
     for write in (
         lambda: train(TINY, file),
         lambda: write_parameters(file, params, TINY),
-        lambda: command.write(None, file / "below"),
+        lambda: write_export(None, file / "below"),
         lambda: prepare("demo:train", file),
     ):
         with pytest.raises(InputError, match=f"{file}.*: cannot be a folder"):
@@ -103,4 +112,4 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         pytest.skip("needs a user whom permissions bind")
     for path in (folder, folder / "below"):
         with pytest.raises(InputError, match="cannot be written to"):
-            files.make_folder(path)
+            make_folder(path)

@@ -165,3 +165,33 @@ def test_contrast_keeps_phase_and_order():
     order = np.argsort(np.abs(image), axis=None)
     assert (np.diff(np.abs(out).ravel()[order]) >= -1e-6).all()
     assert not np.allclose(out, image)
+
+
+CHANGES = {
+    "flips": AugmentConfig(flip_rows=True, flip_columns=True),
+    "rotation": AugmentConfig(rotation=30),
+    "scaling": AugmentConfig(scaling=0.3),
+    "contrast": AugmentConfig(intensity=0.5),
+    "all": AugmentConfig(True, True, 30, 0.3, 0.5),
+}
+
+
+@pytest.mark.parametrize("config", CHANGES.values(), ids=CHANGES)
+def test_a_real_image_stays_real(config):
+    """As a change of an image's phase would make it complex."""
+    image = image_of((24, 20)).real.astype(np.complex64)
+    view = DataConfig(size=(16, 16), crop=(22, 26), pad=True)
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        changed = transforms.augment(
+            transforms.field_of_view(image, view, "x"), config, rng
+        )
+        assert changed.any()
+        assert not changed.imag.any()
+        channels, done = transforms.normalise(changed, "x")
+        mean, std = (np.array([v], np.float32) for v in (done.mean, done.std))
+        back = transforms.denormalise(channels[None], mean, std)[0]
+        assert np.abs(back[..., 1]).max() < 1e-6 * np.abs(back[..., 0]).max()
+        spectrum = host.fft2c(changed[:21, :21])  # odd: each frequency has its mirror
+        mirrored = spectrum[::-1, ::-1].conj()
+        np.testing.assert_allclose(spectrum, mirrored, atol=1e-5)
