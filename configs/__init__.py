@@ -1,1 +1,1 @@
-"""Runs: each file has a `get_config()` whose docstring is its recipe."""
+"""Runs: each file has a `get_config()`, and its docstring is the recipe."""

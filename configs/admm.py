@@ -5,15 +5,15 @@ r"""ADMM-CSNet on one of the paper's settings; see `kst_jax/models/admm.py`.
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-Without `:fastmri_gaussian2d_5x` data and mask are the defaults. As its authors
-published it for PyTorch: Adam at 2e-3, halved after every twentieth of the training (50
-of 1,000 epochs), one slice at a time, the norm of the error over that of the image.
-(Deep ADMM-Net itself was trained by L-BFGS.) 19,459 parameters, of which the penalty is
-learnt as a logarithm here. So trained it is unstable: in a small study it diverged at
-Gaussian 2D 2.5x and went astray at uniform 1D 2.5x. --config.train.clip_norm=1.0 mended
-both, and it was better with it wherever that was tried (docs/study.md). The K-Space
-Transformer's paper says neither which variant it compares with nor how it was trained,
-and reports (PSNR / SSIM)
+Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. Training follows the
+authors' PyTorch code: Adam at 2e-3, halved after every twentieth of the training (50 of
+1,000 epochs), one slice per step, and the norm of the error over that of the image as
+the loss. (Deep ADMM-Net itself was trained with L-BFGS.) The network has 19,459
+parameters; here the penalty is learnt as a logarithm. Trained this way it is unstable:
+in a small study it diverged at Gaussian 2D 2.5x and went astray at uniform 1D 2.5x.
+--config.train.clip_norm=1.0 fixed both and improved every setting it was tried on
+(docs/study.md). The K-Space Transformer's paper does not say which variant it compares
+with or how that was trained. It reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -28,7 +28,7 @@ from kst_jax.models.admm import ADMMConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings, with data and mask of one of the paper's where it is named."""
+    """All settings; `setting`, if given, names one of the paper's data and masks."""
     config = paper.compared(setting, ADMMConfig(), batch_size=1)
     config.train.update(
         learning_rate=2e-3,

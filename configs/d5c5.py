@@ -5,12 +5,12 @@ r"""D5C5 on one of the paper's settings; see `kst_jax/models/d5c5.py`.
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-Without `:fastmri_gaussian2d_5x` data and mask are the defaults. As published (arXiv
+Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. As published (arXiv
 1704.02422 and its code): He initialisation, Adam at 1e-4, batches of 10, squared error
-of the images. Left out: the original's weak L2 penalty (1e-7), which the loss would not
-show. The K-Space Transformer's paper tells neither the number of features of the D5C5
-that it compares with (--config.model.features; 32, 64 and 128 have 144,650, 565,770 and
-2,237,450 parameters) nor how it was trained. It reports (PSNR / SSIM)
+of the images. The original's L2 penalty (1e-7) is left out: it is too weak to show in
+the loss. The K-Space Transformer's paper gives neither the number of features of its
+D5C5 (--config.model.features; 32, 64 and 128 give 144,650, 565,770 and 2,237,450
+parameters) nor how it was trained. It reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -25,7 +25,7 @@ from kst_jax.models.d5c5 import D5C5Config
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings, with data and mask of one of the paper's where it is named."""
+    """All settings; `setting`, if given, names one of the paper's data and masks."""
     config = paper.compared(setting, D5C5Config(), batch_size=10)
     config.train.update(learning_rate=1e-4, schedule="constant", domain="image")
     return config

@@ -1,7 +1,7 @@
 r"""The paper's network with every other setting at its default.
 
-A start for configs of one's own: import it and change what differs.
-`kst_jax/config.py` tells what each setting means, `kst_jax/models/kst.py` the model's.
+A starting point for your own configs: import it and change what differs.
+`kst_jax/config.py` explains each setting, `kst_jax/models/config.py` those of the model.
 
     kst-train --config=default --workdir=runs/mine \
         --config.data.train=/data/train --config.data.test=/data/test

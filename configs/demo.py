@@ -3,7 +3,7 @@
     make demo
 
 Axial T1-weighted brain slices at 64x64, Gaussian 2D sampling at 5x: minutes on a CPU.
-The unseen person's mean PSNR rises from 13.26 dB, zero-filled, to 19.66 dB in the
+The unseen person's mean PSNR rises from 13.26 dB (zero-filled) to 19.66 dB in the
 input's units (two cores of an AMD EPYC; README.md).
 """
 
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         lr_size=(32, 32),
         refinement_features=32,
     )
-    # A short run: shorter early stages, a higher rate, its noise averaged out.
+    # A short run: shorter early stages, and a higher rate whose noise is averaged out.
     config.train.update(
         steps=400,
         learning_rate=1e-3,

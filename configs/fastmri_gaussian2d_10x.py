@@ -1,4 +1,4 @@
-r"""fastMRI, Gaussian 2D sampling at 10x, of which the paper reports no scores.
+r"""fastMRI, Gaussian 2D sampling at 10x; the paper reports no scores for it.
 
     kst-train --config=fastmri_gaussian2d_10x \
         --workdir=runs/fastmri_gaussian2d_10x \

@@ -1,16 +1,17 @@
-r"""The K-Space Transformer in the best form found so far, beyond its paper.
+r"""An improved K-Space Transformer, beyond its paper: the best form found so far.
 
     kst-train --config=kst_plus:fastmri_gaussian2d_5x \
         --workdir=runs/kst_plus \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-Without `:fastmri_gaussian2d_5x` data and mask are the defaults. With a width of 48, at
-48x48, uniform 1D sampling at 5x and 20,000 images it gave 21.60 dB on a person unseen
-in training, where the published form with half as many channels in its refinement gave
-20.05 dB and D5C5 20.45 dB (docs/study.md; 114 minutes on a core of an AMD EPYC). It has
-not been trained at the paper's size or length yet. What differs from the published
-network and its training, with what short trainings gained by it, one after the other:
+Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. With a width of 48, at
+48x48, uniform 1D sampling at 5x and 20,000 images, it reached 21.60 dB on a person
+unseen in training. The published form, with half as many channels in its refinement,
+reached 20.05 dB and D5C5 20.45 dB (docs/study.md; 114 minutes on a core of an AMD
+EPYC). It has not been trained at the paper's size or length yet. It differs from the
+published network and training as follows; in brackets the gain in short trainings, as
+the changes were added one by one:
 
 * layers predict the change of the spectrum, in units of 0.1, instead of its value
   (0.95 dB);
@@ -27,7 +28,7 @@ TITLE = "K-Space Transformer, improved"
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings, with data and mask of one of the paper's where it is named."""
+    """All settings; `setting`, if given, names one of the paper's data and masks."""
     config = paper.get_config(setting) if setting else default.get_config()
     config.model.residual_spectrum = 0.1
     config.train.update(

@@ -5,12 +5,11 @@ r"""A U-Net on the spectrum: the paper's K-UNet; see `kst_jax/models/unet.py`.
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-Without `:fastmri_gaussian2d_5x` data and mask are the defaults. The network of
-`configs/unet.py` with the zero-filled spectrum for its input and the whole one for its
-output. The K-Space Transformer's paper says no more of its K-UNet than that it
-reconstructs in k-space, and that its networks have a squared error in the image domain,
-which is the same one in k-space; optimiser and rate are fastMRI's. It reports (PSNR /
-SSIM)
+Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. The network is that of
+`configs/unet.py`, but its input is the zero-filled spectrum and its output the whole
+one. The K-Space Transformer's paper says only that its K-UNet reconstructs in k-space,
+and that all its networks use the squared error of images, which equals that in k-space.
+Optimiser and rate are fastMRI's. The paper reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -25,7 +24,7 @@ from kst_jax.models.unet import KUNetConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings, with data and mask of one of the paper's where it is named."""
+    """All settings; `setting`, if given, names one of the paper's data and masks."""
     config = paper.compared(setting, KUNetConfig())
     config.train.update(
         optimizer="rmsprop", learning_rate=1e-3, schedule="step", domain="image"

@@ -14,11 +14,12 @@ Prepare OASIS first, or its volumes are decoded again for each slice that is dra
 drawn, add --fraction 0.1). The pattern leaves label maps out.
 
 Steps: 200 epochs at batch 4, as published. OASIS: 10 % of the 175 slices of three
-quarters of 3,398 volumes are about 44,600 slices, 2,230,000 steps. fastMRI: 25 % of the
-slices of 973 volumes of about 35, the first 5 dropped, are about 7,300 slices, 365,000
-steps. Epochs come to 200 only roughly: shares are rounded in each volume, and OASIS is
-cut axially and drawn from the slices that are not empty (`data.min_foreground`), of
-which the paper tells nothing. It reports (PSNR / SSIM; of fastMRI at 10x nothing)
+quarters of 3,398 volumes are about 44,600 slices, or 2,230,000 steps. fastMRI: 973
+volumes of about 35 slices, without the first 5, of which 25 % are about 7,300 slices,
+or 365,000 steps. The epochs are only roughly 200: fractions are rounded in each volume,
+and OASIS slices are axial and drawn from those that are not empty
+(`data.min_foreground`), which the paper does not mention. It reports (PSNR / SSIM;
+nothing for fastMRI at 10x)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -70,7 +71,7 @@ def get_config(name: str = "") -> ConfigDict:
 def compared(setting: str, model: ModelConfig, batch_size: int = 4) -> ConfigDict:
     """Another network on one of the paper's settings, or on the default one if "".
 
-    It is trained on as many slices as the K-Space Transformer, whatever its batch.
+    For any batch size, it is trained on as many slices as the K-Space Transformer.
     """
     config = get_config(setting) if setting else default.get_config()
     config.model = ConfigDict(dataclasses.asdict(model))

@@ -1,4 +1,4 @@
-r"""The config that a run was made with, from its folder.
+r"""The config that a run was trained with, read from its folder.
 
     kst-eval --config=saved:runs/demo --workdir=runs/demo \
         --config.data.test=/data/other_scans

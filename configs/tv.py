@@ -5,11 +5,11 @@ r"""Compressed sensing with total variation; see `kst_jax/models/tv.py`.
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-Without `:fastmri_gaussian2d_5x` data and mask are the defaults. Nothing of this is
-published: the K-Space Transformer's paper has no such baseline. Training chooses the
-weight of the total variation, the only parameter, by the squared error on the training
-people: Adam moves its logarithm by at most about 0.05 a step, and 300 steps of 8 slices
-go far enough from any sensible start.
+Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. This baseline is ours;
+the K-Space Transformer's paper has none like it. Training chooses the weight of the
+total variation, the only parameter, by the squared error on the training people. Adam
+moves its logarithm by at most about 0.05 per step, and 300 steps of 8 slices go far
+enough from any sensible start.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from kst_jax.models.tv import TVConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings, with data and mask of one of the paper's where it is named."""
+    """All settings; `setting`, if given, names one of the paper's data and masks."""
     config = paper.compared(setting, TVConfig())
     config.train.update(
         steps=300, batch_size=8, learning_rate=0.05, domain="image", log_every=10

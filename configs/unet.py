@@ -5,11 +5,11 @@ r"""fastMRI's U-Net on one of the paper's settings; see `kst_jax/models/unet.py`
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-Without `:fastmri_gaussian2d_5x` data and mask are the defaults. As in fastMRI (arXiv
+Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. As in fastMRI (arXiv
 1811.08839 and its code): 32 channels and 4 poolings (7,756,418 parameters), RMSprop at
-1e-3, a tenth of it for the last fifth of training, absolute error of the images. There
-the images are magnitudes, here real and imaginary parts; the batch of 4 is the K-Space
-Transformer's. Its paper does not say how its U-Net was made or trained, and reports
+1e-3, a tenth of it for the last fifth of training, absolute error of the images. Images
+are magnitudes there, real and imaginary parts here; the batch of 4 is the K-Space
+Transformer's. Its paper does not say how its U-Net was built or trained. It reports
 (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
@@ -25,7 +25,7 @@ from kst_jax.models.unet import UNetConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings, with data and mask of one of the paper's where it is named."""
+    """All settings; `setting`, if given, names one of the paper's data and masks."""
     config = paper.compared(setting, UNetConfig())
     config.train.update(
         optimizer="rmsprop",

@@ -1,7 +1,7 @@
-"""Every setting of a run, with its default and its meaning; a model's are its file's.
+"""Every setting of a run, with its default and meaning; each model's file has its own.
 
-They are checked where they are made, and immutable; `kst_jax.config_dict` makes them of
-config files.
+Configs are immutable and checked on construction. `kst_jax.config_dict` builds them
+from config files.
 """
 
 import dataclasses
@@ -33,15 +33,15 @@ def _require(holds: bool, name: str, value: object, valid: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training images; all off by default, and in evaluation.
+    """Random changes to training images; off by default, and always off in evaluation.
 
     Attributes:
-      flip_rows: flip top and bottom, half of the time.
-      flip_columns: flip left and right, half of the time.
+      flip_rows: swap top and bottom with probability 1/2.
+      flip_columns: swap left and right with probability 1/2.
       rotation: largest rotation, in degrees.
-      scaling: largest change of size, as a share (0.1: between 0.9 and 1.1).
-      intensity: largest change of contrast: magnitudes are raised to a power between
-        1 - intensity and 1 + intensity, phases stay.
+      scaling: largest relative change in size (0.1: between 0.9 and 1.1).
+      intensity: largest change in contrast: magnitudes are raised to a power between
+        1 - intensity and 1 + intensity; phases are kept.
     """
 
     flip_rows: bool = False
@@ -61,19 +61,20 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which slices of a scan are taken.
+    """Which slices of a scan are used.
 
     Attributes:
-      plane: axial, coronal or sagittal: how NIfTI and Analyze volumes are cut.
-      slices: range (start, stop) of slices to take, as shares of a volume's depth.
+      plane: axial, coronal or sagittal: the plane in which NIfTI and Analyze volumes
+        are sliced.
+      slices: range (start, stop) of slices to use, as fractions of a volume's depth.
       drop_first: number of slices to drop at the start of each volume; the paper
-        drops 5 of fastMRI's.
-      fraction: share of the remaining slices of each volume to draw at random, at
-        least one; the paper draws 0.25 of fastMRI's. The draw depends on seed and
-        volume alone, not on the other files.
-      seed: of that draw.
-      min_foreground: NIfTI and Analyze slices with a smaller share of pixels above
-        10 % of the volume's maximum are left out as empty.
+        drops 5 for fastMRI.
+      fraction: fraction of each volume's remaining slices to draw at random, at least
+        one slice; the paper draws 0.25 for fastMRI. The draw depends only on the seed
+        and the volume, not on the other files.
+      seed: seed of that draw.
+      min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
+        fraction of their pixels exceeds 10 % of the volume's maximum.
     """
 
     plane: str = "axial"
@@ -88,46 +89,46 @@ class Selection:
         first, stop = self.slices
         for name, holds, valid in (
             ("plane", self.plane in PLANES, f"one of {', '.join(PLANES)}"),
-            ("slices", 0 <= first < stop <= 1, "shares with 0 <= start < stop <= 1"),
+            ("slices", 0 <= first < stop <= 1, "fractions, 0 <= start < stop <= 1"),
             ("drop_first", self.drop_first >= 0, "0 or more"),
-            ("fraction", 0 < self.fraction <= 1, "a share above 0, at most 1"),
-            ("min_foreground", 0 <= self.min_foreground <= 1, "a share from 0 to 1"),
+            ("fraction", 0 < self.fraction <= 1, "a fraction in (0, 1]"),
+            ("min_foreground", 0 <= self.min_foreground <= 1, "a fraction in [0, 1]"),
         ):
             require(holds, name, getattr(self, name), valid)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read and how it becomes slices.
+    """Which data is read and how it becomes slices.
 
     Attributes:
       train: scans to train on: a folder, a file, a pattern, several of these separated
         by commas, or a bundled person ("demo:train", "demo:test"). Kinds: fastMRI's
         single-coil .h5, NIfTI, Analyze, the authors' .npy, or a folder that
-        `python -m kst_jax.data.prepare` made of them.
-      test: scans to evaluate on; if empty, people are set aside from `train`.
-      test_fraction: share of people set aside where `test` is empty.
-      validation: scans to watch training on (`train.validate_every`); if empty, people
-        are set apart from the training's.
-      validation_fraction: share of the training's people, at least one, set apart where
-        `validation` is empty and training is validated.
-      size: rows and columns of the images that are reconstructed.
+        `python -m kst_jax.data.prepare` made from them.
+      test: scans to evaluate on; if empty, some people in `train` are held out.
+      test_fraction: fraction of people held out if `test` is empty.
+      validation: scans to monitor training on (`train.validate_every`); if empty, some
+        of the training people are held out.
+      validation_fraction: fraction of the training people, at least one person, held
+        out if `validation` is empty and training is validated.
+      size: rows and columns of the reconstructed images.
       crop: rows and columns of the field of view, cut from the centre of each slice and
-        then brought to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
-      pad: zero-pad slices smaller than the crop, where otherwise they are an error.
+        then reduced to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
+      pad: zero-pad slices smaller than the crop; otherwise they are an error.
       plane: "axial", "coronal" or "sagittal", for NIfTI and Analyze volumes.
-      slices: part of each volume to take, as shares of its slices.
-      drop_first: slices left out at the start of each volume.
-      fraction: share of each volume's slices to draw, the same ones in every run.
-      min_foreground: slices with a smaller share of pixels above a tenth of the
-        volume's brightness are left out as empty (NIfTI and Analyze).
-      augment: random changes in training.
-      seed: seed of the order, the masks and the augmentation in training, of the
-        splits, the draw of slices, and the masks in validation.
-      workers: processes of each host that prepare batches; 0 does it in the training's
-        own. They help where `threads` cannot keep up with the devices.
-      threads: threads that prepare batches, in each worker; a batch is prepared by one.
-      prefetch: batches prepared ahead, in each worker; they are held in memory.
+      slices: range (start, stop) of slices to use, as fractions of a volume's depth.
+      drop_first: number of slices to drop at the start of each volume.
+      fraction: fraction of each volume's slices to draw, the same ones in every run.
+      min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
+        fraction of their pixels exceeds a tenth of the volume's maximum.
+      augment: random changes to training images.
+      seed: seed of the training order, masks and augmentation, of the splits and the
+        draw of slices, and of the validation masks.
+      workers: processes on each host that prepare batches; with 0 the training process
+        does it. Workers help if `threads` cannot keep up with the devices.
+      threads: threads in each worker that prepare batches, one thread to a batch.
+      prefetch: batches that each worker prepares ahead and holds in memory.
     """
 
     train: str = ""
@@ -170,7 +171,7 @@ class DataConfig:
             _require(value >= 1, f"data.{name}", value, "at least 1")
 
     def selection(self, seed: int) -> Selection:
-        """Which slices of a scan are taken, drawn by `seed` where `fraction` is."""
+        """Returns which slices of a scan are used; `seed` draws the `fraction`."""
         options = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(Selection)
@@ -181,7 +182,7 @@ class DataConfig:
             raise InputError(f"config.data.{error}") from None
 
     def by_name(self) -> "DataConfig":
-        """The same scans by their last names, wherever somebody keeps them."""
+        """Cuts paths to file names, so that it does not matter where the data is kept."""
         names: dict[str, typing.Any] = {
             part: ",".join(
                 pathlib.PurePath(path).name for path in getattr(self, part).split(",")
@@ -198,10 +199,11 @@ class MaskConfig:
     Attributes:
       kind: "gaussian_2d", "uniform_1d", "fastmri_random", "fastmri_equispaced",
         "fastmri_equispaced_fraction" or "bank".
-      acceleration: all points over sampled points; without effect where a bank has it.
+      acceleration: all points over sampled points; ignored for kind "bank".
       calibration: width of the fully sampled centre: columns (uniform_1d) or the side
-        of a square (gaussian_2d), counted within the acceleration's budget.
-      center_fraction: share of columns in the fully sampled centre of fastMRI's kinds.
+        of a square (gaussian_2d), included in the acceleration's budget.
+      center_fraction: fraction of columns in the fully sampled centre, for fastMRI's
+        kinds.
       bank: path of a .npy array of masks (M, H, W), for kind "bank".
     """
 
@@ -234,70 +236,71 @@ class MaskConfig:
                 self.calibration == 0,
                 "mask.calibration",
                 self.calibration,
-                f"0 where mask.kind={self.kind!r}, whose centre is mask."
-                "center_fraction's or the bank's",
+                f"0 if mask.kind={self.kind!r}: mask.center_fraction or the bank sets "
+                "its centre",
             )
         if self.kind not in FASTMRI_MASKS:
             _require(
                 self.center_fraction == MaskConfig.center_fraction,
                 "mask.center_fraction",
                 self.center_fraction,
-                f"left alone where mask.kind={self.kind!r}, whose centre is mask."
-                "calibration's or the bank's",
+                f"left at its default if mask.kind={self.kind!r}: mask.calibration or "
+                "the bank sets its centre",
             )
         _require(
             not self.bank or self.kind == "bank",
             "mask.bank",
             self.bank,
-            f"empty where mask.kind={self.kind!r}, or mask.kind=bank",
+            f"empty if mask.kind={self.kind!r}; to use it, set mask.kind=bank",
         )
         _require(
             self.kind != "fastmri_equispaced" or self.acceleration % 1 == 0,
             "mask.acceleration",
             self.acceleration,
-            "a whole number (or take fastmri_equispaced_fraction)",
+            "a whole number; for others use mask.kind=fastmri_equispaced_fraction",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained; by default as the authors do, but for `steps`.
+    """How a model is trained; apart from `steps` the defaults are the authors'.
 
     Attributes:
-      steps: optimiser steps in all.
-      batch_size: slices a step, over all devices.
-      accumulate: micro-batches that a step goes through one after the other, to save
-        memory; they change nothing but rounding.
-      optimizer: "adamw", or "rmsprop".
-      learning_rate: the optimiser's peak rate.
-      schedule: what becomes of the rate: "cosine" falls to zero over `steps`,
-        "constant" stays, "step" falls to a tenth after four fifths of the steps,
-        "halving" halves after every twentieth of them.
-      warmup_steps: steps of linear growth of the rate before.
+      steps: total optimiser steps.
+      batch_size: slices per step, over all devices.
+      accumulate: micro-batches that each step processes in turn, to save memory; the
+        result differs only by rounding.
+      optimizer: "adamw" or "rmsprop".
+      learning_rate: the optimiser's peak learning rate.
+      schedule: how the rate changes: "cosine" falls to zero over `steps`, "constant"
+        stays, "step" falls to a tenth after four fifths of the steps, "halving" halves
+        after every twentieth of them.
+      warmup_steps: steps over which the rate first grows linearly.
       weight_decay: decoupled weight decay.
-      clip_norm: largest norm of the gradient; 0 does not clip.
-      ema: decay of the moving average of parameters that is evaluated; 0 keeps none.
-      stages: shares of the steps for the stages LR, K and RM. A stage that the model
-        has no part for is left to the one after it, or before it at the end.
-      error: how an image is compared with the target: the mean "squared" (the paper)
-        or "absolute" difference, or "relative", the norm of the difference over the
-        target's.
-      domain: where images are compared: "image" (the paper), or "both", in k-space too
-        (the authors' code), for the squared error.
+      clip_norm: largest norm of the gradient; 0 turns clipping off.
+      ema: decay of the parameters' moving average, which is evaluated; 0 keeps none.
+      stages: fractions of the steps for the stages LR, K and RM. The steps of a stage
+        that the model lacks go to the next stage, or, at the end, to the previous one.
+      error: how an image is compared with the target: by the mean "squared" (the paper)
+        or "absolute" difference, or by the "relative" one, the norm of the difference
+        over the norm of the target.
+      domain: where images are compared: in the "image" domain (the paper), or in
+        "both", k-space too (the authors' code); "both" needs the squared error.
       layer_weight: weight of each supervised layer's loss.
       last_weight: weight of the last high-resolution layer, and of the last
         low-resolution layer during stage LR.
       keep_lr_weight: the last low-resolution layer keeps `last_weight` after stage LR,
-        as in the authors' uninterrupted runs; otherwise it goes to `layer_weight`.
+        as in the authors' uninterrupted runs; otherwise it drops to `layer_weight`.
       seed: seed of the initial parameters.
-      log_every: steps between logged scalars; checkpoints are logged, too.
+      log_every: steps between logged scalars; checkpoint steps are logged as well.
       image_every: steps between logged images; 0 logs none.
-      checkpoint_every: steps between checkpoints; there is also one after the last
-        step, at each validation, and where a run is stopped by SIGTERM or Ctrl-C.
+      checkpoint_every: steps between checkpoints; the last step, each validation and a
+        stop by SIGTERM or Ctrl-C also save one.
       keep: how many of the latest checkpoints to keep.
-      validate_every: steps between validations, which log the mean PSNR and SSIM of
-        the normalised validation slices (`data.validation`), by the parameters'
-        moving average where there is one; also after the last step. 0: none.
+      validate_every: steps between validations; the last step is also validated. Each
+        logs the mean PSNR and SSIM of the normalised validation slices
+        (`data.validation`), using the parameters' moving average if there is one. 0
+        turns validation off.
       keep_best: how many checkpoints with the highest validation PSNR to keep as well.
     """
 
@@ -341,7 +344,7 @@ class TrainConfig:
             self.validate_every > 0 or self.keep_best == 0,
             "train.keep_best",
             self.keep_best,
-            "0 where train.validate_every=0: the best are those of validation",
+            "0 if train.validate_every=0: validation decides which are best",
         )
         for name in (
             *("steps", "batch_size", "accumulate"),
@@ -364,7 +367,7 @@ class TrainConfig:
             self.error == "squared" or self.domain == "image",
             "train.domain",
             self.domain,
-            f"'image' where train.error={self.error!r}",
+            f"'image' if train.error={self.error!r}",
         )
         _require(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
         _require(
@@ -373,7 +376,7 @@ class TrainConfig:
             and abs(sum(self.stages) - 1) < 1e-6,
             "train.stages",
             self.stages,
-            "three shares that add to 1",
+            "three fractions that add to 1",
         )
         _require(
             0 <= self.warmup_steps < self.steps,
@@ -389,16 +392,17 @@ class EvalConfig:
 
     Attributes:
       batch_size: slices at a time, over all devices.
-      query_devices: devices that share the high-resolution queries of each slice, for a
-        fast answer to few slices; must divide the devices of a process. Networks other
-        than the K-Space Transformer have none to share, and gain nothing.
+      query_devices: devices that share the high-resolution queries of each slice, which
+        reconstructs a few slices sooner; must divide the number of devices of a
+        process. Only the K-Space Transformer has such queries; other networks gain
+        nothing.
       figures: slices shown in the figures, spread over the test scans; at most 24.
-      seed: seed of the test masks, and of the draw of slices from `data.test`; kept
-        apart from the training's, so that runs of several seeds meet the same test.
+      seed: seed of the test masks and of the draw of slices from `data.test`; separate
+        from the training seeds, so that runs with different seeds share one test.
       out: folder for metrics, reconstructions and figures; if empty, `eval` in the
         run's folder.
-      checkpoint: "latest", or "best": of those kept, the one with the highest PSNR in
-        validation (`train.validate_every`, `train.keep_best`).
+      checkpoint: "latest", or "best": the one with the highest validation PSNR among
+        those kept (`train.validate_every`, `train.keep_best`).
     """
 
     batch_size: int = 4
@@ -434,13 +438,13 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self):
-        """Raises InputError where two sections do not fit."""
+        """Raises InputError if two sections contradict each other."""
         self.model.require_size(self.data.size)
         _require(
             not self.data.validation or self.train.validate_every > 0,
             "data.validation",
             self.data.validation,
-            "empty where train.validate_every=0, which validates nothing",
+            "empty if train.validate_every=0, which turns validation off",
         )
         for name in ("data", "train", "eval"):
             seed = getattr(self, name).seed
@@ -448,9 +452,9 @@ class Config:
 
 
 def require_config(config: object) -> None:
-    """Raises InputError where a run is given what a config file gives, unchecked."""
+    """Raises InputError for an unchecked config, such as a config file's ConfigDict."""
     if not isinstance(config, Config):
         raise InputError(
-            f"a run takes a kst_jax.config.Config, not a {type(config).__name__}: give "
-            "it kst_jax.config_dict.from_dict(config)"
+            f"a run needs a kst_jax.config.Config, not a {type(config).__name__}: pass "
+            "kst_jax.config_dict.from_dict(config)"
         )

@@ -17,7 +17,7 @@ from kst_jax.models.config import KSTConfig, ModelConfig
 
 
 def as_config_dict(config: Config) -> ConfigDict:
-    """The config as a ConfigDict, which files in `configs/` and flags may change."""
+    """Returns the config as a ConfigDict, which config files and flags may change."""
     return ConfigDict(dataclasses.asdict(config))
 
 
@@ -30,8 +30,8 @@ def from_dict(
       InputError: an unknown key (the valid ones are listed) or a value out of range.
     """
     if not isinstance(values, Mapping | ConfigDict):
-        raise InputError(f"{where}={values!r} cannot be used: give keys and values")
-    if kind is ModelConfig:  # each network has a kind of its own
+        raise InputError(f"{where}={values!r} is not a section: give keys and values")
+    if kind is ModelConfig:  # each network has its own subclass
         kind = registry.entry(values.get("name", KSTConfig.name)).config
     fields: dict[str, typing.Any] = {n: _field(kind, n, where) for n in values}
     return kind(
@@ -48,11 +48,11 @@ def require_key(path: str) -> None:
     """Raises InputError for a key such as "data.trian"; the valid ones are listed."""
     kind: typing.Any = Config
     where = "config"
-    if path.startswith("model."):  # the config file tells which network's they are
+    if path.startswith("model."):  # the valid keys depend on the file's network
         return
     for name in path.split("."):
         if not dataclasses.is_dataclass(kind):
-            raise InputError(f"{where} is a value and has no keys such as {name!r}")
+            raise InputError(f"{where} is a value, not a section: remove .{name}")
         kind, where = _field(kind, name, where).type, f"{where}.{name}"
 
 
@@ -61,7 +61,7 @@ def _field(kind: typing.Any, name: str, where: str) -> dataclasses.Field:
     if name not in fields:
         hint = ""
         if issubclass(kind, ModelConfig):
-            hint = "; each network has a config of its own in configs/"
+            hint = "; each network has its own config in configs/"
         raise InputError(
             f"{where} has no key {name!r}; valid keys: {', '.join(sorted(fields))}"
             f"{hint}"
@@ -70,7 +70,7 @@ def _field(kind: typing.Any, name: str, where: str) -> dataclasses.Field:
 
 
 def _checked(value: typing.Any, field: dataclasses.Field, where: str) -> typing.Any:
-    """The value, if it has the type of the field's default."""
+    """Returns the value if it has the type of the field's default."""
     default = field.default
     if isinstance(default, tuple):
         good = isinstance(value, tuple | list) and len(value) == len(default)

@@ -1,7 +1,7 @@
-"""The paper's figures, from numpy arrays of magnitudes, with matplotlib.
+"""The paper's figures, drawn with matplotlib from numpy arrays of magnitudes.
 
-Every function returns a `matplotlib.figure.Figure` of its own. pyplot and its global
-state stay out, so that figures can be made without a display and in notebooks alike.
+Every function returns a new `matplotlib.figure.Figure`. Without pyplot and its global
+state, figures work in notebooks and without a display alike.
 """
 
 import itertools
@@ -22,15 +22,15 @@ from kst_jax.metrics import psnr, ssim
 from kst_jax.programs import files
 
 _DPI = 150
-_COLUMN = 1.5  # width of an image, in inches like the next two
+_COLUMN = 1.5  # width of an image, in inches; so are the next two
 _GAP = 0.04
-_LINE = 0.2  # of text
+_LINE = 0.2  # height of a line of text
 _TITLE = {"fontsize": 9, "pad": 4}
-_BESIDE = 3  # slices, with two images each, that fit on a page
+_BESIDE = 3  # slices, with two images each, that fit across a page
 _NAME = {"fontsize": 9, "labelpad": 4}
 _NAME_WIDTH = 20  # characters that fit beside an image
 _NOTE = {"fontsize": 8, "labelpad": 3}
-_DECADES = 3  # of a spectrum that are shown, down from its largest values
+_DECADES = 3  # decades of a spectrum to show, down from its largest values
 _BLANK = "#3f5573"
 
 
@@ -38,12 +38,12 @@ class AttentionMaps(NamedTuple):
     """The attention of one query, a row of `attention_figure`.
 
     Attributes:
-      label: what the row shows, such as "Encoder".
+      label: name of the row, such as "Encoder".
       maps: attention weights (K, H, W) of each head on the k-space grid, NaN where the
         grid has no key.
       query: row and column of the query on that grid.
-      arrow: colour of the arrow that points at the query; the paper's is red for a
-        sampled query (encoder), blue for an unsampled one (high-resolution decoder).
+      arrow: colour of the arrow that points at the query; the paper uses red for a
+        sampled query (encoder) and blue for an unsampled one (high-resolution decoder).
     """
 
     label: str
@@ -55,13 +55,14 @@ class AttentionMaps(NamedTuple):
 def reconstruction_figure(
     methods: Mapping[str, np.ndarray], target_SxHxW: np.ndarray, mask_SxHxW: np.ndarray
 ) -> Figure:
-    """Compare reconstructions of a few slices, a method a row (Fig. 2 of the paper).
+    """Compares reconstructions of a few slices, one method per row (paper Fig. 2).
 
-    Two columns a slice, three slices beside each other, further ones below them. First
-    row: the target and the sampling mask. Others: a method's image with its PSNR and
-    SSIM (of these very images, which need not be on the scale of a network), and its
-    error map. Errors are relative to the range (max - min) of the slice of the target
-    and share one colour scale; brighter means higher error.
+    Each slice takes two columns; three slices stand side by side, further ones below.
+    The first row shows the target and the sampling mask. Every other row shows a
+    method's image with its PSNR and SSIM, and its error map. The scores are those of
+    the images shown, which need not be in a network's units. Errors are relative to the
+    range (max - min) of the target's slice and share one colour scale; brighter means
+    larger.
 
     Args:
       methods: name to magnitudes (S, H, W), in the order of the rows.
@@ -69,8 +70,7 @@ def reconstruction_figure(
       mask_SxHxW: True where k-space was sampled.
 
     Raises:
-      InputError: images that differ in shape from the target's, or are too small for
-        the SSIM.
+      InputError: images differ in shape from the target, or are too small for SSIM.
     """
     scores = {
         name: [np.asarray(score(x, target_SxHxW)) for score in (psnr, ssim)]
@@ -80,7 +80,7 @@ def reconstruction_figure(
     errors = {
         name: np.abs(x - target_SxHxW) / range_Sx1x1 for name, x in methods.items()
     }
-    # A few extreme pixels would leave all others in the dark.
+    # With the maximum, a few extreme pixels would turn all others dark.
     worst = max(np.percentile(error, 99.8) for error in errors.values())
 
     names = ["Target", *(textwrap.fill(name, _NAME_WIDTH) for name in methods)]
@@ -104,14 +104,14 @@ def reconstruction_figure(
 def stages_figure(
     images: Mapping[str, np.ndarray], spectra: Mapping[str, np.ndarray]
 ) -> Figure:
-    """Show what each stage of the network makes of one slice (Fig. 3 of the paper).
+    """Shows each stage's reconstruction of one slice (paper Fig. 3).
 
     Upper row: the images, all in the grey scale of the last one. Lower row: their
-    spectra on a log scale of three decades, at their true place in k-space, so that a
+    spectra on a log scale of three decades, at their true place in k-space, so a
     low-resolution spectrum fills only the centre.
 
     Args:
-      images: name to magnitude image, of any sizes, in the order of the columns; the
+      images: name to magnitude image, of any size, in the order of the columns; the
         target last.
       spectra: the same names to magnitudes of the centred k-space.
     """
@@ -131,10 +131,10 @@ def stages_figure(
 
 
 def attention_figure(rows: Sequence[AttentionMaps]) -> Figure:
-    """Show where queries look in k-space, a map a head (Fig. 4 of the paper).
+    """Shows where in k-space queries attend, one map per head (paper Fig. 4).
 
-    Each map has its own scale, brighter meaning more attention; positions without a key
-    are left blank. An arrow points at the query.
+    Each map has its own scale; brighter means more attention, and positions without a
+    key are blank. An arrow points at the query.
 
     Args:
       rows: the queries, all with the same number of heads.
@@ -154,15 +154,14 @@ def attention_figure(rows: Sequence[AttentionMaps]) -> Figure:
 
 
 def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """Time and memory over the size of the image, as `kst_jax.benchmark` measured them.
+    """Plots time and memory over image size, as measured by `kst_jax.benchmark`.
 
     The dashed line is the operation count, whose attention terms are the paper's
-    O(ml + nl + l^2), brought to the largest size's time.
+    O(ml + nl + l^2), scaled to the time of the largest size.
 
     Args:
-      results: by image size: size, median_s, min_s, max_s, flops (or None, which draws
-        no dashed line), temporary_bytes; the lines of a precision and an attention are
-        told apart.
+      results: per image size: size, median_s, min_s, max_s, flops (None draws no dashed
+        line) and temporary_bytes. Each pair of precision and attention gets a line.
     """
     figure = Figure(figsize=(8, 3.2), dpi=_DPI, layout="constrained")
     time, memory = figure.subplots(1, 2)
@@ -186,18 +185,18 @@ def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
             ax.tick_params(labelsize=8)
             ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
-    time.set_ylabel("seconds a slice")
+    time.set_ylabel("seconds per slice")
     memory.set_ylabel("temporary memory (MB)")
     time.legend(fontsize=8)
     return figure
 
 
 def learning_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Training PSNR over the images seen, a line a method.
+    """Plots training PSNR over the images seen, one line per method.
 
     Args:
-      curves: name to `images` (how many) and `psnr` (dB, of the batch at hand), which
-        is shown as a running mean over a twentieth of the training.
+      curves: name to `images` (number seen) and `psnr` (dB, of the current batch),
+        drawn as a running mean over a twentieth of the training.
     """
     figure = Figure(figsize=(8, 3.2), dpi=_DPI, layout="constrained")
     ax = figure.subplots()
@@ -215,7 +214,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure as PNG: whole, or, where that fails, not at all."""
+    """Writes a figure as PNG, whole or, on failure, not at all."""
     with files.whole(pathlib.Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=_DPI)
 
@@ -230,18 +229,18 @@ def _grid(
     top: float = _LINE,
     below: float = _GAP,
 ) -> tuple[Figure, np.ndarray]:
-    """Lay out images of one shape in rows, with room for text around them.
+    """Lays out images of one shape in rows, with room for text around them.
 
-    Exact where matplotlib's own layouts leave gaps beside axes of a fixed aspect.
+    Matplotlib's own layouts leave gaps beside axes of fixed aspect; this one is exact.
 
     Args:
       rows: number of rows.
       columns: number of columns.
       shape: height and width of the images in pixels.
-      left: room in inches at the left edge.
-      right: room in inches at the right edge.
-      top: room in inches above the first row.
-      below: room in inches below each row.
+      left: space in inches at the left edge.
+      right: space in inches at the right edge.
+      top: space in inches above the first row.
+      below: space in inches below each row.
     """
     row = _COLUMN * shape[0] / shape[1]
     width = left + columns * _COLUMN + (columns - 1) * _GAP + right
@@ -266,14 +265,14 @@ def _grid(
 def _slice_blocks(
     names: Sequence[str], shape: Sequence[int]
 ) -> tuple[Figure, np.ndarray, np.ndarray]:
-    """Lay out a block of axes for each of some slices: named rows of two images.
+    """Lays out one block of axes per slice: named rows of two images each.
 
     Args:
-      names: of the rows.
+      names: names of the rows.
       shape: number, height and width of the slices.
 
     Returns:
-      The figure, all its axes, and those of the slices (slices, names, 2).
+      The figure, all its axes, and the slices' axes (slices, names, 2).
     """
     slices, *shape = shape
     beside, bands = min(slices, _BESIDE), math.ceil(slices / _BESIDE)
@@ -304,7 +303,7 @@ def _show(ax: Axes, image: np.ndarray, **kwargs: Any) -> AxesImage:
 def _add_scale(
     figure: Figure, image: AxesImage, column: np.ndarray, label: str
 ) -> None:
-    """Put the colour scale of an image to the right of a column, as tall as it is."""
+    """Puts an image's colour scale to the right of a column, as tall as the column."""
     top, bottom = column[0].get_position(), column[-1].get_position()
     gap, width = 0.06 / figure.get_figwidth(), 0.1 / figure.get_figwidth()
     bar_ax = figure.add_axes((top.x1 + gap, bottom.y0, width, top.y1 - bottom.y0))
@@ -314,7 +313,7 @@ def _add_scale(
 
 
 def _window(target: np.ndarray) -> dict[str, Any]:
-    """Choose the grey scale of a target and of all images compared with it."""
+    """Chooses the grey scale of a target and of all images compared with it."""
     return {"cmap": "gray", "vmin": 0, "vmax": np.percentile(target, 99.8)}
 
 
@@ -329,12 +328,12 @@ def _show_spectrum(ax: Axes, spectrum: np.ndarray, largest: np.ndarray) -> None:
 
 
 def _frequencies(n: int) -> tuple[float, float]:
-    """Bound the frequencies of a centred axis of n samples, half a sample around."""
+    """Bounds the frequencies of a centred axis of n samples, plus half a sample."""
     return -(n // 2) - 0.5, n - n // 2 - 0.5
 
 
 def _point_at(ax: Axes, query: tuple[float, float], colour: str) -> None:
-    """Draw an arrow to (row, column) from the side where the map has more room."""
+    """Draws an arrow to (row, column) from the side with more room."""
     row, column = query
     rows, columns = ax.images[0].get_size()
     tail = (18 if column < columns / 2 else -18, -18 if row < rows / 2 else 18)

@@ -1,8 +1,8 @@
-"""Centred orthonormal Fourier transforms of signals held as two real channels.
+"""Centred orthonormal Fourier transforms of signals stored as two real channels.
 
-Images and spectra are real arrays (..., H, W, 2): real and imaginary part last, so that
-they pass through real-valued networks; everything before H is batch. Being orthonormal
-the pair preserves norms, and each is the other's inverse and adjoint.
+Images and spectra are real arrays (..., H, W, 2) with the real and imaginary part last,
+so that real-valued networks can process them; all axes before H are batch axes. Both
+transforms preserve norms, and each is the other's inverse and adjoint.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,12 @@ def magnitude(x: jax.Array) -> jax.Array:
 
 
 def fft2c(image: jax.Array) -> jax.Array:
-    """Image (..., H, W, 2) to centred k-space of the same shape."""
+    """Transforms an image (..., H, W, 2) to centred k-space of the same shape."""
     return _centred(jnp.fft.fft2, image)
 
 
 def ifft2c(kspace: jax.Array) -> jax.Array:
-    """Centred k-space (..., H, W, 2) to an image of the same shape."""
+    """Transforms centred k-space (..., H, W, 2) to an image of the same shape."""
     return _centred(jnp.fft.ifft2, kspace)
 
 
@@ -58,8 +58,8 @@ def data_consistency(
 
 
 def consistent_image(image: jax.Array, kspace: jax.Array, mask: jax.Array) -> jax.Array:
-    """An image (..., H, W, 2) with the measured values put back into its spectrum.
+    """Puts the measured values back into the spectrum of an image (..., H, W, 2).
 
-    Arguments as for `data_consistency`.
+    The other arguments are those of `data_consistency`.
     """
     return ifft2c(data_consistency(fft2c(image), kspace, mask))

@@ -1,13 +1,13 @@
 """Image quality of reconstructions, in two conventions that are never mixed.
 
-* `psnr` and `ssim` are the paper's: one value per slice, against the range (max - min)
-  of that slice of the target.
+* `psnr` and `ssim` are the paper's: one value per slice, relative to the range
+  (max - min) of the target's slice.
 * `volume_nmse`, `volume_psnr` and `volume_ssim` are fastMRI's: one value per volume,
-  against the maximum of the target over the whole volume.
+  relative to the maximum of the target over the whole volume.
 
-All take magnitudes in any unit and compute in float32 under jit. A target that leaves
-nothing to measure against (a constant slice, an all-zero volume) makes the metric
-undefined: it is NaN, never an invented number, so leave empty slices out of a mean.
+All take magnitudes in any unit and compute in float32 under jit. A target without a
+range (a constant slice, an all-zero volume) leaves the metric undefined: the result is
+NaN, never an invented number, so leave empty slices out of a mean.
 """
 
 import jax
@@ -31,7 +31,7 @@ def psnr(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
     slice scores +inf.
 
     Raises:
-      InputError: the two differ in shape or are not three-dimensional.
+      InputError: the arrays differ in shape or are not three-dimensional.
     """
     pred, target = _pair(pred_BxHxW, target_BxHxW)
     return _psnr(pred, target, _slice_range(target), axis=(1, 2))
@@ -40,12 +40,12 @@ def psnr(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
 def ssim(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
     """Structural similarity of each slice (B,) (paper section 3.1).
 
-    As the authors' code takes it, scikit-image's default: 7x7 uniform window, K1 0.01,
-    K2 0.03, sample covariance, windows inside the image only; the data range is
+    Like the authors' code, it follows scikit-image's defaults: 7x7 uniform window, K1
+    0.01, K2 0.03, sample covariance, windows inside the image only. The data range is
     max - min of the target's slice.
 
     Raises:
-      InputError: the two differ in shape, or an image is smaller than the window.
+      InputError: the arrays differ in shape, or the images are smaller than the window.
     """
     pred, target = _pair(pred_BxHxW, target_BxHxW)
     return _ssim(pred, target, _slice_range(target))
@@ -55,30 +55,34 @@ def volume_nmse(pred_SxHxW: ArrayLike, target_SxHxW: ArrayLike) -> jax.Array:
     """Normalised mean square error |target - pred|^2 / |target|^2 (fastMRI).
 
     Raises:
-      InputError: the two differ in shape or are not three-dimensional.
+      InputError: the arrays differ in shape or are not three-dimensional.
     """
     pred, target = _pair(pred_SxHxW, target_SxHxW)
-    unit = _volume_range(target)  # squares of 1e-20 would not be float32 numbers
+    unit = _volume_range(target)  # the square of 1e-20 underflows float32
     return _mean_square((target - pred) / unit) / _mean_square(target / unit)
 
 
 def volume_psnr(pred_SxHxW: ArrayLike, target_SxHxW: ArrayLike) -> jax.Array:
-    """Peak signal-to-noise ratio of a volume in dB (fastMRI): one mean square error
-    over all slices, its peak the maximum of the target. A perfect volume scores +inf.
+    """Peak signal-to-noise ratio of a volume in dB (fastMRI).
+
+    The mean square error covers all slices; the peak is the maximum of the target. A
+    perfect volume scores +inf.
 
     Raises:
-      InputError: the two differ in shape or are not three-dimensional.
+      InputError: the arrays differ in shape or are not three-dimensional.
     """
     pred, target = _pair(pred_SxHxW, target_SxHxW)
     return _psnr(pred, target, _volume_range(target))
 
 
 def volume_ssim(pred_SxHxW: ArrayLike, target_SxHxW: ArrayLike) -> jax.Array:
-    """Structural similarity of a volume (fastMRI): the mean over its slices of `ssim`
-    with the maximum of the target over the volume as data range.
+    """Structural similarity of a volume (fastMRI).
+
+    The mean of its slices' SSIM, with the maximum of the target over the volume as data
+    range.
 
     Raises:
-      InputError: the two differ in shape, or an image is smaller than the window.
+      InputError: the arrays differ in shape, or the images are smaller than the window.
     """
     pred, target = _pair(pred_SxHxW, target_SxHxW)
     return jnp.mean(_ssim(pred, target, _volume_range(target)))
@@ -118,16 +122,16 @@ def _mean_square(x: jax.Array, axis: _Axis = None) -> jax.Array:
 
 
 def _ssim(pred: jax.Array, target: jax.Array, data_range: jax.Array) -> jax.Array:
-    """Average the structural similarity of (B, H, W) over windows, to (B,).
+    """Averages the structural similarity of (B, H, W) over windows, to (B,).
 
     Both factors are written as one minus a difference,
       (2ab + C1) / (a^2 + b^2 + C1) = 1 - (a - b)^2 / (a^2 + b^2 + C1),
-    and likewise with cov(a, b) for ab: exact for equal images, and free of the
-    cancellation that float32 suffers in covariances of almost equal ones.
+    and likewise with cov(a, b) for ab. This is exact for equal images and avoids the
+    cancellation that float32 suffers in covariances of nearly equal ones.
     """
     if min(pred.shape[1:]) < _WINDOW:
         raise InputError(
-            f"metrics: SSIM looks at windows of {_WINDOW}x{_WINDOW} pixels; images of "
+            f"metrics: SSIM uses windows of {_WINDOW}x{_WINDOW} pixels; images of "
             f"{pred.shape[1]}x{pred.shape[2]} are too small. Use larger images."
         )
     pred, target = pred / data_range, target / data_range
@@ -140,14 +144,14 @@ def _ssim(pred: jax.Array, target: jax.Array, data_range: jax.Array) -> jax.Arra
 
 
 def _window_variance(x: jax.Array) -> jax.Array:
-    # E[x^2] - E[x]^2 loses float32 digits as the square of the offset: take it off.
+    # E[x^2] - E[x]^2 loses float32 digits with the square of the offset: remove it.
     x = x - jnp.mean(x, axis=(1, 2), keepdims=True)
     unbiased = _SAMPLES / (_SAMPLES - 1)
     return unbiased * (_window_mean(x**2) - _window_mean(x) ** 2)
 
 
 def _window_mean(x: jax.Array) -> jax.Array:
-    """Average over every window inside the images, columns and rows in turn."""
+    """Averages over every window inside the images, columns and rows in turn."""
     for window in ((1, _WINDOW, 1), (1, 1, _WINDOW)):
         x = lax.reduce_window(x, 0.0, lax.add, window, (1, 1, 1), "valid")
     return x / _SAMPLES

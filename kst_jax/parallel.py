@@ -1,11 +1,12 @@
 """Devices and processes: the only file that knows how many there are.
 
-A step runs on every device with its share of the batch: `jit(shard_map(step))`, which
-is what `jax.pmap` itself is built on. Under plain `jit`, jax 0.10 gathers the whole
-batch on every device for each Fourier transform.
+Every device runs a step on its share of the batch: `jit(shard_map(step))`, on which
+`jax.pmap` itself is built. Under plain `jit`, jax 0.10 gathers the whole batch on every
+device for each Fourier transform.
 
-Devices form a grid of two axes. Along DATA each has its own slices of a batch; along
-QUERY, of one device unless evaluation asks for more, they share the queries of a slice.
+Devices form a grid with two axes. Along DATA, each has its own slices of a batch. Along
+QUERY, they share the queries of a slice; this axis has length 1 unless evaluation asks
+for more.
 """
 
 import math
@@ -31,59 +32,59 @@ def connect(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Joins the processes of one run; must come before anything that uses a device.
+    """Connects the processes of one run; call it before anything uses a device.
 
-    JAX ends the program where they are not all there within five minutes, and later
-    where one of them has gone.
+    JAX ends the program if not all processes connect within five minutes, or if one
+    disappears later. On TPU pods, and under Slurm, Open MPI or Kubernetes, JAX finds
+    all three arguments itself.
 
     Args:
-      coordinator: address and port of process 0; like the others found by JAX itself
-        on TPU pods and where Slurm, Open MPI or Kubernetes started the processes.
-      processes: how many there are.
-      process: number of this one.
+      coordinator: address and port of process 0.
+      processes: number of processes.
+      process: index of this process.
 
     Raises:
-      InputError: they cannot be found.
+      InputError: the processes cannot connect.
     """
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError, OSError) as error:
         raise InputError(
-            f"the processes of this run cannot be joined ({error}); where neither a "
-            "TPU pod nor Slurm, Open MPI or Kubernetes started them, give each "
+            f"the processes of this run cannot connect ({error}); unless a TPU pod, "
+            "Slurm, Open MPI or Kubernetes started them, give each process "
             "--coordinator=HOST:PORT, --num_processes and --process_id"
         ) from error
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and messages for all."""
+    """Returns whether this process writes the files and messages for all of them."""
     return jax.process_index() == 0
 
 
 def make_mesh(slices: int, query_devices: int = 1) -> Mesh:
-    """As many devices as share slices evenly: axes DATA and QUERY.
+    """Arranges as many devices as can share the slices evenly on axes DATA and QUERY.
 
     Args:
-      slices: how many are computed at a time, over all devices.
+      slices: number of slices computed at a time, over all devices.
       query_devices: devices that share the queries of each slice.
 
     Raises:
-      InputError: devices that cannot be divided so; those of several processes must all
-        take part.
+      InputError: the devices do not divide evenly; with several processes, every device
+        must take part.
     """
     if jax.local_device_count() % query_devices:
         raise InputError(
             f"eval.query_devices={query_devices} does not divide the "
-            f"{jax.local_device_count()} devices of a process"
+            f"{jax.local_device_count()} devices of each process; set it to a divisor"
         )
     groups = jax.device_count() // query_devices
     used = math.gcd(groups, slices)
     if jax.process_count() > 1 and used < groups:
         raise InputError(
-            f"{slices} slices at a time do not divide among {groups} devices; make "
-            "eval.batch_size, and train.batch_size over train.accumulate, a multiple"
+            f"{slices} slices at a time do not divide among {groups} devices; set "
+            "eval.batch_size, and train.batch_size / train.accumulate, to a multiple"
         )
-    # By process, so that the shares of the processes follow each other in a batch.
+    # Sorted by process, so that each process's share of a batch is contiguous.
     devices = sorted(
         jax.devices(), key=lambda device: (device.process_index, device.id)
     )
@@ -92,18 +93,18 @@ def make_mesh(slices: int, query_devices: int = 1) -> Mesh:
 
 
 def warn_of_idle_devices(mesh: Mesh, name: str, slices: int) -> None:
-    """Tells where slices do not divide among all devices.
+    """Prints a warning if the slices leave some devices unused.
 
     Args:
-      mesh: what `make_mesh` made for them.
-      name: the option that says how many they are.
-      slices: how many.
+      mesh: the devices that `make_mesh` chose for these slices.
+      name: the option that sets the number of slices.
+      slices: number of slices.
     """
     used, groups = mesh.shape[DATA], jax.device_count() // mesh.shape[QUERY]
     if used < groups:
         print(
-            f"warning: {used * mesh.shape[QUERY]} of {jax.device_count()} devices are "
-            f"used; {name}={slices} does not divide among all: make it a multiple of "
+            f"warning: only {used * mesh.shape[QUERY]} of {jax.device_count()} devices "
+            f"are used: {name}={slices} does not divide among all; use a multiple of "
             f"{groups}",
             file=sys.stderr,
         )
@@ -112,7 +113,7 @@ def warn_of_idle_devices(mesh: Mesh, name: str, slices: int) -> None:
 def map_over_devices(
     function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any, **jit_options: Any
 ) -> Callable:
-    """Compiles a function that sees one device's share of what is sharded.
+    """Compiles a function that sees one device's shard of each sharded argument.
 
     Args:
       function: may use `each_its_own`, `mean`, `share` and `join`.
@@ -123,8 +124,8 @@ def map_over_devices(
     """
 
     def precise(*args: Any) -> Any:
-        # Without it accelerators round float32 factors of products to fewer bits. Here
-        # it covers the backward rules too; bfloat16 factors are what they are.
+        # Otherwise accelerators round the float32 factors of products to fewer bits.
+        # Set here, it covers the backward rules too; bfloat16 is not affected.
         with jax.default_matmul_precision("highest"):
             return function(*args)
 
@@ -134,10 +135,10 @@ def map_over_devices(
 
 
 def compiler_options(device: jax.Device) -> dict[str, bool]:
-    """XLA's options for the programs of a device, unless XLA_FLAGS has them.
+    """Returns XLA's options for a device's programs, unless XLA_FLAGS sets them.
 
-    On an NVIDIA GPU products are left to cuBLAS: XLA tries Triton's kernels for each
-    first, and those for unrounded float32 take minutes to compile.
+    On NVIDIA GPUs they leave products to cuBLAS: XLA would first try Triton's kernels
+    for each product, and those for unrounded float32 take minutes to compile.
     """
     option = "xla_gpu_enable_triton_gemm"
     if device.platform != "gpu" or option in os.environ.get("XLA_FLAGS", ""):
@@ -146,33 +147,33 @@ def compiler_options(device: jax.Device) -> dict[str, bool]:
 
 
 def each_its_own(tree: Any) -> Any:
-    """Inside a mapped function: replicated values as each device's own.
+    """Inside a mapped function: marks replicated values as each device's own.
 
-    What is then computed from them stays on the device, gradients too, where JAX would
-    otherwise sum the gradient over devices at each use of a value.
+    Results and gradients computed from them then stay on the device; otherwise JAX
+    would sum the gradient over devices at each use of a value.
     """
     return jax.lax.pcast(tree, DATA, to="varying")
 
 
 def own_beside(x: jax.Array, parameter: jax.Array) -> jax.Array:
-    """A parameter as each device's own where `x` is, and as it was elsewhere.
+    """Marks a parameter as each device's own if `x` is; otherwise returns it unchanged.
 
-    For functions of both with a gradient rule of their own: under shard_map JAX asks
-    that the gradient which they give, each device's own, is of such a parameter.
+    For functions of both with a custom gradient rule: the rule returns each device's
+    own gradient, and under shard_map JAX then wants the parameter marked the same way.
     """
     return parameter + jnp.zeros_like(x[(0,) * x.ndim])
 
 
 def mean(tree: Any) -> Any:
-    """Inside a mapped function: the mean over DATA of each device's own values."""
+    """Inside a mapped function: averages each device's own values over DATA."""
     return jax.lax.pmean(tree, DATA)
 
 
 def share(x_BxM: jax.Array, axis: str | None, padding: int) -> jax.Array:
-    """Inside a mapped function: this device's part (B, m) along an axis of devices.
+    """Inside a mapped function: takes this device's part (B, m) along a device axis.
 
     Args:
-      x_BxM: the whole, padded at its end to equal parts.
+      x_BxM: the whole array; it is padded at the end to give equal parts.
       axis: an axis of devices, or None for all of x.
       padding: value to pad with.
     """
@@ -187,19 +188,19 @@ def share(x_BxM: jax.Array, axis: str | None, padding: int) -> jax.Array:
 
 
 def join(x_Bxm: jax.Array, axis: str | None) -> jax.Array:
-    """Inside a mapped function: the parts (B, m, ...) of all devices along an axis."""
+    """Inside a mapped function: joins all devices' parts (B, m, ...) along an axis."""
     if axis is None:
         return x_Bxm
     return jax.lax.all_gather(x_Bxm, axis, axis=1, tiled=True, to="invarying")
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-    """Puts this process's share of a batch on its devices, as one global array each."""
+    """Puts this process's share of a batch on its devices, as global arrays."""
     return _put(tree, mesh, SHARDED)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts values that every process has on every device."""
+    """Copies values that every process holds to every device."""
     return _put(tree, mesh, REPLICATED)
 
 
@@ -211,5 +212,5 @@ def _put(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Global arrays as numpy arrays, whole in every process."""
+    """Gathers global arrays into numpy arrays, complete in every process."""
     return multihost_utils.process_allgather(tree, tiled=True)

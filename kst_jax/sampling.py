@@ -1,7 +1,7 @@
 """Undersampling masks: which points of k-space are measured (paper section 3.1).
 
-Each pattern is drawn from an explicit generator and has an exact number of points, but
-for fastMRI's, whose count varies from mask to mask as published.
+Each pattern is drawn from an explicit generator and has an exact number of points.
+fastMRI's are the exception: their count varies from mask to mask, as published.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ Shape = tuple[int, int]
 def gaussian_2d(
     rng: np.random.Generator, shape: Shape, acceleration: float, calibration: int = 0
 ) -> np.ndarray:
-    """Points scattered around the centre by a normal distribution.
+    """Draws points from a normal distribution around the centre.
 
     Args:
       rng: source of randomness.
       shape: rows and columns (H, W).
       acceleration: H * W over the number of points, which is int(H * W / acceleration).
-      calibration: side of a fully sampled centre square, within that number.
+      calibration: side of a fully sampled central square, included in that number.
 
     Returns:
-      (H, W) bool, True where sampled: distinct points drawn one after the other from a
-      normal of standard deviation (H/4, W/4) about the centre.
+      (H, W) bool, True where sampled: distinct points drawn one by one from a normal
+      distribution around the centre with standard deviation (H/4, W/4).
 
     Raises:
-      InputError: no point is left to sample, or the centre alone exceeds the budget.
+      InputError: the budget leaves no point, or fewer points than the centre has.
     """
     rows, columns = (
         -(((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) / 2 for n in shape
@@ -50,19 +50,19 @@ def gaussian_2d(
 def uniform_1d(
     rng: np.random.Generator, shape: Shape, acceleration: float, calibration: int = 0
 ) -> np.ndarray:
-    """Whole columns drawn uniformly.
+    """Draws whole columns uniformly.
 
     Args:
       rng: source of randomness.
       shape: rows and columns (H, W).
       acceleration: W over the number of columns, which is int(W / acceleration).
-      calibration: fully sampled centre columns, within that number.
+      calibration: fully sampled centre columns, included in that number.
 
     Returns:
       (H, W) bool, True where sampled.
 
     Raises:
-      InputError: no column is left to sample, or the centre alone exceeds the budget.
+      InputError: the budget leaves no column, or fewer columns than the centre has.
     """
     width = shape[1]
     centre = np.zeros(width, bool)
@@ -78,7 +78,7 @@ def _draw(
     count: int,
     acceleration: float,
 ) -> np.ndarray:
-    """The centre and, in all, `count` distinct points drawn by density."""
+    """Draws distinct points by density until, with the centre, there are `count`."""
     if count < 1:
         raise InputError(
             f"acceleration {acceleration} leaves none of {centre.size} places to "
@@ -90,8 +90,8 @@ def _draw(
             f"sample, fewer than the calibration's {centre.sum()}; lower "
             "mask.acceleration or mask.calibration"
         )
-    # The largest of density + Gumbel noise are distributed as draws one by one in which
-    # repetitions do not count.
+    # The largest values of log density + Gumbel noise follow the distribution of draws
+    # one by one that skip repetitions.
     score = np.where(centre, np.inf, log_density + rng.gumbel(size=log_density.shape))
     chosen = np.argpartition(-score, count - 1, axis=None)[:count]
     mask = np.zeros(log_density.size, bool)
@@ -105,13 +105,13 @@ def fastmri_random(
     accelerations: Sequence[float],
     center_fractions: Sequence[float],
 ) -> np.ndarray:
-    """FastMRI's RandomMaskFunc: a full centre, other columns each by a coin.
+    """FastMRI's RandomMaskFunc: a full centre; a coin decides each other column.
 
     Args:
       rng: legacy generator; in evaluation seeded by `filename_seed`.
       shape: rows and columns (H, W).
-      accelerations: one is drawn.
-      center_fractions: share of centre columns for each acceleration.
+      accelerations: values to draw one from.
+      center_fractions: fraction of centre columns for each acceleration.
 
     Returns:
       (H, W) bool, True where sampled.
@@ -130,7 +130,7 @@ def fastmri_equispaced(
 ) -> np.ndarray:
     """FastMRI's EquiSpacedMaskFunc: a full centre and every n-th column.
 
-    Arguments and result as for `fastmri_random`; accelerations are whole numbers.
+    Arguments and result are those of `fastmri_random`; accelerations are whole numbers.
     """
     acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
     offset = rng.randint(0, high=round(acceleration))
@@ -148,7 +148,7 @@ def fastmri_equispaced_fraction(
 ) -> np.ndarray:
     """FastMRI's EquispacedMaskFractionFunc: spacing widened to keep the acceleration.
 
-    Arguments and result as for `fastmri_random`.
+    Arguments and result are those of `fastmri_random`.
     """
     acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
     spacing = _spacing(width, low, acceleration)
@@ -160,7 +160,7 @@ def fastmri_equispaced_fraction(
 
 
 def filename_seed(name: str) -> tuple[int, ...]:
-    """The seed that fastMRI gives a file's masks in evaluation, from its name."""
+    """Returns fastMRI's seed for a file's masks in evaluation, made from its name."""
     return tuple(map(ord, name))
 
 
@@ -224,7 +224,7 @@ class Sampler:
     counts: tuple[int, int]
 
     def random(self, rng: np.random.Generator) -> np.ndarray:
-        """A fresh mask (H, W), for training."""
+        """Draws a fresh mask (H, W), for training."""
         if self.config.kind in _FASTMRI:
             return self._fastmri(np.random.RandomState(rng.integers(2**32)))
         if self.bank is not None:
@@ -233,9 +233,9 @@ class Sampler:
         return _EXACT[c.kind](rng, self.shape, c.acceleration, c.calibration)
 
     def fixed(self, file: str, index: int, seed: int) -> np.ndarray:
-        """The mask (H, W) of one slice, the same in every evaluation.
+        """Draws the mask (H, W) of one slice, the same in every evaluation.
 
-        fastMRI's masks depend on the file's name alone, suffix included, as published.
+        As published, fastMRI's masks depend only on the file's name with its suffix.
         """
         if self.config.kind in _FASTMRI:
             return self._fastmri(np.random.RandomState(filename_seed(file)))
@@ -259,7 +259,7 @@ def sampler(
       bank: masks (M, H, W) bool, for kind "bank".
 
     Raises:
-      InputError: a mask without points, a bank of another size, or one with a mask
+      InputError: the setting gives empty masks, or the bank has another size or a mask
         that leaves nothing to reconstruct.
     """
     if bank is not None and bank.shape[1:] != shape:
@@ -274,7 +274,7 @@ def sampler(
         if sizes.max() == math.prod(shape):
             raise InputError(
                 f"{config.bank}: mask {sizes.argmax()} measures all of k-space and "
-                "leaves nothing to reconstruct; leave it out"
+                "leaves nothing to reconstruct; remove it"
             )
         counts = (int(sizes.min()), int(sizes.max()))
     else:
@@ -287,9 +287,9 @@ def sampler(
 
 
 def _fastmri_counts(config: MaskConfig, shape: Shape) -> tuple[int, int]:
-    """Bounds that hold for every file name, but once in 10^15 for a coin's count.
+    """Bounds the number of points; a coin's count exceeds them once in 10^15 masks.
 
-    Tokens are padded to the larger, so it should not be all of k-space.
+    Tokens are padded to the upper bound, so it should stay below all of k-space.
     """
     height, width = shape
     acceleration, low = config.acceleration, round(width * config.center_fraction)

@@ -288,7 +288,7 @@ def test_scaling_figure_shows_time_with_its_spread():
             [(x, low), (x, high)] for x, (low, high) in zip(PIXELS, spread, strict=True)
         ]
         np.testing.assert_allclose(segments.get_segments(), ends, rtol=1e-12)
-    assert time.get_ylabel() == "seconds a slice"
+    assert time.get_ylabel() == "seconds per slice"
     legend = [text.get_text() for text in time.get_legend().texts]
     assert legend == ["float32, plain", "bfloat16, plain"]
 

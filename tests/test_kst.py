@@ -258,7 +258,7 @@ def test_any_grid_can_be_reconstructed():
     np.testing.assert_allclose(
         same.image[0], apply(model, params, batch).image[0], atol=2e-5
     )
-    with pytest.raises(InputError, match="nothing is to reconstruct"):
+    with pytest.raises(InputError, match="nothing left to reconstruct"):
         reconstruct_slice(model, params, kspace, np.ones_like(mask))
     fine = reconstruct_slice(model, params, kspace, mask, grid=(23, 31))
     assert fine.image.shape == (1, 23, 31, 2)
@@ -340,7 +340,7 @@ def test_bad_sizes_are_refused():
         KSTConfig(attention="sparse")
     with pytest.raises(InputError, match="bfloat16"):
         KSTConfig(dtype="float64")
-    with pytest.raises(InputError, match=r"'cudnn' .* computes in dtype=float32"):
+    with pytest.raises(InputError, match=r"'cudnn' .* supports dtype=float32"):
         KSTConfig(attention="cudnn")
     KSTConfig(lr_decoder=False).require_size((100, 100))  # without such a grid
     with pytest.raises(InputError, match="whole fractions"):

@@ -70,7 +70,7 @@ def test_bad_masks_are_refused():
 def test_masks_of_numbers_are_refused(dtype):
     mask = np.eye(8).astype(dtype)
     for function in (tokens.tokenise, lambda *x: tokens.regrid(*x, (8, 8))):
-        with pytest.raises(InputError, match="one of bool, True where sampled"):
+        with pytest.raises(InputError, match="give a bool mask, True where sampled"):
             function(np.zeros((8, 8, 2), np.float32), mask)
 
 

@@ -188,7 +188,9 @@ def test_stage_schedule(stages, has, wanted):
     ],
 )
 def test_a_last_stage_without_steps_is_refused(stages, has):
-    with pytest.raises(InputError, match=f"leave no step of 100 to stage {has[-1]}"):
+    with pytest.raises(
+        InputError, match=f"gives stage {has[-1]} none of the 100 steps"
+    ):
         first_steps(TrainConfig(steps=100, stages=stages), has)
 
 
@@ -197,7 +199,7 @@ def test_parameters_before_the_last_stage_are_not_given_away():
     wanted = {1: "LR", 25: "LR", 26: "K", 50: "K", 51: "RM", 100: "RM", 0: "RM"}
     assert {step: reached(config, step, has) for step in wanted} == wanted
     require_trained(config, 51, has, "run")
-    with pytest.raises(InputError, match=r"run: .* step 50 is of training stage K"):
+    with pytest.raises(InputError, match=r"run: .* step 50 is from training stage K"):
         require_trained(config, 50, has, "run")
 
 

@@ -167,10 +167,10 @@ def test_an_early_checkpoint_is_evaluated_as_far_as_it_was_trained(
         run,
     )
     assert (report["step"], report["stage"]) == (2, "LR")
-    assert "Step 2 is of training stage LR" in capsys.readouterr().out
+    assert "Step 2 is from training stage LR" in capsys.readouterr().out
     mean = report["slices"]["normalised"]["reconstruction"]["psnr"]["mean"]
     assert mean == pytest.approx(rows(workdir)[1]["validation_psnr"], abs=1e-4)
-    with pytest.raises(InputError, match="step 2 is of training stage LR"):
+    with pytest.raises(InputError, match="step 2 is from training stage LR"):
         release(str(run), str(tmp_path / "released"))
 
 

@@ -1,13 +1,13 @@
-r"""The paper's comparison on fastMRI knees (Tables 1 and 2), for whoever holds them.
+r"""The paper's comparison on fastMRI knees (Tables 1 and 2); needs that data.
 
     kst-study --config=studies/paper_fastmri \
         --workdir=runs/paper_fastmri --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-128x128, the paper's four settings, 200 epochs of 7,300 slices (1,460,000 images a
-cell), every method of the paper with its own optimiser as published, where that is
-known. The paper's ablation is of OASIS alone. --cells='uniform1d_5x/*' does a part of
-it, so that several machines can share one folder. Fixed columns at the centre: see
+128x128, the paper's four settings, 200 epochs of 7,300 slices (1,460,000 images per
+cell). Every method of the paper has its own optimiser as published, if known. The
+paper's ablation covers OASIS only. --cells='uniform1d_5x/*' runs a part of the study,
+so that several machines can share one folder. For fixed columns at the centre see
 configs/studies/paper_oasis.py. Not run yet: the time is unknown.
 """
 

@@ -1,16 +1,15 @@
-r"""The paper's comparison on OASIS (Tables 1 to 3), for whoever holds it and a GPU.
+r"""The paper's comparison on OASIS (Tables 1 to 3); needs that data and a GPU.
 
     python -m kst_jax.data.prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared
     kst-study --config=studies/paper_oasis \
         --workdir=runs/paper_oasis --config.data.train=/data/oasis_prepared
 
-128x128, five settings, 200 epochs of 44,600 slices (8,920,000 images a cell), every
-method of the paper with its own optimiser as published, where that is known.
---cells='uniform1d_5x/*' does a part of it, so that several machines can share one
-folder. Uniform 1D fixes no columns at the centre, of which the paper tells nothing;
-five are fixed by
---config.settings.uniform1d_5x.calibration=5 and the same for uniform1d_2_5x. Not run
-yet: the time is unknown.
+128x128, five settings, 200 epochs of 44,600 slices (8,920,000 images per cell). Every
+method of the paper has its own optimiser as published, if known.
+--cells='uniform1d_5x/*' runs a part of the study, so that several machines can share
+one folder. Uniform 1D has no fixed columns at the centre, since the paper mentions
+none; --config.settings.uniform1d_5x.calibration=5, and the same for uniform1d_2_5x,
+fixes five. Not run yet: the time is unknown.
 """
 
 from kst_jax.configs.studies import protocol

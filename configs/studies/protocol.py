@@ -1,4 +1,4 @@
-"""What all studies share: the paper's settings, methods and tables."""
+"""The parts that all studies share: the paper's settings, methods and tables."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def settings(calibration: int) -> dict[str, dict[str, Any]]:
     """The paper's five settings.
 
     Args:
-      calibration: fully sampled centre columns of the uniform 1D ones, within their
-        budget. The paper does not tell; 5 of 128 is what code that it cites has.
+      calibration: fully sampled centre columns of the uniform 1D settings, included in
+        their budget. The paper does not give it; code that it cites has 5 of 128.
     """
     return {
         f"{kind.replace('_', '')}_{name}x": {
@@ -37,7 +37,7 @@ def compared(**kst: Any) -> dict[str, dict[str, Any]]:
     """The paper's methods as published, total variation, and `configs/kst_plus.py`.
 
     Args:
-      **kst: changes of the K-Space Transformer's section `model`.
+      **kst: changes to the K-Space Transformer's section `model`.
     """
     transformer, improved = default.get_config(), kst_plus.get_config()
     transformer.model.update(kst)
@@ -60,7 +60,7 @@ def compared(**kst: Any) -> dict[str, dict[str, Any]]:
 
 
 def method(config: ConfigDict, **options: Any) -> dict[str, Any]:
-    """A method from a run's config: its network and how that is trained."""
+    """A method from a run's config: its network and its training."""
     return {
         "model": config.model.to_dict(),
         "train": config.train.to_dict(),
@@ -84,7 +84,7 @@ def study(
     Args:
       settings: masks, by name.
       methods: rows of Tables 1 and 2, by name, with "kst" among them.
-      **values: what else a study has; see `kst_jax.study.Study`.
+      **values: other fields of a study; see `kst_jax.study.protocol.Study`.
     """
     config = default.get_config()
     without = {

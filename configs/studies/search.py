@@ -1,11 +1,11 @@
-r"""How the K-Space Transformer's best form was found: one change at a time, briefly.
+r"""The search for the K-Space Transformer's best form: one change at a time, briefly.
 
     kst-study --config=studies/search --workdir=runs/search
 
-As `configs/studies/small.py`, but tested on one of its training people, so that its
-test person stays unseen, and with 2,000 images a cell. D5C5 too is trained at higher
-rates, which fall, with gradients clipped: what was published for it was meant for
-longer trainings. docs/study.md has the results.
+As `configs/studies/small.py`, but with 2,000 images per cell, and tested on one of its
+training people, so that its test person stays unseen. D5C5 is also trained at higher,
+falling rates with clipped gradients, since its published training is meant to be
+longer. docs/study.md has the results.
 """
 
 import functools

@@ -3,18 +3,18 @@ r"""The paper's comparison at 48x48 on real T1w brains, for two CPU cores.
     python -m kst_jax.data.download .
     kst-study --config=studies/small --workdir=runs/small
 
-T1-weighted volumes of four people, three to train on and one to test on, brought to
-4 mm by cropping their spectra; in the folder where the command is typed, or elsewhere
-by --config.data.train and --config.data.test. `kst_jax.data.download` fetches them and
-tells where they come from. Masks go by the files' names.
+T1-weighted volumes of four people, three to train on and one to test on, reduced to
+4 mm by cropping their spectra. They are read from the current folder; to read them from
+elsewhere set --config.data.train and --config.data.test. `kst_jax.data.download`
+fetches them and names their sources. Masks depend on the files' names.
 
-Of uniform 1D's columns 2 of 48 are fixed at the centre, in proportion to 5 of 128. All
-methods see the same 20,000 images in the same order with the same masks, those of the
-paper each with its own optimiser and loss as published, where that is known
-(configs/oucr.py and the others tell); one row tells what the improved K-Space
-Transformer does in about D5C5's time, one what D5C5 does at the better of two rates
-that were tried for so short a training, and one what ADMM-CSNet does with gradients
-clipped, since as published it diverges at one setting. docs/study.md tells more.
+Uniform 1D fixes 2 of 48 columns at the centre, in proportion to 5 of 128. All methods
+see the same 20,000 images in the same order with the same masks. The paper's methods
+each have their own optimiser and loss as published, if known (see configs/oucr.py and
+the others). Three more rows show the improved K-Space Transformer in about D5C5's time;
+D5C5 at the better of two rates that were tried for so short a training; and ADMM-CSNet
+with clipped gradients, since as published it diverges at one setting. docs/study.md has
+the details.
 """
 
 from kst_jax.configs.studies import protocol
@@ -31,12 +31,12 @@ def get_config() -> ConfigDict:
     methods = protocol.compared(
         width=48, heads=4, mlp=192, lr_size=(24, 24), refinement_features=32
     )
-    # As many as published: they bettered it (docs/study.md, "The search").
+    # As many as published: they improved it (docs/study.md, "The search").
     methods["kst_plus"]["model"]["refinement_features"] = 64
     for method in methods.values():
         method["train"] |= {"checkpoint_every": 250, "image_every": 0}
     study = protocol.study(protocol.settings(calibration=2), methods, images=20_000)
-    # An image takes it three times as long as D5C5 on a core, 0.34 s and 0.11 s.
+    # On one core an image takes it three times as long as D5C5, 0.34 s against 0.11 s.
     brief = {"images": 6_500, "title": f"{kst_plus.TITLE}, as briefly as D5C5"}
     study.methods["kst_plus_brief"] = methods["kst_plus"] | brief
     study.methods["d5c5_tuned"] = protocol.changed(

@@ -1,7 +1,7 @@
-"""The configs, which in a clone lie in its folder `configs`, beside the package.
+"""The configs. In a clone they are in the folder `configs`, beside the package.
 
-An installed package has that folder in the place of this one (pyproject.toml), so that
-both find `kst_jax.configs.demo`, and there is one copy of each.
+An installed package has that folder in place of this one (pyproject.toml). Either way,
+`kst_jax.configs.demo` is found and each config exists once.
 """
 
 import pathlib

@@ -62,7 +62,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     stage = reached(saved.train, step, model.stages)
     complete = stage == model.stages[-1]
     if not complete:
-        print(f"Step {step} is of training stage {stage}: the network goes no further")
+        print(f"Step {step} is from training stage {stage}, so the network stops there")
     scorer = make_scorer(model, mesh, stage)
     everywhere = parallel.replicate(params, mesh)
     slices = score_slices(source, config, sampler, scorer, everywhere, mesh)

@@ -1,6 +1,6 @@
 """Reconstruction networks as pure Flax modules.
 
-Dimensions live in names, one letter an axis:
+Names give the dimensions, one letter per axis:
 
     B  batch            N  sampled tokens        D  width
     H  image rows       M  queries               K  heads

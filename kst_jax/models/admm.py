@@ -4,7 +4,7 @@ Y. Yang, J. Sun, H. Li and Z. Xu, "Deep ADMM-Net for compressive sensing MRI" (N
 2016) and "ADMM-CSNet" (IEEE TPAMI 2020). The K-Space Transformer's paper does not say
 which variant it compares with; this is the second one as its authors published it: all
 iterations share one set of parameters, and real and imaginary parts are treated alike.
-Only the penalty is not learnt as theirs: it is a logarithm here, and stays positive.
+Only the penalty differs: it is learnt as a logarithm here, which keeps it positive.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ class ADMMConfig(ModelConfig):
     """Sizes and starting values of ADMM-CSNet.
 
     Attributes:
-      iterations: of the algorithm, before a last reconstruction.
-      features: filters of a convolution, each with a nonlinearity of its own.
-      kernel: their size.
-      points: control points of a nonlinearity, spread evenly over [-1, 1].
-      threshold: of the soft threshold that nonlinearities start from; ours, the
-        distance of two control points.
-      rho: penalty of the algorithm to start from.
-      rate: update rate of the multipliers to start from.
+      iterations: iterations of the algorithm, before a last reconstruction.
+      features: filters of a convolution, each with its own nonlinearity.
+      kernel: size of the filters.
+      points: control points of a nonlinearity, spaced evenly over [-1, 1].
+      threshold: threshold of the soft thresholding that nonlinearities start as; our
+        choice is the distance between two control points.
+      rho: initial penalty of the algorithm.
+      rate: initial update rate of the multipliers.
     """
 
     name: str = "admm"
@@ -51,7 +51,7 @@ class ADMMConfig(ModelConfig):
     rate: float = 1.0
 
     def __post_init__(self):
-        """Raises InputError where the sizes cannot make a network."""
+        """Raises InputError if no network can have these sizes."""
         super().__post_init__()
         require_positive(self)
         require_odd(self, "kernel")
@@ -63,14 +63,14 @@ class ADMMConfig(ModelConfig):
 
 @jax.custom_vjp
 def _interpolate(values_CxP: jax.Array, x: jax.Array) -> jax.Array:
-    """X (..., C) by the linear functions with values at P points over [-1, 1]."""
+    """Applies to each channel of x (..., C) a function given at P points in [-1, 1]."""
     within, share, flat = _places(values_CxP, x)
     low, high = (values_CxP.ravel()[flat + n] for n in (0, 1))
     return low + share * (high - low) + (x - within)
 
 
 def _places(values_CxP: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
-    """X clipped, how far on it is from the point to its left, that point's number."""
+    """Returns x clipped, its distance from the point to its left, and that index."""
     C, P = values_CxP.shape
     within = jnp.clip(x, -1, 1)
     place = (within + 1) * ((P - 1) / 2)
@@ -84,7 +84,7 @@ def _forward(values_CxP: jax.Array, x: jax.Array) -> tuple[jax.Array, tuple]:
 
 
 def _backward(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What JAX derives adds to the table twice; a CPU takes twice as long for it."""
+    """The gradient; JAX's own updates the table twice and takes a CPU twice as long."""
     values_CxP, x = saved
     C, P = values_CxP.shape
     _, share, flat = _places(values_CxP, x)
@@ -100,9 +100,9 @@ _interpolate.defvjp(_forward, _backward)
 
 
 class PiecewiseLinear(nn.Module):
-    """A function of each channel, linear between control points over [-1, 1].
+    """A function per channel, linear between control points over [-1, 1].
 
-    Outside of them its slope is 1, as published.
+    Outside that range its slope is 1, as published.
     """
 
     points: int
@@ -124,7 +124,7 @@ class PiecewiseLinear(nn.Module):
 
 
 class Correction(nn.Module):
-    """What the learnt prior takes off an image: filters, nonlinearities, filters."""
+    """The learnt prior's correction to an image: filters, nonlinearities, filters."""
 
     config: ADMMConfig
 
@@ -141,7 +141,7 @@ class Correction(nn.Module):
 
 
 class ADMM(Reconstructor):
-    """Reconstructs slices; measured values stay what they are."""
+    """Reconstructs slices and keeps the measured values."""
 
     config: ADMMConfig
 
@@ -149,7 +149,7 @@ class ADMM(Reconstructor):
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
-        """Reconstructs a batch; there is a single stage."""
+        """Reconstructs a batch; there is only one stage."""
         del stage
         c = self.config
         log_rho = self.param("log_rho", nn.initializers.constant(jnp.log(c.rho)), ())
@@ -157,7 +157,7 @@ class ADMM(Reconstructor):
         correction, rho = Correction(c), jnp.exp(log_rho)
 
         def reconstruct(prior: jax.Array) -> jax.Array:
-            """Spectrum between the measured one and the prior's, by their weights."""
+            """Averages the measured spectrum and the prior's, weighted."""
             weight = batch.mask[..., None] + rho
             return (batch.kspace + rho * fft2c(prior)) / weight
 

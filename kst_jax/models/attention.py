@@ -1,12 +1,12 @@
-"""Exact softmax attention that holds a block of the weights at a time.
+"""Exact softmax attention that holds one block of the weights at a time.
 
-Letters as in `kst_jax.models`, and here: M queries, L keys, K heads, C channels of a
-head, m queries of one block; scores are scaled by 1 / sqrt(C). A key whose `valid_BxL`
-is False is ignored entirely, and a query without any valid key gets zeros.
+Letters as in `kst_jax.models`; here: M queries, L keys, K heads, C channels of a head,
+m queries of one block. Scores are scaled by 1 / sqrt(C). A key whose `valid_BxL` is
+False is ignored entirely, and a query without any valid key gets zeros.
 
-The blocked form takes a block of a head's queries at a time, with all keys; of the
-softmax it keeps only the logarithm of the denominator, from which the backward pass
-recomputes each block of weights, once (Rabe and Staats, arXiv 2112.05682; Dao et al.,
+The blocked form processes a block of a head's queries at a time, with all keys. It
+keeps only the logarithm of the softmax denominator, from which the backward pass
+recomputes each block of weights once (Rabe and Staats, arXiv 2112.05682; Dao et al.,
 arXiv 2205.14135).
 """
 
@@ -22,18 +22,18 @@ from jax import Array, lax
 from kst_jax.errors import InputError
 from kst_jax.models.rematerialisation import keep
 
-# Weights (B K M L) of one call up to which the textbook formula is as fast.
+# Up to this many weights (B K M L) per call the textbook formula is as fast.
 PLAIN_UP_TO = 2**18
-# Weights of one block, though never fewer than 64 queries: on a CPU 4 MiB of float32,
-# where on two cores half of it costs 10 % at 4,096 keys, and twice as much gains 3 %
-# forward and nothing backward. Elsewhere 64 MiB for each head, since small products
-# leave a GPU idle: at the paper's size an H100 takes 2 (train step) to 2.8 times
-# (forward) as long with the CPU's.
+# Weights per block, but never fewer than 64 queries. On a CPU 4 MiB of float32: on two
+# cores, half as much costs 10 % at 4,096 keys, and twice as much gains 3 % forward and
+# nothing backward. Elsewhere 64 MiB per head, since small products leave a GPU idle: at
+# the paper's size an H100 takes 2 times (train step) to 2.8 times (forward) as long
+# with the CPU's block.
 _CPU_BLOCK, _ACCELERATOR_BLOCK = 2**20, 2**24
-# Scores (in powers of two) up to here need no maximum: 2^60 times the number of keys,
-# and its inverse, are far from the ends of float32.
+# Scores (in powers of two) up to here do not need the maximum subtracted: 2^60 times
+# the number of keys, and its inverse, are well within the range of float32.
 _SAFE = 60.0
-_LOWEST = -1e30  # below every score, yet finite: no NaN where no key is valid
+_LOWEST = -1e30  # below every score, yet finite: no NaN if no key is valid
 # 2^x on [-1/2, 1/2] to 2e-7.
 _EXP2 = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).convert(
     kind=np.polynomial.Polynomial
@@ -41,8 +41,8 @@ _EXP2 = np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).conv
 
 
 def has_fused_kernel(device: jax.Device) -> bool:
-    """Whether cuDNN can run on a device: NVIDIA's, of Ampere (8.0) or later."""
-    # "8.0", or "gfx90a" on AMD's; TPUs and CPUs have none.
+    """Returns whether a device can run cuDNN's kernel: NVIDIA Ampere (8.0) or later."""
+    # "8.0", or "gfx90a" on AMD GPUs; TPUs and CPUs have none.
     major = str(getattr(device, "compute_capability", "")).partition(".")[0]
     return major.isdecimal() and int(major) >= 8
 
@@ -50,14 +50,13 @@ def has_fused_kernel(device: jax.Device) -> bool:
 def choose(
     fused: bool, dtype: jax.typing.DTypeLike, q_shape: tuple[int, ...], keys: int
 ) -> str:
-    """Name the implementation that "auto" stands for.
+    """Returns the name of the implementation that "auto" stands for.
 
     Args:
       fused: whether the device has the fused kernel.
-      dtype: of the queries.
-      q_shape: (B, M, K, C).
-      keys: L.
-
+      dtype: dtype of the queries.
+      q_shape: shape (B, M, K, C) of the queries.
+      keys: number of keys L.
     """
     B, M, K, C = q_shape
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
@@ -74,35 +73,34 @@ def attention(
     *,
     implementation: str = "auto",
 ) -> Array:
-    """Weigh the values: softmax(q k^T / sqrt(C)) v for every head.
+    """Computes softmax(q k^T / sqrt(C)) v for every head.
 
-    Statistics and sums are float32 whatever the inputs are. "auto" is settled when
+    Statistics and sums are float32 for inputs of any dtype. "auto" is resolved when
     traced, for the default backend: a program exported on a CPU for other platforms
-    holds the portable form.
+    contains the portable form.
 
     Args:
       q_BxMxKxC: queries, float32, bfloat16 or float16.
       k_BxLxKxC: keys.
       v_BxLxKxC: values.
-      valid_BxL: bool, False for keys to ignore; None where all count.
-      implementation: a key of `IMPLEMENTATIONS`, or "auto" for what `choose` says.
+      valid_BxL: bool, False for keys to ignore; None if all count.
+      implementation: a key of `IMPLEMENTATIONS`, or "auto" to let `choose` decide.
 
     Returns:
       o_BxMxKxC in the dtype of the queries.
 
     Raises:
-      InputError: an implementation that is unknown, or not for the default device.
-
+      InputError: the implementation is unknown, or the default device cannot run it.
     """
     fused, keys = has_fused_kernel(jax.local_devices()[0]), k_BxLxKxC.shape[1]
     if implementation == "auto":
         implementation = choose(fused, q_BxMxKxC.dtype, q_BxMxKxC.shape, keys)
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(["auto", *IMPLEMENTATIONS])
-        raise InputError(f"attention {implementation!r} is none of: {names}")
+        raise InputError(f"attention {implementation!r} is unknown; use one of {names}")
     if implementation == "cudnn" and not fused:
         raise InputError(
-            "model.attention=cudnn needs an NVIDIA GPU of Ampere or later; take "
+            "model.attention=cudnn needs an NVIDIA GPU, Ampere or later; use "
             "model.attention=auto"
         )
     if valid_BxL is not None:
@@ -115,7 +113,7 @@ def attention(
 def attention_weights(
     q_BxMxKxC: Array, k_BxLxKxC: Array, valid_BxL: Array | None = None
 ) -> Array:
-    """Return the softmax itself, w_BxKxMxL in float32; rows without a key are zero."""
+    """Returns the softmax itself, w_BxKxMxL in float32; rows without a key are zero."""
     s_BxKxMxL = jnp.einsum(
         "bmkc,blkc->bkml", q_BxMxKxC, k_BxLxKxC, preferred_element_type=jnp.float32
     )
@@ -132,7 +130,7 @@ def plain_attention(
     v_BxLxKxC: Array,
     valid_BxL: Array | None = None,
 ) -> Array:
-    """Do as `attention`, by the textbook formula on the whole matrix of weights."""
+    """Computes `attention` by the textbook formula on the whole matrix of weights."""
     w_BxKxMxL = attention_weights(q_BxMxKxC, k_BxLxKxC, valid_BxL)
     w_BxKxMxL = w_BxKxMxL.astype(v_BxLxKxC.dtype)
     o_BxMxKxC = jnp.einsum(
@@ -146,9 +144,9 @@ def _cudnn_attention(
 ) -> Array:
     lengths_B = None
     if valid_BxL is not None:
-        # The kernel takes no mask short of the whole matrix, but a length: the order
-        # of keys is free, so the valid ones go first. Where there are none, one key
-        # remains, which is zero like its value.
+        # The kernel takes either a mask as large as the weights or a length. The order
+        # of keys is free, so the valid ones go first and we give their number. If none
+        # is valid, one key remains, which is zero like its value.
         order = jnp.argsort(~valid_BxL, axis=1)[..., None, None]
         k_BxLxKxC = jnp.take_along_axis(k_BxLxKxC, order, axis=1)
         v_BxLxKxC = jnp.take_along_axis(v_BxLxKxC, order, axis=1)
@@ -162,7 +160,7 @@ def _blocked_attention(
 ) -> Array:
     inputs = q_BxMxKxC, k_BxLxKxC, v_BxLxKxC
     # Adding zeros makes all three vary over the same axes of a `shard_map`, so that
-    # the sum over devices of a gradient happens out here and not in the custom rule.
+    # gradients are summed over devices out here and not in the custom rule.
     q, k, v = (jnp.zeros_like(x[:, 0]) for x in inputs)
     zero_BxKxC = q + k + v
     q_BxKxMxC, k_BxKxLxC, v_BxKxLxC = (
@@ -207,7 +205,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _each_head(head: Callable, bias_BxL: Array | None, *arrays: Array) -> tuple:
-    """Map `head` over batch and heads, one after another where a cache counts."""
+    """Maps `head` over batch and heads; a CPU takes one at a time, to fit its cache."""
     keys = arrays[1].shape[2]
 
     def example(bias_L: Array | None, *arrays: Array) -> tuple:
@@ -225,15 +223,15 @@ def _each_head(head: Callable, bias_BxL: Array | None, *arrays: Array) -> tuple:
 def _forward_head(
     rows: int, bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
 ) -> tuple[Array, Array]:
-    """Return o_MxC and the base-2 logarithm of each query's denominator, lse_M."""
+    """Returns o_MxC and the base-2 logarithm of each query's denominator, lse_M."""
     k32_LxC, v32_LxC = k_LxC.astype(jnp.float32), v_LxC.astype(jnp.float32)
     reach = _norms(k32_LxC).max()
 
     def block(_: None, inputs: tuple) -> tuple[None, tuple]:
         q_mxC = _scaled(inputs[0])
         s_mxL = _scores(q_mxC, k32_LxC, bias_L)
-        # By Cauchy-Schwarz no score exceeds this product. Mostly it is small, and the
-        # maximum, which takes 10 to 15 % of the time, can be left out.
+        # By Cauchy-Schwarz no score exceeds this product. It is usually small, and we
+        # can skip the maximum, which takes 10 to 15 % of the time.
         top_m = lax.cond(
             _norms(q_mxC).max() * reach <= _SAFE,
             lambda s_mxL: jnp.zeros_like(s_mxL[:, 0]),
@@ -258,7 +256,7 @@ def _backward_head(
     lse_M: Array,
     do_MxC: Array,
 ) -> tuple[Array, Array, Array]:
-    """Return the gradients dq_MxC, dk_LxC, dv_LxC."""
+    """Returns the gradients dq_MxC, dk_LxC, dv_LxC."""
     k32_LxC, v32_LxC = k_LxC.astype(jnp.float32), v_LxC.astype(jnp.float32)
 
     def block(sums: tuple, inputs: tuple) -> tuple[tuple, Array]:
@@ -274,9 +272,9 @@ def _backward_head(
     zeros_CxL = jnp.zeros_like(v32_LxC.T)
     given = q_MxC, o_MxC, lse_M, do_MxC
     sums, dq_MxC = _scan_blocks(block, (zeros_CxL, zeros_CxL), given, rows)
-    # Sums stay transposed, (C, L): on a CPU a product that contracts the rows of both
-    # factors into (L, C) takes three times as long, and without the barrier a single
-    # block would be rewritten to it.
+    # Sums stay transposed, (C, L): on a CPU, a product that contracts the rows of both
+    # factors into (L, C) takes three times as long. Without the barrier XLA would
+    # rewrite a single block to that form.
     dk_CxL, dv_CxL = lax.optimization_barrier(sums)
     dq_MxC, dk_LxC = _scaled(dq_MxC) * math.log(2), dk_CxL.T * math.log(2)
     return (
@@ -289,7 +287,7 @@ def _backward_head(
 def _scan_blocks(
     block: Callable, carry: tuple | None, arrays: tuple[Array, ...], rows: int
 ) -> tuple:
-    """Scan `block` over the rows of `arrays` (M, ...), about `rows` at a time."""
+    """Scans `block` over the rows of `arrays` (M, ...), about `rows` at a time."""
     M = arrays[0].shape[0]
     blocks = -(-M // max(rows, 64))
     rows = -(-M // blocks)  # so that padding adds fewer rows than there are blocks
@@ -303,7 +301,7 @@ def _scan_blocks(
 
 
 def _scaled(q_mxC: Array) -> Array:
-    """Scale queries so that weights are powers of two, 2^score."""
+    """Scales queries so that weights are powers of two, 2^score."""
     return q_mxC.astype(jnp.float32) * (q_mxC.shape[-1] ** -0.5 / math.log(2))
 
 
@@ -317,10 +315,10 @@ def _norms(x_nxC: Array) -> Array:
 
 
 def _exp2(x: Array) -> Array:
-    """Return 2^x to 2e-7, staying at the smallest and largest normal number.
+    """Returns 2^x to 2e-7, clamped to the smallest and largest normal number.
 
-    Twice as fast on a CPU as XLA's own: 2^(x - n) as a polynomial, and the nearest
-    integer n straight into the exponent's bits.
+    Twice as fast on a CPU as XLA's: 2^(x - n) is a polynomial, and the nearest integer
+    n goes straight into the exponent's bits.
     """
     x = jnp.clip(x, -126.0, 127.0)
     n = jnp.round(x)

@@ -1,4 +1,4 @@
-"""What the K-Space Transformer attends to (paper section 3.5, Fig. 4)."""
+"""Attention maps of the K-Space Transformer (paper section 3.5, Fig. 4)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from kst_jax.tokens import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """What one token attends to, on the grid of k-space (paper Fig. 4).
+    """The attention of one token on the k-space grid (paper Fig. 4).
 
     Attributes:
       weights: softmax weights (S, K, H, W) of each layer and head; NaN where the grid
@@ -34,19 +34,20 @@ def attention_on_grid(
     sampled: tuple[float, float] = (0.42, 0.4),
     unsampled: tuple[float, float] = (0.6, 0.66),
 ) -> dict[str, Attention]:
-    """Attention of a sampled and of an unsampled point of one slice (paper Fig. 4).
+    """Maps the attention of a sampled and an unsampled point (paper Fig. 4).
 
     Args:
       model: the network.
       params: its parameters.
-      batch: one slice, of which not all is sampled.
-      sampled: the sampled point nearest to these coordinates, row and column in
-        [0, 1], is looked at in the encoder.
-      unsampled: the unsampled point nearest to these, in the high-resolution decoder.
+      batch: one slice that is not fully sampled.
+      sampled: coordinates, row and column in [0, 1]; the sampled point nearest to them
+        is shown in the encoder.
+      unsampled: coordinates; the unsampled point nearest to them is shown in the
+        high-resolution decoder.
 
     Returns:
-      "encoder" on the grid of the image, "hr_decoder" on the grid of its keys, which
-      is the low-resolution one where there is a low-resolution decoder.
+      "encoder" on the image's grid, "hr_decoder" on the grid of its keys, which is the
+      low-resolution grid if there is a low-resolution decoder.
     """
     size, mask = batch.mask.shape[1:], np.asarray(batch.mask[0])
     points, queries = np.flatnonzero(mask), np.flatnonzero(~mask)
@@ -79,7 +80,7 @@ def _on_grid(
     keys: np.ndarray,
     token_at: np.ndarray,
 ) -> Attention:
-    """Weights over keys, some of them padding, as weights over the grid of the keys."""
+    """Puts weights over keys, some of them padding, on the grid of the keys."""
     layers, heads = weights_SxKxL.shape[:2]
     on_grid = np.full((layers, heads, np.prod(grid)), np.nan, np.float32)
     on_grid[..., keys] = np.asarray(weights_SxKxL)[..., : len(keys)]
@@ -90,17 +91,17 @@ def _on_grid(
 def attention_maps(
     model: KSpaceTransformer, params: dict, batch: Batch, chosen: Mapping[str, int]
 ) -> dict[str, jax.Array]:
-    """What chosen tokens attend to in every layer and head (paper Fig. 4).
+    """Returns the attention of chosen tokens in every layer and head (paper Fig. 4).
 
     Args:
       model: the network.
       params: its parameters.
       batch: slices.
-      chosen: number of the token by the name of a stack of layers: of a sampled token
-        for "encoder", of a query for "hr_decoder".
+      chosen: stack of layers to token number: a sampled token for "encoder", a query
+        for "hr_decoder".
 
     Returns:
-      For each name the softmax weights (S, B, K, L) over the tokens attended to.
+      Stack of layers to softmax weights (S, B, K, L) over the tokens attended to.
     """
     _, state = model.apply({"params": params}, batch, mutable=["intermediates"])
     kinds = {"encoder": "self_attention", "hr_decoder": "cross_attention"}

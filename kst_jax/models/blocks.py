@@ -1,7 +1,7 @@
-"""The parts that encoder and decoders are made of (paper Fig. 1 a, b).
+"""Building blocks of encoder and decoders (paper Fig. 1 a, b).
 
-Parameters are float32; `dtype` is what products are computed in. The residual stream,
-LayerNorm statistics, softmax and everything on the grid stay float32.
+Parameters are float32; products are computed in `dtype`. The residual stream, LayerNorm
+statistics, softmax and everything on the grid stay float32.
 """
 
 import math
@@ -19,9 +19,9 @@ from kst_jax.models.rematerialisation import keep
 
 
 def positional_encoding(position: jax.Array, width: int) -> jax.Array:
-    """Sine and cosine features (..., width) of coordinates (..., 2) in [0, 1].
+    """Returns sine and cosine features (..., width) of coordinates (..., 2) in [0, 1].
 
-    Half the features for the row, half for the column, sine and cosine interleaved
+    Half the features encode the row, half the column; sine and cosine are interleaved
     (paper equations 2 and 4).
     """
     frequency = jnp.exp(jnp.arange(0, width // 2, 2) * (-2 * math.log(10_000) / width))
@@ -32,14 +32,14 @@ def positional_encoding(position: jax.Array, width: int) -> jax.Array:
 
 
 def log_magnitude(value: jax.Array) -> jax.Array:
-    """Complex values (..., 2) with log(1 + magnitude) for magnitude, phases kept."""
-    # The small number keeps the gradient at zero finite.
+    """Changes the magnitude of values (..., 2) to log(1 + magnitude); keeps phases."""
+    # The small constant keeps the gradient at zero finite.
     magnitude = jnp.sqrt(jnp.sum(value**2, -1, keepdims=True) + 1e-12)
     return value * jnp.log1p(magnitude) / magnitude
 
 
 def uniform_bias(fan_in: int) -> Callable:
-    """Initialiser: uniform in +-1/sqrt(fan_in)."""
+    """Returns an initialiser that is uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
 
     def init(key: jax.Array, shape: tuple, dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -48,12 +48,12 @@ def uniform_bias(fan_in: int) -> Callable:
     return init
 
 
-# Kernels in +-1/sqrt(fan in): with `uniform_bias`, how PyTorch starts a layer.
+# Kernels in +-1/sqrt(fan_in): with `uniform_bias`, PyTorch's initialisation of a layer.
 uniform_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Perceptron(nn.Module):
-    """Dense, ReLU, Dense. The output layer may have a precision of its own."""
+    """Dense, ReLU, Dense. The output layer may have its own precision."""
 
     hidden: int
     features: int
@@ -79,7 +79,7 @@ def _dense(name: str, features: int, fan_in: int, dtype: jnp.dtype) -> nn.Dense:
 
 
 class AttentionBlock(nn.Module):
-    """Pre-norm multi-head attention with a residual on the query.
+    """Pre-norm multi-head attention with a residual connection on the query.
 
     One LayerNorm serves query, key and value inputs; the projections have no bias.
     """
@@ -129,7 +129,7 @@ class AttentionBlock(nn.Module):
 
 
 class MLPBlock(nn.Module):
-    """Pre-norm Perceptron with a residual."""
+    """Pre-norm perceptron with a residual connection."""
 
     hidden: int
     dtype: jnp.dtype
@@ -143,7 +143,7 @@ class MLPBlock(nn.Module):
 
 
 class SpectrumHead(nn.Module):
-    """Reads spectrum values off hidden states (paper equation 6)."""
+    """Predicts spectrum values from hidden states (paper equation 6)."""
 
     dtype: jnp.dtype
 
@@ -167,7 +167,7 @@ class Refinement(nn.Module):
     def __call__(
         self, image_BxHxWx2: jax.Array, kspace_BxHxWx2: jax.Array, mask_BxHxW: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Refined image and its spectrum, both (B, H, W, 2)."""
+        """Returns the refined image and its spectrum, both (B, H, W, 2)."""
 
         def conv(features: int, kernel: int, fan_in: int, dtype: jnp.dtype) -> nn.Conv:
             return convolution.conv(

@@ -1,6 +1,6 @@
-"""Sizes and choices: of every network, and of the K-Space Transformer.
+"""Config that all networks share, and the K-Space Transformer's.
 
-Apart from the networks, so that a config can be read without loading one.
+This file is separate from the networks, so that a config can be read without them.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ REMATS = ("none", "blocks", "layers")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and choices of a network; each network has its own kind.
+    """Sizes and options of a network; each network has its own subclass.
 
     Attributes:
-      name: which network, a key of `kst_jax.models.registry.MODELS`.
+      name: the network, a key of `kst_jax.models.registry.MODELS`.
       dtype: precision of products, "float32" or "bfloat16"; parameters, Fourier
-        transforms and data consistency are float32 in either.
+        transforms and data consistency are float32 with both.
     """
 
     name: str = ""
@@ -31,25 +31,25 @@ class ModelConfig:
         require_option(self, "dtype", holds, f"one of {', '.join(DTYPES)}")
 
     def require_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError for images (rows, columns) that the network cannot do."""
+        """Raises InputError if the network cannot process images (rows, columns)."""
 
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "ModelConfig":
-        """The same network for images of `new` instead of `size`.
+        """Returns the config of the same network for images of `new`, not `size`.
 
         Raises:
-          InputError: there is none.
+          InputError: the network does not exist for that size.
         """
         del size, new
         return self
 
 
 def require_option(config: ModelConfig, name: str, holds: bool, valid: str) -> None:
-    """Raises InputError where an option is not `valid`, said in words."""
+    """Raises InputError unless `holds`; `valid` describes the valid values in words."""
     require(holds, f"config.model.{name}", getattr(config, name), valid)
 
 
 def require_positive(config: ModelConfig) -> None:
-    """Raises InputError where a whole number of a config is below 1."""
+    """Raises InputError if any whole number in a config is below 1."""
     for field in dataclasses.fields(config):
         if field.type is int:
             holds = getattr(config, field.name) >= 1
@@ -57,13 +57,13 @@ def require_positive(config: ModelConfig) -> None:
 
 
 def require_odd(config: ModelConfig, name: str) -> None:
-    """Raises InputError where the size of a kernel is even."""
+    """Raises InputError if a kernel size is even."""
     require_option(config, name, getattr(config, name) % 2 == 1, "odd")
 
 
 @dataclasses.dataclass(frozen=True)
 class KSTConfig(ModelConfig):
-    """Sizes and choices of the K-Space Transformer; the defaults are the paper's.
+    """Sizes and options of the K-Space Transformer; the defaults are the paper's.
 
     Attributes:
       width: features of a token (D).
@@ -77,17 +77,17 @@ class KSTConfig(ModelConfig):
         attend to the encoder's output and start from the zero-filled spectrum.
       refinement: False leaves the image-domain refinement out (paper Table 3).
       refinement_features: channels of the refinement's convolutions.
-      refinement_layers: convolutions with an activation in a refinement.
-      refinement_kernel: their kernel size.
-      residual_spectrum: not in the paper: where above 0, a high-resolution layer's head
-        predicts the change of the spectrum at the queries, in units of this, instead of
-        its value.
-      log_magnitude: not in the paper: values are embedded with the logarithm of
-        1 + magnitude for magnitude; a spectrum's span several orders.
+      refinement_layers: convolutions with an activation in each refinement.
+      refinement_kernel: kernel size of these convolutions.
+      residual_spectrum: not in the paper: if above 0, a high-resolution layer's head
+        predicts the change of the spectrum at the queries, in units of this number,
+        instead of its value.
+      log_magnitude: not in the paper: values are embedded with log(1 + magnitude) as
+        their magnitude, since a spectrum spans several orders of magnitude.
       shared_refinement: not in the paper: all layers refine with the same weights.
       attention: how attention is computed; see `kst_jax.models.attention`.
-      remat: what training keeps for the gradient, and so its memory; see
-        `kst_jax.models.rematerialisation`.
+      remat: which activations training keeps for the gradient, which sets its memory;
+        see `kst_jax.models.rematerialisation`.
     """
 
     name: str = "kst"
@@ -110,7 +110,7 @@ class KSTConfig(ModelConfig):
     remat: str = "blocks"
 
     def __post_init__(self):
-        """Raises InputError where the sizes cannot make a network."""
+        """Raises InputError if no network can have these sizes."""
         super().__post_init__()
         object.__setattr__(self, "lr_size", tuple(self.lr_size))
         require_positive(self)
@@ -135,11 +135,11 @@ class KSTConfig(ModelConfig):
             self,
             "attention",
             self.attention != "cudnn" or self.dtype == "bfloat16",
-            f"auto, or another that computes in dtype={self.dtype}",
+            f"auto, or one that supports dtype={self.dtype}",
         )
 
     def require_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError where the low-resolution grid does not divide the image."""
+        """Raises InputError if the low-resolution grid does not divide the image."""
         if not self.lr_decoder:
             return
         require(
@@ -150,7 +150,7 @@ class KSTConfig(ModelConfig):
         )
 
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "KSTConfig":
-        """Keeps the low-resolution grid's share of the image."""
+        """Scales the low-resolution grid with the image."""
         self.require_size(size)
         if not self.lr_decoder:
             return self

@@ -1,7 +1,7 @@
-"""What every reconstruction network takes, returns and tells of its training.
+"""The interface of every reconstruction network: input, result and training stages.
 
-One training loop, one evaluator, one benchmark and one figure maker serve all networks
-that keep to it.
+The training loop, the evaluator, the benchmark and the figures work with every network
+that follows it.
 """
 
 from typing import Any, ClassVar
@@ -12,23 +12,23 @@ from flax import linen as nn
 
 from kst_jax.tokens import Batch
 
-# Training may add one part of a network after the other. The K-Space Transformer's:
-# the low-resolution decoder, the high-resolution decoder in k-space, its refinement in
-# the image domain. A network that is trained as a whole has the last one alone.
+# Training may add the parts of a network one by one. The K-Space Transformer has the
+# low-resolution decoder, the high-resolution decoder in k-space and its refinement in
+# the image domain. A network that is trained as a whole has only the last stage.
 STAGES = ("LR", "K", "RM")
 
 
 @flax.struct.dataclass
 class Reconstruction:
-    """What a network returns.
+    """The result of a network.
 
     Attributes:
-      image: the reconstruction (B, H, W, 2), so far as the stage goes.
-      supervised: name to images (S, B, h, w, 2), one a layer, all of which the loss
-        compares with the target at their size: "lr", "kspace" and "refined" of the
-        K-Space Transformer, "image" of the others.
+      image: the reconstruction (B, H, W, 2), as far as the stage goes.
+      supervised: name to images (S, B, h, w, 2), one per layer; the loss compares each
+        with the target at its size. The K-Space Transformer has "lr", "kspace" and
+        "refined", the others "image".
       upsampled: the enlarged low-resolution image (B, H, W, 2) that a high-resolution
-        decoder starts from; None where there is none.
+        decoder starts from; None without such a decoder.
     """
 
     image: jax.Array
@@ -39,13 +39,13 @@ class Reconstruction:
 class Reconstructor(nn.Module):
     """A network that reconstructs slices.
 
-    Its `__call__(batch: Batch, stage: str = "RM") -> Reconstruction` goes as far as a
-    training stage does.
+    Its `__call__(batch: Batch, stage: str = "RM") -> Reconstruction` computes as far as
+    the training stage goes.
 
     Attributes:
-      config: its sizes and choices.
+      config: sizes and options.
       query_axis: axis of devices that share the work on each slice, for networks that
-        can; the others do all of it on each. None outside of
+        can share it; other networks repeat it on each device. None outside
         `parallel.map_over_devices`.
     """
 
@@ -56,15 +56,15 @@ class Reconstructor(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The training stages that this network has parts for, in their order."""
+        """The training stages that this network has parts for, in order."""
         return STAGES[-1:]
 
     @nn.nowrap
     def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module's, with float32 products that accelerators do not round.
+        """Like every module's `apply`, but accelerators do not round float32 products.
 
-        By default they round the factors to fewer bits. bfloat16 factors are what they
-        are.
+        By default they round the factors to fewer bits. bfloat16 factors are not
+        affected.
         """
         with jax.default_matmul_precision("highest"):
             return super().apply(*args, **kwargs)
@@ -73,16 +73,16 @@ class Reconstructor(nn.Module):
     def reconstruct(
         self, params: dict, batch: Batch, stage: str = "RM"
     ) -> Reconstruction:
-        """What the network makes of a batch with these parameters."""
+        """Reconstructs a batch with these parameters."""
         found: Any = self.apply({"params": params}, batch, stage=stage)
         return found
 
     def introduced_in(self, path: tuple) -> str:
-        """The stage that first uses a parameter, given its path in the tree."""
+        """Returns the stage that first uses a parameter, given its path in the tree."""
         del path
         return STAGES[-1]
 
 
 def finished(image: jax.Array) -> Reconstruction:
-    """What a network without intermediate images returns: (B, H, W, 2), supervised."""
+    """Wraps an image (B, H, W, 2) as the result of a network without intermediates."""
     return Reconstruction(image, {"image": image[None]})

@@ -1,4 +1,4 @@
-"""Convolution that is fast on a CPU: for narrow images, and in a loop over layers."""
+"""Convolution that is fast on CPUs for narrow images and in a loop over layers."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from jax import lax
 from kst_jax import parallel
 
 _IMAGES = ("NHWC", "HWIO", "NHWC")
-# Columns from which XLA's CPU kernel uses more than one core.
+# From this many columns on, XLA's CPU kernel uses more than one core.
 _WIDE = 128
-# Values that the copies of a strip of an image may take: more fall out of the cache.
+# Most values that the copies of an image strip may hold; more do not fit the cache.
 _STRIP = 2**20
 
 
 def convolve(x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Zero-padded convolution (B, H, W, C) -> (B, H, W, C'), as networks count it.
+    """Zero-padded convolution (B, H, W, C) -> (B, H, W, C'), kernel not flipped.
 
     Args:
       x_BxHxWxC: images.
-      kernel: (k, k, C, C') of odd size k.
+      kernel: (k, k, C, C') with odd k.
     """
     return _convolve(x_BxHxWxC, parallel.own_beside(x_BxHxWxC, kernel))
 
@@ -37,10 +37,10 @@ def _convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolved_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """All images as one wide one, top halves beside bottom halves, zeros between.
+    """Convolves all images as one wide image: halves side by side, zeros between.
 
-    XLA's CPU kernel shares the columns of an image among threads and nothing else, so
-    that narrow images keep a single core busy.
+    XLA's CPU kernel shares only the columns of an image among threads, so narrow images
+    keep a single core busy.
     """
     B, H, W, C = x.shape
     if W >= _WIDE:
@@ -75,13 +75,13 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array
 
 
 def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The kernel gradient as a matrix product a strip of an image, summed.
+    """Computes the kernel's gradient: the sum of one matrix product per image strip.
 
-    XLA's CPU kernels for a convolution with so large a "kernel" as an image reach half
-    the rate of its matrix product, and inside a loop over layers a thirtieth. Channels
-    come first, and rows are padded at their end, so that a strip shifted by a kernel's
-    offset is one slice of memory. Which of the two is shifted is a matter of sign: the
-    one with fewer channels is.
+    XLA's CPU kernels for a convolution whose "kernel" is as large as an image reach
+    half the rate of its matrix product, and a thirtieth inside a loop over layers.
+    Channels come first, and rows are padded at the end, so that a strip shifted by a
+    kernel's offset is one slice of memory. Either operand may be shifted, with opposite
+    sign; we shift the one with fewer channels.
     """
     if x.shape[-1] > g.shape[-1]:
         mirrored = _kernel_gradient_cpu(g, x, kernel.swapaxes(2, 3))
@@ -94,7 +94,7 @@ def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.A
     x = jnp.pad(x, [(0, 0), (0, 0), (left, left), (0, 0)]).reshape(S, -1, C)
     x_SxCxL = jnp.pad(x, [(0, 0), (0, 2 * left), (0, 0)]).swapaxes(1, 2)
     g_SxLxD = jnp.pad(g, [(0, 0), (0, 0), (0, 2 * left), (0, 0)]).reshape(S, -1, D)
-    # The barriers keep XLA from undoing the transposition, or shifting in the product.
+    # The barriers stop XLA from undoing the transposition or shifting in the product.
     x_SxCxL = lax.optimization_barrier(x_SxCxL)
     offsets = [i * width + j for i in range(rows) for j in range(columns)]
 
@@ -112,9 +112,9 @@ def _kernel_gradient_cpu(x: jax.Array, g: jax.Array, kernel: jax.Array) -> jax.A
 def _strips(
     x: jax.Array, g: jax.Array, up: int, height: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Images in equal strips of at most `height` rows, (S, rows, W, C).
+    """Cuts images into equal strips of at most `height` rows, (S, rows, W, C).
 
-    Those of `x` have `up` more rows at either side, of their neighbours or zero.
+    Strips of `x` have `up` more rows above and below: their neighbours', or zeros.
     """
     B, H = g.shape[:2]
     count = -(-H // height)
@@ -132,20 +132,20 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _for_flax(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """`convolve` in the place of `lax.conv_general_dilated` in `nn.Conv`."""
+    """`convolve` in place of `lax.conv_general_dilated` in `nn.Conv`."""
     return convolve(x, kernel)
 
 
 def conv(
     features: int, size: int, dtype: jax.typing.DTypeLike, **options: Any
 ) -> nn.Conv:
-    """A layer that is `convolve` with a bias; `options` are further ones of `nn.Conv`.
+    """Makes a layer of `convolve` with a bias.
 
     Args:
       features: channels of the result.
       size: rows and columns of the kernel, odd.
       dtype: precision of products.
-      **options: initialisers, `use_bias`, `name`.
+      **options: further options of `nn.Conv`: initialisers, `use_bias`, `name`.
     """
     return nn.Conv(
         features,

@@ -23,10 +23,10 @@ class D5C5Config(ModelConfig):
     """Sizes of D5C5.
 
     Attributes:
-      cascades: networks with weights of their own, one after the other.
-      layers: convolutions of each, ReLU between them.
-      features: their channels. The original's 64 by default (565,770 parameters); the
-        K-Space Transformer's paper does not say how many it compares with.
+      cascades: networks in sequence, each with its own weights.
+      layers: convolutions in each network, with ReLU between them.
+      features: channels of the convolutions; by default the original's 64 (565,770
+        parameters). The K-Space Transformer's paper does not say how many it uses.
       kernel: size of each convolution.
     """
 
@@ -37,14 +37,14 @@ class D5C5Config(ModelConfig):
     kernel: int = 3
 
     def __post_init__(self):
-        """Raises InputError where the sizes cannot make a network."""
+        """Raises InputError if no network can have these sizes."""
         super().__post_init__()
         require_positive(self)
         require_odd(self, "kernel")
 
 
 class Cascade(nn.Module):
-    """Convolutions that find what to add to an image."""
+    """Convolutions that predict a correction to an image."""
 
     config: D5C5Config
 
@@ -59,7 +59,7 @@ class Cascade(nn.Module):
 
 
 class D5C5(Reconstructor):
-    """Reconstructs slices; measured values stay what they are."""
+    """Reconstructs slices and keeps the measured values."""
 
     config: D5C5Config
 
@@ -67,7 +67,7 @@ class D5C5(Reconstructor):
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
-        """Reconstructs a batch; there is a single stage."""
+        """Reconstructs a batch; there is only one stage."""
         del stage
         image = ifft2c(batch.kspace)
         for _ in range(self.config.cascades):

@@ -35,7 +35,7 @@ class EncoderLayer(nn.Module):
 
 
 class LRDecoderLayer(nn.Module):
-    """Cross-attention to the encoder, self-attention, MLP, a spectrum of its own."""
+    """Cross-attention to the encoder, self-attention, MLP, and its own spectrum."""
 
     config: KSTConfig
 
@@ -43,7 +43,7 @@ class LRDecoderLayer(nn.Module):
     def __call__(
         self, x_BxLxD: jax.Array, memory_BxNxD: jax.Array, valid_BxN: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Hidden states (B, L, D) and the low-resolution image (B, h, w, 2)."""
+        """Returns hidden states (B, L, D) and the low-resolution image (B, h, w, 2)."""
         c = self.config
         x_BxLxD = _attend(c, "cross_attention")(x_BxLxD, memory_BxNxD, valid_BxN)
         x_BxLxD = _attend(c, "self_attention")(x_BxLxD, x_BxLxD)
@@ -56,7 +56,7 @@ class LRDecoderLayer(nn.Module):
 class Grid:
     """The high-resolution grid as the decoder's layers need it; see `tokens`.
 
-    `query` is what this device decodes, the rest is whole.
+    `query` holds the queries that this device decodes; the rest is complete.
     """
 
     query: jax.Array
@@ -81,10 +81,10 @@ class HRDecoderLayer(nn.Module):
         grid: Grid,
         shared: dict[str, dict],
     ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-        """Queries (B, M, D) with their spectrum (B, M, 2), before and after the layer.
+        """Updates the queries (B, M, D) and their spectrum (B, M, 2).
 
-        `shared` has the parameters that all layers use, by the part's name. Also
-        returns this layer's images (B, H, W, 2).
+        `shared` maps a part's name to parameters that all layers use. Also returns this
+        layer's images (B, H, W, 2).
         """
         c = self.config
         x_BxMxD, value_BxMx2 = carry
@@ -115,10 +115,10 @@ class KSpaceTransformer(Reconstructor):
     """Reconstructs slices from their sampled tokens (paper Fig. 1 c).
 
     Attributes:
-      config: its sizes.
+      config: sizes and options.
       query_axis: axis of devices that share the queries of the high-resolution decoder,
-        which do not see each other; all else is computed by each. None outside of
-        `parallel.map_over_devices`.
+        which are independent of each other; each device computes everything else. None
+        outside `parallel.map_over_devices`.
     """
 
     config: KSTConfig
@@ -127,13 +127,13 @@ class KSpaceTransformer(Reconstructor):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Without the parts that are left out (paper Table 3)."""
+        """The stages of the parts that this network has (paper Table 3)."""
         c = self.config
         has = {"LR": c.lr_decoder, "K": True, "RM": c.refinement}
         return tuple(stage for stage in STAGES if has[stage])
 
     def introduced_in(self, path: tuple) -> str:
-        """The stage that first uses a parameter, given its path in the tree."""
+        """Returns the stage that first uses a parameter, given its path in the tree."""
         names = [getattr(key, "key", key) for key in path]
         if "refinement" in names:
             return "RM"
@@ -146,7 +146,7 @@ class KSpaceTransformer(Reconstructor):
         Args:
           batch: tokens, and the grid to fill. The grid may be finer or coarser than the
             one that was sampled (`tokens.regrid`).
-          stage: how far to go, one of STAGES; what the network lacks is passed over.
+          stage: how far to go, one of STAGES; parts that the network lacks are skipped.
         """
         c = self.config
         memory, valid = self.encode(batch), batch.valid
@@ -166,7 +166,7 @@ class KSpaceTransformer(Reconstructor):
 
     @nn.nowrap
     def encode(self, batch: Batch) -> jax.Array:
-        """Memory (B, N, D) of the sampled tokens (paper section 2.2)."""
+        """Encodes the sampled tokens into memory (B, N, D) (paper section 2.2)."""
         c = self.config
         x_BxNxD = _embed(c, name="embed_token")(_shown(c, batch.value))
         x_BxNxD += blocks.positional_encoding(batch.position, c.width)
@@ -178,12 +178,12 @@ class KSpaceTransformer(Reconstructor):
     def decode_lr(
         self, memory_BxNxD: jax.Array, valid_BxN: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Memory (B, L, D) and images (S, B, h, w, 2) on the low-resolution grid."""
+        """Returns memory (B, L, D) and images (S, B, h, w, 2) at low resolution."""
         c = self.config
         position_Lx2 = jnp.asarray(tokens.coordinates(c.lr_size))
         x_LxD = blocks.positional_encoding(position_Lx2, c.width)
-        # Taking the batch axis from the memory also marks the queries as differing
-        # between devices, which the layers' loop insists on under shard_map.
+        # Taking the batch axis from the memory also marks the queries as different on
+        # each device, which the loop over layers requires under shard_map.
         x_BxLxD = x_LxD[None] + jnp.zeros_like(memory_BxNxD[:, :1])
         return _layers(LRDecoderLayer, c.lr_layers, c.remat)(c, name="lr_decoder")(
             x_BxLxD, memory_BxNxD, valid_BxN
@@ -199,7 +199,7 @@ class KSpaceTransformer(Reconstructor):
         *,
         refine: bool,
     ) -> dict[str, jax.Array]:
-        """Images (S, B, H, W, 2) of the high-resolution decoder's layers."""
+        """Returns images (S, B, H, W, 2) of the high-resolution decoder's layers."""
         c = self.config
         position = jnp.asarray(tokens.coordinates(batch.mask.shape[1:]))
         query_BxM = parallel.share(batch.query, self.query_axis, len(position) - 1)
@@ -222,7 +222,7 @@ class KSpaceTransformer(Reconstructor):
 
 
 def _layers(layer: type[nn.Module], length: int, remat: str) -> type[nn.Module]:
-    """A stack of layers as one loop, compiled once whatever its length."""
+    """A stack of layers as one loop, compiled once for any length."""
     return nn.scan(
         POLICIES[remat](layer),
         variable_axes={"params": 0, "intermediates": 0},
@@ -237,7 +237,7 @@ def _dtype(c: KSTConfig) -> jnp.dtype:
 
 
 def _shown(c: KSTConfig, value: jax.Array) -> jax.Array:
-    """Values of a spectrum (..., 2) as the network gets to see them."""
+    """Prepares spectrum values (..., 2) as the network sees them."""
     return blocks.log_magnitude(value) if c.log_magnitude else value
 
 
@@ -250,12 +250,12 @@ def _mlp(c: KSTConfig) -> blocks.MLPBlock:
 
 
 def _embed(c: KSTConfig, **kwargs: Any) -> blocks.Perceptron:
-    """Values to features; the queries' one is shared by all layers."""
+    """Makes an embedding of values; all layers share the queries' embedding."""
     return blocks.Perceptron(c.width, c.width, _dtype(c), **kwargs)
 
 
 def _refinement(c: KSTConfig, **kwargs: Any) -> blocks.Refinement:
-    """Each layer's own, or shared by all."""
+    """Makes a refinement, for one layer or shared by all."""
     return blocks.Refinement(
         c.refinement_features,
         c.refinement_layers,
@@ -285,12 +285,12 @@ def reconstruct_slice(
       Images with a batch axis of 1.
 
     Raises:
-      InputError: k-space or a mask that `tokens.tokenise` refuses, or a full mask.
+      InputError: `tokens.tokenise` refuses the k-space or mask, or the mask is full.
     """
     grid = grid or mask.shape
     batch = tokens.batch_of([tokens.regrid(kspace, mask, grid)])
     if not batch.query.size:
-        raise InputError("the mask samples every point; nothing is to reconstruct")
+        raise InputError("the mask samples every point; nothing left to reconstruct")
     return _apply(model, params, batch)
 
 

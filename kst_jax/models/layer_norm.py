@@ -11,7 +11,7 @@ from kst_jax import parallel
 
 
 class LayerNorm(nn.Module):
-    """As `flax.linen.LayerNorm`, over the last axis, of a float32 residual stream."""
+    """`flax.linen.LayerNorm` over the last axis of a float32 residual stream."""
 
     epsilon: float
     dtype: jnp.dtype
@@ -36,12 +36,12 @@ def _forward(
 
 
 def _backward(epsilon: float, saved: tuple, g: jax.Array) -> tuple[jax.Array, ...]:
-    """The textbook gradient; what JAX derives takes four times as long on a CPU."""
+    """The textbook gradient; JAX's own takes four times as long on a CPU."""
     x, mean, rstd, scale = saved
     y, gy = (x - mean) * rstd, g * scale
     along = partial(jnp.mean, axis=-1, keepdims=True)
     dx = rstd * (gy - along(gy) - y * along(gy * y))
-    # One axis to sum over: of several, XLA's CPU kernel makes slow work.
+    # Sums over a single axis: XLA's CPU kernel is slow over several.
     dscale, dbias = (z.reshape(-1, x.shape[-1]).sum(0) for z in (g * y, g))
     return dx, dscale, dbias
 

@@ -3,9 +3,9 @@
 P. Guo, J. M. J. Valanarasu, P. Wang, J. Zhou, S. Jiang and V. M. Patel, "Over-and-under
 complete convolutional RNN for MRI reconstruction" (MICCAI 2021, arXiv 2106.08886).
 
-Re-derived from the paper's description, not from its code: which widths the layers have
-and where they resample is ours, chosen so that there are about as many parameters as
-published (1.2 million).
+Re-derived from the paper's description, not from its code. We chose the layers' widths
+and where they resample so that there are about as many parameters as published (1.2
+million).
 """
 
 import dataclasses
@@ -28,13 +28,14 @@ class OUCRConfig(ModelConfig):
     """Sizes of OUCR.
 
     Attributes:
-      iterations: how often each branch goes over its image, with the same weights.
+      iterations: how often each branch processes its image, with the same weights.
       features: channels at full resolution.
-      over_levels: how often the over-complete branch doubles the resolution, at equal
-        channels: kernels see less and less of the image.
-      under_levels: how often the under-complete branch halves it, doubling channels.
-      refinement_layers: convolutions of the module that fuses both branches, apart
-        from its last one.
+      over_levels: how often the over-complete branch doubles the resolution, with
+        constant channels, so that kernels see less and less of the image.
+      under_levels: how often the under-complete branch halves the resolution and
+        doubles the channels.
+      refinement_layers: convolutions of the module that fuses both branches, not
+        counting the last.
     """
 
     name: str = "oucr"
@@ -45,12 +46,12 @@ class OUCRConfig(ModelConfig):
     refinement_layers: int = 4
 
     def __post_init__(self):
-        """Raises InputError where the sizes cannot make a network."""
+        """Raises InputError if no network can have these sizes."""
         super().__post_init__()
         require_positive(self)
 
     def require_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError for images that cannot be halved so often."""
+        """Raises InputError if images cannot be halved that often."""
         unit = 2**self.under_levels
         if any(n % unit for n in size):
             raise InputError(
@@ -63,8 +64,8 @@ class Branch(nn.Module):
     """One iteration of a recurrent encoder and decoder.
 
     Attributes:
-      widths: channels at each level, of which the first is the image's resolution.
-      over: levels double the resolution; otherwise they halve it.
+      widths: channels at each level; the first level has the image's resolution.
+      over: whether levels double the resolution; otherwise they halve it.
       dtype: precision of products.
     """
 
@@ -76,13 +77,13 @@ class Branch(nn.Module):
     def __call__(
         self, image: jax.Array, hidden: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """The new image (B, H, W, 2) and hidden state; None is the state at first."""
+        """Returns the new image (B, H, W, 2) and hidden state; the first is None."""
         there, back = (enlarge, halve) if self.over else (halve, enlarge)
         x = image
         for width in self.widths[:-1]:
             x = there(nn.relu(_conv(x, width, self.dtype)))
         x = _conv(x, self.widths[-1], self.dtype)
-        # The first state is zero everywhere, so that one pixel of it will do.
+        # The first state is zero everywhere, so one pixel is enough.
         hidden = jnp.zeros_like(x[:, :1, :1]) if hidden is None else hidden
         hidden = nn.relu(x + _conv(hidden, self.widths[-1], self.dtype))
         x = hidden
@@ -92,9 +93,9 @@ class Branch(nn.Module):
 
 
 def _conv(x: jax.Array, features: int, dtype: jnp.dtype) -> jax.Array:
-    """A 3x3 convolution that starts as in PyTorch.
+    """Applies a 3x3 convolution with PyTorch's initialisation.
 
-    He initialisation, as in D5C5, would multiply the image in every iteration.
+    He initialisation, as in D5C5, would amplify the image in every iteration.
     """
     layer = conv(
         features,
@@ -113,13 +114,13 @@ def enlarge(x: jax.Array) -> jax.Array:
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """The largest of each 2x2 pixels of (B, H, W, C)."""
+    """Takes the maximum of each 2x2 pixels of (B, H, W, C)."""
     B, H, W, C = x.shape
     return x.reshape(B, H // 2, 2, W // 2, 2, C).max((2, 4))
 
 
 class OUCR(Reconstructor):
-    """Reconstructs slices; measured values stay what they are."""
+    """Reconstructs slices and keeps the measured values."""
 
     config: OUCRConfig
 
@@ -127,7 +128,7 @@ class OUCR(Reconstructor):
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
-        """Reconstructs a batch; there is a single stage."""
+        """Reconstructs a batch; there is only one stage."""
         del stage
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         over = (c.features,) * (c.over_levels + 1)

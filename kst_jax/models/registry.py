@@ -14,7 +14,7 @@ from kst_jax.models.unet import KUNet, KUNetConfig, UNet, UNetConfig
 
 
 class Entry(NamedTuple):
-    """A network and the kind of config that it takes."""
+    """A network and its class of config."""
 
     network: type[Reconstructor]
     config: type[ModelConfig]
@@ -32,10 +32,10 @@ MODELS = {
 
 
 def entry(name: str) -> Entry:
-    """The network of a name.
+    """Returns the network with a name, and its config.
 
     Raises:
-      InputError: there is none.
+      InputError: no network has that name.
     """
     if not isinstance(name, str) or name not in MODELS:
         raise InputError(
@@ -45,5 +45,5 @@ def entry(name: str) -> Entry:
 
 
 def build(config: ModelConfig) -> Reconstructor:
-    """The network that a config describes."""
+    """Builds the network that a config describes."""
     return entry(config.name).network(config)

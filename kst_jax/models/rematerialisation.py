@@ -1,7 +1,7 @@
-"""What a training step keeps of the forward pass, and what it computes again.
+"""Which parts of the forward pass a training step keeps, and which it recomputes.
 
-Memory of a step is mostly the activations that its gradient needs. Fewer of them kept
-means more computed a second time; the result is the same.
+A step needs memory mostly for the activations that its gradient uses. Keeping fewer of
+them means recomputing more; the result is the same.
 """
 
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from jax.ad_checkpoint import checkpoint_name
 
 BLOCK = "block"
 
-_remat = partial(nn.remat, prevent_cse=False)  # layers run in a loop, where it cannot
+_remat = partial(nn.remat, prevent_cse=False)  # CSE stops at the loop over layers
 
 # How each policy wraps a layer.
 POLICIES: dict[str, Callable] = {
-    # Everything: most memory, nothing computed twice.
+    # Keeps everything: most memory, nothing computed twice.
     "none": lambda layer: layer,
-    # What attention, MLP and each convolution gave, not what is within.
+    # Keeps the outputs of attention, MLP and each convolution, but nothing inside.
     "blocks": partial(
         _remat, policy=jax.checkpoint_policies.save_only_these_names(BLOCK)
     ),
-    # The input of each layer alone: least memory, a whole forward pass more.
+    # Keeps only each layer's input: least memory, a whole extra forward pass.
     "layers": _remat,
 }
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks a block's output, which policy "blocks" keeps."""
+    """Marks a block's output for policy "blocks" to keep."""
     return checkpoint_name(x, BLOCK)

@@ -20,12 +20,12 @@ from kst_jax.tokens import Batch
 
 @dataclasses.dataclass(frozen=True)
 class TVConfig(ModelConfig):
-    """Choices of compressed sensing.
+    """Options of compressed sensing.
 
     Attributes:
-      iterations: of the primal-dual algorithm.
-      weight: of the total variation, to start from. Training differentiates through the
-        iterations and moves its logarithm, the only parameter.
+      iterations: iterations of the primal-dual algorithm.
+      weight: initial weight of the total variation. Training differentiates through the
+        iterations and updates its logarithm, the only parameter.
     """
 
     name: str = "tv"
@@ -40,9 +40,9 @@ class TVConfig(ModelConfig):
 
 
 def differences(image: jax.Array) -> jax.Array:
-    """To the next row and the next column; (B, H, W, 2) to (B, H, W, 2, 2).
+    """Differences to the next row and column; (B, H, W, 2) to (B, H, W, 2, 2).
 
-    The last axis holds the two directions; at the end of each there is no difference.
+    The last axis holds the two directions; the last difference in each is zero.
     """
     below, right = (jnp.diff(image, axis=n, append=_last(image, n)) for n in (1, 2))
     return jnp.stack([below, right], -1)
@@ -66,24 +66,24 @@ def divergence(field: jax.Array) -> jax.Array:
 def minimise(
     kspace: jax.Array, mask: jax.Array, weight: jax.Array, iterations: int
 ) -> jax.Array:
-    """The image x that minimises |M F x - y|^2 / 2 + weight TV(x).
+    """Returns the image x that minimises |M F x - y|^2 / 2 + weight TV(x).
 
-    TV is isotropic, and joint over real and imaginary part: the sum over pixels of the
-    norm of `differences`.
+    TV is isotropic and joint over the real and imaginary part: the sum over pixels of
+    the norm of `differences`.
 
     Args:
       kspace: y, (B, H, W, 2), zero where not sampled.
       mask: M, (B, H, W).
       weight: a scalar above 0.
-      iterations: how many; the error falls as their inverse.
+      iterations: number of iterations; the error falls with its inverse.
 
     Returns:
       Images (B, H, W, 2).
     """
-    # Steps: of the dual variable, in units of the weight, 1/4; so of the primal one, in
-    # units of 1 / weight, 1/2, since the squared norm of `differences` is below 8. On
-    # normalised slices larger primal steps get near the optimum sooner. Only the share
-    # of the measured values depends on the weight.
+    # Step sizes: 1/4 for the dual variable, in units of the weight; hence 1/2 for the
+    # primal one, in units of 1 / weight, since the squared norm of `differences` is
+    # below 8. On normalised slices, larger primal steps approach the optimum sooner.
+    # Only the share of the measured values depends on the weight.
     share = mask[..., None] / (1 + 2 * weight)
 
     @jax.checkpoint
@@ -109,7 +109,7 @@ class TV(Reconstructor):
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
-        """Reconstructs a batch; there is a single stage."""
+        """Reconstructs a batch; there is only one stage."""
         del stage
         c = self.config
         start = nn.initializers.constant(np.log(c.weight))

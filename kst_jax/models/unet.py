@@ -1,4 +1,4 @@
-"""U-Nets that turn zero-filled images, or zero-filled spectra, into whole ones.
+"""U-Nets that reconstruct from zero-filled images or zero-filled spectra.
 
 O. Ronneberger, P. Fischer and T. Brox, "U-Net" (MICCAI 2015, arXiv 1505.04597), in the
 form of J. Zbontar et al., "fastMRI" (arXiv 1811.08839): instance normalisation without
@@ -29,8 +29,8 @@ class UNetConfig(ModelConfig):
       features: channels at full resolution, doubled by each pooling.
       poolings: how often the resolution is halved.
       consistent: put the measured values back into the result's spectrum. Off by
-        default, as in fastMRI's baseline; nothing tells that the K-Space Transformer's
-        paper did it.
+        default, as in fastMRI's baseline; the K-Space Transformer's paper does not
+        mention it.
     """
 
     name: str = "unet"
@@ -39,17 +39,17 @@ class UNetConfig(ModelConfig):
     consistent: bool = False
 
     def __post_init__(self):
-        """Raises InputError where the sizes cannot make a network."""
+        """Raises InputError if no network can have these sizes."""
         super().__post_init__()
         require_positive(self)
 
     def require_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError for images that cannot be halved so often."""
+        """Raises InputError if images cannot be halved that often."""
         least = 2 ** (self.poolings + 1)
         if min(size) < least:
             raise InputError(
                 f"data.size={size} is too small for model.poolings={self.poolings}: "
-                f"rows and columns must be at least {least}; take fewer poolings"
+                f"rows and columns must be at least {least}; use fewer poolings"
             )
 
 
@@ -87,7 +87,7 @@ class Enlarge(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, h, w, any) to (B, 2h, 2w, features)."""
         B, h, w, _ = x.shape
-        # PyTorch counts the results, not the inputs, of a transposed convolution.
+        # For a transposed convolution PyTorch's fan_in counts outputs, not inputs.
         bound = uniform_bias(4 * self.features)
         pixels = nn.Dense(
             4 * self.features, use_bias=False, dtype=self.dtype, kernel_init=bound
@@ -97,7 +97,7 @@ class Enlarge(nn.Module):
 
 
 def activate(x: jax.Array) -> jax.Array:
-    """Instance normalisation, each channel of each slice, in float32; LeakyReLU."""
+    """Normalises each channel of each slice, in float32; then LeakyReLU."""
     y = x.astype(jnp.float32)
     y = y - y.mean((1, 2), keepdims=True)
     y = y * jax.lax.rsqrt((y * y).mean((1, 2), keepdims=True) + 1e-5)
@@ -121,7 +121,7 @@ class UNet(Reconstructor):
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
-        """Reconstructs a batch; there is a single stage."""
+        """Reconstructs a batch; there is only one stage."""
         del stage
         if self.in_kspace:
             image = ifft2c(self._network(batch.kspace))
@@ -142,7 +142,7 @@ class UNet(Reconstructor):
         for level in reversed(range(c.poolings)):
             x = Enlarge(c.features << level, dtype)(x)
             skip = skipped.pop()
-            # Where a size was odd, pooling has left a row or column out.
+            # If a size was odd, pooling dropped a row or column.
             missing = [(0, m - n) for m, n in zip(skip.shape, x.shape, strict=True)]
             x = jnp.pad(x, [*missing[:3], (0, 0)], mode="reflect")
             x = ConvBlock(c.features << level, dtype)(jnp.concatenate([x, skip], -1))
@@ -151,7 +151,7 @@ class UNet(Reconstructor):
 
 
 class KUNet(UNet):
-    """Reconstructs slices by a U-Net on their zero-filled spectra."""
+    """Reconstructs slices with a U-Net on their zero-filled spectra."""
 
     config: KUNetConfig
 

@@ -1,10 +1,10 @@
-"""Bicubic enlargement of images, as a product with one small matrix an axis."""
+"""Bicubic enlargement of images, as a product with one small matrix per axis."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Keys' coefficient. `jax.image.resize` has -0.5; the published network has -0.75.
+# Keys' coefficient. `jax.image.resize` uses -0.5; the published network uses -0.75.
 _KEYS = -0.75
 
 
@@ -17,7 +17,7 @@ def bicubic(image: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _matrix(old: int, new: int) -> np.ndarray:
-    """Interpolation weights (new, old)."""
+    """Returns interpolation weights (new, old)."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
