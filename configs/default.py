@@ -1,7 +1,7 @@
 r"""The paper's network with every other setting at its default.
 
 A starting point for your own configs: import it and change what differs.
-`kst_jax/config.py` explains each setting, `kst_jax/models/config.py` those of the model.
+`kst_jax/config.py` explains each setting, `kst_jax/models/config.py` the model's.
 
     kst-train --config=default --workdir=runs/mine \
         --config.data.train=/data/train --config.data.test=/data/test

@@ -182,7 +182,7 @@ class DataConfig:
             raise InputError(f"config.data.{error}") from None
 
     def by_name(self) -> "DataConfig":
-        """Cuts paths to file names, so that it does not matter where the data is kept."""
+        """Cuts paths to file names, so that it does not matter where the data is."""
         names: dict[str, typing.Any] = {
             part: ",".join(
                 pathlib.PurePath(path).name for path in getattr(self, part).split(",")

@@ -268,7 +268,9 @@ def test_auto_takes_the_choice(monkeypatch):
 
 def test_unknown_implementation_names_the_known():
     q, k, v, _, _ = draw(SHAPES[2])
-    with pytest.raises(ValueError, match="'flash' is unknown; use one of auto, plain, blocked"):
+    with pytest.raises(
+        ValueError, match="'flash' is unknown; use one of auto, plain, blocked"
+    ):
         attention(q, k, v, implementation="flash")
     with pytest.raises(InputError, match="NVIDIA"):
         attention(q, k, v, implementation="cudnn")

@@ -32,7 +32,7 @@ def test_written_parameters_are_read_back(tmp_path):
 
 def test_a_folder_with_checkpoints_is_not_written_again(tmp_path):
     checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
-    with pytest.raises(InputError, match="holds checkpoints already"):
+    with pytest.raises(InputError, match="already holds checkpoints"):
         checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
 
 
@@ -47,7 +47,7 @@ def test_a_conversion_that_was_interrupted_can_be_repeated(tmp_path, monkeypatch
             checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
     checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
-    with pytest.raises(InputError, match="holds checkpoints already"):
+    with pytest.raises(InputError, match="already holds checkpoints"):
         checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
 
 
@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     for file in files:
         damage(file)
         name = "" if file.name == "checksums.json" else file.relative_to(checkpoint)
-        with pytest.raises(InputError, match=f"no checkpoint is whole: 0: {name}"):
+        with pytest.raises(InputError, match=f"all checkpoints are damaged: 0: {name}"):
             checkpoints.read_parameters(tmp_path)
         shutil.rmtree(checkpoint)
         shutil.copytree(tmp_path / "good", checkpoint)

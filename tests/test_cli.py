@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
         (["--config.model.heads=0"], "model.heads=0"),
         (["--config.model.widht=8"], 'Did you mean "width"'),
         (["--config.mask.kind=spiral"], "one of gaussian_2d, uniform_1d"),
-        (["surplus"], "'surplus' is no option"),
+        (["surplus"], "'surplus' is not an option"),
         (["--num-processes=2", "--process_id=0"], "belong together"),
         (["--config.train.batch-size=0"], "train.batch_size=0"),
         (["--coordinator=here"], "HOST:PORT"),

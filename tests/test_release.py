@@ -51,14 +51,14 @@ def test_a_release_is_smaller_and_cannot_be_trained_further(run, tmp_path):
 
     assert size(tmp_path / "out") < size(run / "checkpoints") / 3
     _, config, _ = checkpoints.read_parameters(tmp_path / "out")
-    with pytest.raises(InputError, match="evaluated, not trained further"):
+    with pytest.raises(InputError, match="evaluated but not trained further"):
         loop.train(config, tmp_path / "out")
 
 
 def test_mistakes_get_one_message(run, tmp_path):
     command.release(str(run), str(tmp_path / "out"))
     for args, message in (
-        ((run, tmp_path / "out"), "holds checkpoints already"),
+        ((run, tmp_path / "out"), "already holds checkpoints"),
         ((tmp_path, tmp_path / "new"), "no checkpoint here"),
     ):
         done = run_here(PROGRAM, *args)

@@ -147,7 +147,7 @@ def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(compiled, tmp
     step = latest(run)
     assert 5 <= step < STEPS
     assert row_count(run) == step
-    assert f"The same command carries on from {run}/checkpoints/{step}\n" in errors
+    assert f"The same command resumes from {run}/checkpoints/{step}\n" in errors
 
     code, errors = out_of_disk(start(run, compiled))
     assert code == 1
@@ -159,11 +159,11 @@ def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(compiled, tmp
     process = start(run, compiled, "--config.data.workers=1")
     code, output, errors = after_row(step + 1, run, process, signal.SIGINT)
     assert code == 130
-    assert f"Carrying on from {run}/checkpoints/{step}\n" in output
+    assert f"Resuming from {run}/checkpoints/{step}\n" in output
     assert "Traceback" not in errors
     later = latest(run)
     assert step < later < STEPS
-    assert f"The same command carries on from {run}/checkpoints/{later}\n" in errors
+    assert f"The same command resumes from {run}/checkpoints/{later}\n" in errors
 
     count = later + np.random.default_rng().integers(1, 4)
     process = start(run, compiled, "--config.data.workers=1")
@@ -201,7 +201,7 @@ def test_control_c_propagates_after_saving(tmp_path, monkeypatch, capfd):
     assert "SIGINT: saving and stopping" in told
     step = latest(tmp_path)
     assert step in (2, 3)
-    assert f"carries on from {tmp_path}/checkpoints/{step}" in told
+    assert f"resumes from {tmp_path}/checkpoints/{step}" in told
 
 
 def test_a_thread_that_gets_no_signals_takes_none():

@@ -115,7 +115,7 @@ def test_a_training_that_diverges_does_not_keep_others_from_theirs(
         return train(config, run)
 
     monkeypatch.setattr(cells.training, "train", diverging)
-    with pytest.raises(InputError, match="no results of a/bare/0, which diverged"):
+    with pytest.raises(InputError, match="no results for a/bare/0: training diverged"):
         command.run(command.read(values()), tmp_path, ["a/bare/*"])
     assert "warning: a/bare/0: loss is nan at step 1." in capsys.readouterr().err
     assert [path.stem for path in tmp_path.glob("results/a/bare/*.json")] == ["1"]
@@ -256,7 +256,7 @@ def test_results_of_other_slices_are_refused(done, tmp_path):
 def test_a_damaged_result_is_told(done, tmp_path):
     copy_of(done, tmp_path)
     (tmp_path / "results/a/kst/0.json").write_text('{"config": ')
-    with pytest.raises(InputError, match="delete it to do the cell again"):
+    with pytest.raises(InputError, match="delete it to rerun the cell"):
         command.run(command.read(values()), tmp_path)
 
 
@@ -277,7 +277,7 @@ def test_a_damaged_result_is_told(done, tmp_path):
         ("seeds", [0, 0], r"config\.seeds=\(0, 0\).*each once"),
         ("seeds", [], "at least one"),
         ("order", ["a"], "each of config.settings once"),
-        ("methods.kst.title", "No RM", "several have the title 'No RM'"),
+        ("methods.kst.title", "No RM", "more than one has the title 'No RM'"),
         ("methods.kst.train.batch_size", 0, r"methods\.kst.*batch_size=0"),
         ("methods.kst.train.warmup_steps", 4, r"methods\.kst.*below train.steps=4"),
         ("eval.figures", 0, "without figures"),
@@ -356,7 +356,7 @@ def test_the_studies_are_whole(config):
             "--cells=*/kst/0,nothing/*",
             "--cells=nothing/*: no such cell; there are uniform1d_5x/tv/0",
         ),
-        ("--cells=", "--cells names none"),
+        ("--cells=", "--cells is empty"),
         ("--config.data.trian=x", "'trian'; valid keys"),
     ],
 )

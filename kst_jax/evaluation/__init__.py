@@ -1,1 +1,1 @@
-"""Test slices reconstructed, scored, written and drawn."""
+"""Reconstructs, scores, writes and draws test slices."""

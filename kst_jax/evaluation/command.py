@@ -2,28 +2,28 @@ r"""Evaluates a trained model: metrics, reconstructions and figures.
 
     kst-eval --config=demo --workdir=runs/demo
 
-tests the model in runs/demo on the scans that its config names. On other scans, with
-the config that a run was made with:
+tests the model in runs/demo on the scans that its config names. To test on other scans,
+with the config that the run was trained with:
 
     kst-eval --config=saved:runs/demo --workdir=runs/demo \
         --config.data.test=/data/other_scans --config.eval.out=runs/demo/other_scans
 
-Settings that matter first:
+The most important settings:
 
     --config.data.test=PATH         scans, as kst-train takes them
-    --config.eval.out=FOLDER        where results go (WORKDIR/eval)
-    --config.eval.checkpoint=best   or latest, the default; best is by validation
+    --config.eval.out=FOLDER        where results go (default WORKDIR/eval)
+    --config.eval.checkpoint=best   best in validation; the default is latest
     --config.eval.batch_size=4      slices at a time
 
-Means are printed. In WORKDIR/eval, or the folder named, there will be
+It prints the means and writes into that folder
 
     metrics.json                    PSNR, SSIM, NMSE: means, volumes, every slice
-    reconstructions/*.h5            magnitudes, as fastMRI has them
-    figures/*.png                   reconstructions, and the stages of one
+    reconstructions/*.h5            magnitudes in fastMRI's format
+    figures/*.png                   reconstructions, and the stages of one slice
 
-all of them or none: an evaluation that is interrupted leaves nothing. Results of other
-scans, another undersampling or another run are not overwritten, and whom the model was
-trained on it is not tested on.
+It writes all of them or none: an interrupted evaluation leaves nothing. It never
+overwrites results of other scans, another undersampling or another run, and never tests
+a model on people that it was trained on.
 """
 
 from kst_jax.evaluation import evaluate

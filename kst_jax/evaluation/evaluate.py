@@ -1,15 +1,14 @@
-"""Evaluation: every test slice reconstructed and scored, a volume at a time.
+"""Evaluation: reconstructs and scores every test slice, one volume at a time.
 
     OUT/metrics.json                 means, volumes and every slice
     OUT/reconstructions/<name>.h5    magnitudes in the input's units, as in fastMRI
     OUT/figures/*.png                the paper's Figs. 2 to 4 (3 and 4 as far as the
-                                     network has the parts)
+                                     network has these parts)
 
-Slices are scored on two scales, which differ since normalisation subtracts a mean:
-"normalised" is of magnitudes of the images that the network sees, which is what the
-authors' code measures; "input" is of magnitudes in the input's units, which are the
-images that a reader looks at. Zero-filled images start from the same normalised
-k-space that the network gets.
+Slices are scored on two scales, which differ because normalisation subtracts a mean.
+"normalised" compares magnitudes of the images that the network sees, like the authors'
+code. "input" compares magnitudes in the input's units, the images that a reader looks
+at. Zero-filled images come from the same normalised k-space as the network's input.
 """
 
 from pathlib import Path
@@ -35,13 +34,13 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
       workdir: the run.
 
     Returns:
-      What metrics.json holds; of several processes only the first one writes it and
-      gets it.
+      The contents of metrics.json; with several processes only the first one writes and
+      returns it.
 
     Raises:
-      InputError: no such checkpoint, one that does not fit, scans that cannot be used,
-        someone among them whom the model was trained or chosen on, or a folder with
-        results of another evaluation, or that cannot be written to.
+      InputError: the checkpoint does not exist or does not fit; the scans are unusable
+        or include people that the model was trained or selected on; or the folder holds
+        results of another evaluation or cannot be written to.
     """
     require_config(config)
     params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
@@ -67,7 +66,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     everywhere = parallel.replicate(params, mesh)
     slices = score_slices(source, config, sampler, scorer, everywhere, mesh)
     if not parallel.is_first():
-        for _ in slices:  # takes part, and leaves the report to the first
+        for _ in slices:  # only takes part; the first process reports
             pass
         return None
     with files.together(out, reports.earlier(out)) as unfinished:
@@ -79,7 +78,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
         if isinstance(model, KSpaceTransformer) and complete and report.chosen:
             middle = report.chosen[len(report.chosen) // 2]
             batch = pipeline.evaluation_slice(source, config, sampler, middle)
-            if not batch.mask.all():  # else nothing is asked for
+            if not batch.mask.all():  # otherwise there are no queries
                 report.add_attention(attention_on_grid(model, params, batch))
         found = report.finish()
     print(f"written to {out}")

@@ -1,4 +1,4 @@
-"""What an evaluation writes and prints."""
+"""The files that an evaluation writes, and the means that it prints."""
 
 import dataclasses
 import json
@@ -21,12 +21,12 @@ from kst_jax.models.attention_maps import Attention
 from kst_jax.programs import files
 
 METHODS = ("zero_filled", "reconstruction")
-# Which of them there are goes by the config, and by the parts of the network.
+# The config and the parts of the network decide which of them are drawn.
 FIGURES = tuple(
     f"figures/{name}"
     for name in ("slices.npz", "reconstructions.png", "stages.png", "attention.png")
 )
-# Columns of Fig. 3, as far as the model has the parts.
+# Columns of Fig. 3, as far as the model has these parts.
 _STAGES = {
     "lr": "LR",
     "upsampled": "Upsampled",
@@ -38,7 +38,7 @@ _STAGES = {
 
 
 def earlier(out: Path) -> list[str]:
-    """Files of the evaluation in a folder that the next one need not write again."""
+    """Lists earlier results in a folder that the next evaluation may not rewrite."""
     old = (out / "reconstructions").glob("*.h5")
     return [*FIGURES, *(f"reconstructions/{path.name}" for path in old)]
 
@@ -48,9 +48,9 @@ class Report:
 
     Args:
       out: the folder.
-      config: of the evaluation.
-      test: what `identify` found.
-      reached: `step` of the checkpoint, and the `stage` of training that is of.
+      config: config of the evaluation.
+      test: the result of `identify`.
+      reached: `step` of the checkpoint, and its training `stage`.
       source: test slices.
 
     Attributes:
@@ -89,7 +89,7 @@ class Report:
             self._shown.append(found)
 
     def finish(self) -> dict:
-        """Writes figures and metrics.json, prints the means and returns it all."""
+        """Writes figures and metrics.json, prints the means and returns the metrics."""
         self._close_volume()
         if self._shown:
             self._write_figures()
@@ -120,7 +120,7 @@ class Report:
         return report
 
     def _close_volume(self) -> None:
-        """Writes the open volume's reconstruction and scores it in fastMRI's manner."""
+        """Writes the current volume and scores it with fastMRI's metrics."""
         abouts, parts = zip(*self._open, strict=True)
         self._open = []
         images = {name: np.stack([x[name] for x in parts]) for name in parts[0]}
@@ -144,7 +144,7 @@ class Report:
 
         slices: dict[str, Any] = {name: stacked(name) for name in (*METHODS, "target")}
         slices["mask"] = np.stack([found["mask"] for found in self._shown])
-        # For figures across methods.
+        # Figures that compare methods use them.
         path = self._out / "figures" / "slices.npz"
         with files.whole(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **slices)
@@ -166,7 +166,7 @@ class Report:
         figures.save(figure, self._out / "figures" / "stages.png")
 
     def add_attention(self, attention: Mapping[str, Attention]) -> None:
-        """Writes Fig. 4 of the last layers of encoder and high-resolution decoder."""
+        """Writes Fig. 4 for the last layers of encoder and high-resolution decoder."""
         rows = [
             figures.AttentionMaps(label, found.weights[-1], found.token, colour)
             for (label, colour), found in zip(
@@ -211,7 +211,7 @@ def _volume_scores(image_SxHxW: np.ndarray, target_SxHxW: np.ndarray) -> dict:
 
 
 def _mean_and_std(rows: list[dict]) -> dict:
-    """Mean and standard deviation over rows of equal, nested structure."""
+    """Returns mean and standard deviation over rows of the same nested structure."""
     return jax.tree.map(
         lambda *values: {"mean": float(np.mean(values)), "std": float(np.std(values))},
         *rows,
@@ -223,15 +223,15 @@ def _kspace(measured: bool) -> str:
 
 
 def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
-    """What decides which slices are evaluated, how undersampled, and by what model.
+    """Identifies an evaluation: slices, undersampling and model.
 
-    The run is named as seen from the results, so that both can be moved together.
+    The path of the run is relative to the results, so both can be moved together.
     """
     data = dataclasses.asdict(config.data)
     for name in (
         *("augment", "validation", "validation_fraction"),
         *("workers", "threads", "prefetch"),
-        *(["train"] if config.data.test else []),  # else the test is a part of it
+        *(["train"] if config.data.test else []),  # else the test set comes from it
     ):
         del data[name]
     return {
@@ -243,13 +243,13 @@ def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
 
 
 def require_same_test(out: Path, test: dict[str, Any]) -> None:
-    """Raises InputError where a folder holds the results of another evaluation."""
+    """Raises InputError if a folder holds the results of another evaluation."""
     files.require_same_json(
         out / "metrics.json",
         "test",
         test,
         f"{out}: holds the results of other scans, another undersampling or another "
-        "run; name another folder with --config.eval.out",
+        "run; choose another folder with --config.eval.out",
     )
 
 

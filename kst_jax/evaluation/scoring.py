@@ -1,4 +1,4 @@
-"""Reconstructing and scoring many slices: a batch at a time, over all devices."""
+"""Reconstructs and scores many slices, one batch at a time, on all devices."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from kst_jax.tokens import Batch
 
 
 def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable:
-    """Compiles reconstruction, as far as a training stage goes, and scores of a batch.
+    """Compiles a function that reconstructs a batch, up to a stage, and scores it.
 
     Devices along the mesh's second axis share the queries of each slice.
 
     The function takes parameters, a Batch, and mean and std of its slices (B,). It
-    returns a dictionary, every entry with a leading axis B:
+    returns a dictionary whose entries all have a leading axis B:
 
       images: magnitudes (B, H, W) in the input's units by name: zero_filled,
         reconstruction, target.
@@ -87,8 +87,8 @@ def score_slices(
     mesh: Mesh,
     title: str = "Evaluating",
 ) -> Iterator[tuple[int, dict]]:
-    """Each slice's number and what the scorer found, in the source's order."""
-    # leave=None: below another bar it goes when it is done
+    """Yields each slice's number and the scorer's result, in the source's order."""
+    # leave=None: a bar below another one disappears when it is done
     batches = pipeline.evaluation_batches(
         source, config, sampler, jax.process_index(), jax.process_count()
     )

@@ -1,4 +1,4 @@
-"""Command lines: one kind of parser for every program."""
+"""The command-line parser of every program."""
 
 import argparse
 from typing import NoReturn
@@ -7,7 +7,7 @@ from kst_jax.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows texts as they are written, and raises InputError for a wrong word."""
+    """Keeps the line breaks of help texts, and raises InputError for bad arguments."""
 
     def __init__(
         self, program: str, description: str | None, epilog: str | None = None
@@ -19,18 +19,18 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        # Handled by `cli.run`; here so that --help tells of it.
+        # `cli.run` handles it; it is here so that --help shows it.
         self.add_argument(
             "--debug",
             action="store_true",
-            help="show a traceback where something fails",
+            help="show a traceback if something fails",
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises InputError, where argparse would end the program."""
+        """Raises InputError; argparse would end the program."""
         raise InputError(f"{message} ({self.prog} --help explains)")
 
 
 def words(text: str) -> list[str]:
-    """The type of an option that takes several words, separated by commas."""
+    """Splits the value of an option that takes several words, separated by commas."""
     return [word for word in text.split(",") if word]

@@ -1,4 +1,4 @@
-"""What every program does with mistakes, signals and pipes."""
+"""How every program handles user errors, signals and pipes."""
 
 import io
 import os
@@ -13,28 +13,28 @@ from kst_jax.errors import InputError
 
 
 def run(main: Callable[[], None], refusal: int = 1) -> None:
-    """Runs a program; an InputError becomes one message, or with --debug a traceback.
+    """Runs a program; prints an InputError as one message, or --debug as a traceback.
 
-    Options may be spelt with `-` for `_`.
+    Options may have `-` in place of `_`.
 
     Args:
       main: the program.
-      refusal: the exit code for a user's mistake.
+      refusal: exit code for an InputError.
     """
     debug = "--debug" in sys.argv
     sys.argv[1:] = [_spelt(word) for word in sys.argv[1:] if word != "--debug"]
-    # A pipe that nobody reads any more fails here, not when Python ends; and logs grow.
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not what a caller put in its place
-        # Names of files may hold what no text can.
+    # Line buffering: a closed pipe fails here, not when Python ends, and logs grow.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a caller's replacement
+        # File names may contain bytes that are not valid text.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    logging.set_verbosity(logging.FATAL)  # Orbax reports its every step and error
-    # As an exception, so that what is unfinished is tidied up; training saves first.
+    logging.set_verbosity(logging.FATAL)  # Orbax logs every step and error
+    # As an exception, so that unfinished files are removed; training saves first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # `| head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # as shells tell of it
+        sys.exit(141)  # the shells' code for it
     except (InputError, OSError) as error:
         if debug:
             raise
@@ -44,14 +44,14 @@ def run(main: Callable[[], None], refusal: int = 1) -> None:
         if debug or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(f"error: {error}", file=sys.stderr)
-        print("docs/training.md tells what takes less memory", file=sys.stderr)
+        print("docs/training.md explains how to use less memory", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)  # as shells tell of it
+        sys.exit(128 + signal.SIGINT)  # the shells' code for it
 
 
 def _spelt(word: str) -> str:
-    """`--batch-sizes=1-2` as `--batch_sizes=1-2`; what is no option stays as it is."""
+    """Turns `--batch-sizes=1-2` into `--batch_sizes=1-2`; keeps non-options."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")

@@ -1,4 +1,4 @@
-"""Command lines of programs that take --config, changes of its keys, and --workdir."""
+"""Command lines of programs with --config, changes to its keys, and --workdir."""
 
 import argparse
 import contextlib
@@ -36,16 +36,16 @@ def run(
 
     Args:
       main: the program, a function of config, workdir and the other options.
-      parser: has the other options.
-      read: makes the config of what the file gave, or raises InputError.
-      require_key: raises InputError for a change of a key that no config has.
-      default_workdir: the folder, where none is given; None asks for one.
-      may_join: it may be one of several processes, of which only the first one prints.
+      parser: parser with the other options.
+      read: builds the config from the file's value, or raises InputError.
+      require_key: raises InputError for a change to a key that no config has.
+      default_workdir: folder used by default; with None the user must give one.
+      may_join: whether several processes may run it together; only the first prints.
     """
     parser.add_argument(
         "--config",
-        help="a config that comes with the package, such as demo, or the path of a "
-        "config file; --config.section.key=value changes a value",
+        help="a packaged config, such as demo, or the path of a config file; "
+        "--config.section.key=value changes a value",
     )
     parser.add_argument(
         "--workdir",
@@ -62,7 +62,7 @@ def run(
             if word.startswith("--config."):
                 require_key(word.removeprefix("--config.").partition("=")[0])
         if not args.workdir:
-            raise InputError("--workdir is missing; name a folder, such as runs/demo")
+            raise InputError("--workdir is missing; give a folder, such as runs/demo")
         config = read(_load(args.config, changes))
         _keep_programs()
         joined = may_join and _connect(args)
@@ -73,13 +73,13 @@ def run(
 
 
 def _load(config: str | None, changes: list[str]) -> ConfigDict:
-    """What a config file gives, with the changes of a command line."""
+    """Loads a config file and applies the changes from the command line."""
     if not config:
-        raise InputError("--config is missing; name one, such as --config=demo")
+        raise InputError("--config is missing; give one, such as --config=demo")
     given, colon, argument = config.partition(":")
     path = _file_of(given)
     argv = ["", f"--config={path}{colon}{argument}", *changes]
-    # Apart from absl's global flags, which no program here has.
+    # Separate from absl's global flags, which no program here uses.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
@@ -88,19 +88,19 @@ def _load(config: str | None, changes: list[str]) -> ConfigDict:
         raise InputError(_cause(error, path, config)) from error
     if surplus:
         raise InputError(
-            f"{surplus[0]!r} is no option; options are given as --name=value"
+            f"{surplus[0]!r} is not an option; write options as --name=value"
         )
     loaded: Any = values["config"].value
     if not isinstance(loaded, ConfigDict):
         try:
             loaded.to_dict()
-        except Exception as error:  # a file that failed to load tells why when used
+        except Exception as error:  # a file that failed to load raises on first use
             raise InputError(f"--config cannot be loaded: {error}") from error
     return loaded
 
 
 def _file_of(given: str) -> str:
-    """The config file of a path or a name; InputError, with the nearest, for none."""
+    """Finds a config file by path or name; an InputError suggests the nearest name."""
     if os.path.isfile(given):
         return given
     packaged = _CONFIGS / f"{given}.py"
@@ -113,13 +113,13 @@ def _file_of(given: str) -> str:
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"is it {near[0]}?" if near else "give a name such as demo"
     raise InputError(
-        f"--config={given}: no such file in {os.getcwd()}, nor a config of the "
+        f"--config={given}: not a file in {os.getcwd()}, nor a config of the "
         f"package; {hint}"
     )
 
 
 def _cause(error: BaseException, path: str, given: str) -> str:
-    """What to tell where options or a config file failed."""
+    """Returns the message for options or a config file that failed."""
     chain = [error]
     while cause := chain[0].__cause__ or chain[0].__context__:
         chain.insert(0, cause)
@@ -133,12 +133,12 @@ def _cause(error: BaseException, path: str, given: str) -> str:
         return _flat(error)
     if "get_config" in str(error):
         return f"--config={given}: has no function get_config"
-    # Of a network's or a method's keys.
+    # For keys of a network or a method.
     return f"--config has no key {_flat(error)}"
 
 
 def _line_of(error: BaseException, path: str) -> int | None:
-    """The line at which code of a file failed, or cannot be read; None elsewhere."""
+    """Returns the line where a file's code failed or is invalid; None if elsewhere."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
@@ -147,7 +147,7 @@ def _line_of(error: BaseException, path: str) -> int | None:
 
 
 def _flat(error: BaseException) -> str:
-    """An error's text on one line; ml_collections wraps some in others."""
+    """Puts an error's text on one line; ml_collections wraps some errors in others."""
     text: Any = error
     while isinstance(text, BaseException) and text.args:
         text = text.args[0]
@@ -155,14 +155,14 @@ def _flat(error: BaseException) -> str:
 
 
 def _keep_programs() -> None:
-    """Keeps compiled programs for the next start, unless told where or not to.
+    """Caches compiled programs for the next start.
 
-    JAX's own settings come first: JAX_COMPILATION_CACHE_DIR names another folder,
-    JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    JAX's own settings take precedence: JAX_COMPILATION_CACHE_DIR sets another folder,
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        if os.path.isabs(cache):  # not where a container's user has no home
+        if os.path.isabs(cache):  # false if a container's user has no home
             folder = os.path.join(cache, "kst_jax", "programs")
             jax.config.update("jax_compilation_cache_dir", folder)
 
@@ -172,28 +172,28 @@ def _add_processes(parser: Parser) -> None:
     group.add_argument(
         "--distributed",
         action="store_true",
-        help="this is one of several processes that together are one run: on every "
-        "host of a TPU pod, or started by Slurm, Open MPI or Kubernetes, where JAX "
+        help="this is one of several processes that make up one run: on every host "
+        "of a TPU pod, or started by Slurm, Open MPI or Kubernetes, where JAX "
         "finds the others by itself",
     )
     group.add_argument(
         "--coordinator",
-        help="HOST:PORT of process 0, where nothing else tells; with --num_processes "
-        "and --process_id it stands for --distributed",
+        help="HOST:PORT of process 0, if JAX cannot find it; with --num_processes and "
+        "--process_id it replaces --distributed",
     )
     group.add_argument(
-        "--num_processes", type=int, help="with --coordinator: how many processes"
+        "--num_processes", type=int, help="with --coordinator: number of processes"
     )
     group.add_argument(
-        "--process_id", type=int, help="with --coordinator: number of this one"
+        "--process_id", type=int, help="with --coordinator: index of this process"
     )
 
 
 def _connect(args: argparse.Namespace) -> bool:
-    """Joins the other processes, where options say that there are any; tells if it did.
+    """Connects to other processes if options ask for it; returns whether it did.
 
-    Never of its own accord: what Slurm and clouds leave in the environment of a login
-    node or an interactive shell looks like many processes where only one was started.
+    It never guesses: the environment that Slurm and clouds leave in a login node or an
+    interactive shell looks like many processes even if only one was started.
     """
     by_hand = (args.coordinator, args.num_processes, args.process_id)
     if args.coordinator and ":" not in args.coordinator:
@@ -203,7 +203,7 @@ def _connect(args: argparse.Namespace) -> bool:
     if None in by_hand and any(value is not None for value in by_hand):
         raise InputError(
             "--coordinator, --num_processes and --process_id belong together; give all "
-            "three, or --distributed alone where JAX finds the others"
+            "three, or only --distributed if JAX can find the others"
         )
     if args.coordinator and not 0 <= args.process_id < args.num_processes:
         raise InputError(
@@ -218,7 +218,7 @@ def _connect(args: argparse.Namespace) -> bool:
 
 @contextlib.contextmanager
 def _first_speaks() -> Iterator[None]:
-    """Leaves messages and progress bars to the first process; errors are all told."""
+    """Silences messages and progress bars, but not errors, in all but one process."""
     if parallel.is_first():
         yield
         return

@@ -1,4 +1,4 @@
-"""Files: ordinary ones, written whole or not at all, their folders and checksums."""
+"""Ordinary files, written whole or not at all, their folders and checksums."""
 
 import contextlib
 import hashlib
@@ -17,9 +17,9 @@ _MAX_JSON_BYTES = 2**28
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write, which becomes `path` at the end, if nothing fails.
+    """Yields a temporary path, which becomes `path` at the end unless writing fails.
 
-    What a killed process leaves behind is hidden and ends in `.partial`.
+    A killed process leaves a hidden file whose name ends in `.partial`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -32,14 +32,14 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def encoded(name: str) -> bytes:
-    """A file's name as bytes, of one that is not UTF-8 too, alike on every system."""
+    """Encodes a file name, even one that is not UTF-8, the same way on every system."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def require_ordinary(path: str | os.PathLike) -> None:
-    """Raises InputError for a folder, pipe or device, which might be read for ever.
+    """Raises InputError for a folder, pipe or device: reading one may never end.
 
-    What does not exist is left to those who open it.
+    A missing file passes; opening it will fail.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -48,33 +48,33 @@ def require_ordinary(path: str | os.PathLike) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
-    Takes up to some thirty times the file's size in memory, or 8 GiB.
+    This takes up to about thirty times the file's size in memory, at most 8 GiB.
 
     Raises:
-      InputError: damaged, or no ordinary file.
-      FileNotFoundError: it does not exist.
+      InputError: the file is damaged, or not an ordinary file.
+      FileNotFoundError: the file does not exist.
     """
     require_ordinary(path)
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError(f"has more than {_MAX_JSON_BYTES} bytes")
         return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # the latter: nested without end
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise InputError(
             f"{path}: cannot be read ({error}). Copy or write it again."
         ) from error
 
 
 def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None:
-    """Refuses to go on where a JSON file is there that was made from other things.
+    """Refuses an existing JSON file that was made from something else.
 
     Args:
       path: the file; it need not exist.
-      name: the key under which it tells what it was made from.
-      value: what it should have there, once written as JSON and read.
-      otherwise: what to tell where it has another value, or is damaged.
+      name: key whose value identifies what the file was made from.
+      value: value expected there, once written as JSON and read.
+      otherwise: message if the value differs or the file is damaged.
 
     Raises:
       InputError: `otherwise`.
@@ -91,14 +91,14 @@ def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None
 
 @contextlib.contextmanager
 def together(folder: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
-    """A temporary folder, whose files go to `folder` at the end, if nothing fails.
+    """Yields a temporary folder, whose files move to `folder` unless writing fails.
 
-    Files at the top tell that the others are whole: earlier ones go first, new ones
-    come last. What a killed process leaves behind is hidden in `.partial-*`.
+    Files at the top level show that the others are complete, so old ones are removed
+    first and new ones are moved last. A killed process leaves a hidden `.partial-*`.
 
     Args:
-      folder: where they go; what has another name stays there.
-      replaced: files of an earlier time, which go whether there are new ones or not.
+      folder: destination; files with other names stay there.
+      replaced: old files to remove, whether there are new ones or not.
     """
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
@@ -116,14 +116,13 @@ def together(folder: Path, replaced: Collection[str] = ()) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes that ask for the same out of a folder.
+    """Locks a folder against other processes that lock it too.
 
-    The system frees it when the process ends, however that ends, where a lock file of a
-    killed machine would stay. A file system that has no locks keeps nobody out, nor
-    does Windows.
+    The system releases the lock however the process ends; a plain lock file would
+    outlive a crash. On Windows and on file systems without locks it has no effect.
 
     Raises:
-      InputError: another one is there.
+      InputError: another process holds the lock.
     """
     with (folder / ".lock").open("a") as file:
         if sys.platform != "win32":
@@ -142,10 +141,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder to write into, with those above it; one may be there already.
+    """Makes a folder to write into, and its parents, if they do not exist.
 
     Raises:
-      InputError: a file is in its way, or nothing can be written there.
+      InputError: a file has its name, or the folder is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -158,11 +157,11 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written to ({error.strerror}); choose another folder, "
-            "or see to its permissions and to the disk"
+            "or check its permissions and the disk"
         ) from error
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of what a file holds, in hexadecimal."""
+    """Returns the SHA-256 of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,20 +7,20 @@ import threading
 
 
 def pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
-    """A pool of fresh processes, which end with this one, even where it is killed."""
+    """Makes a pool of fresh processes, which end with this one even if it is killed."""
     return concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
     )
 
 
 def end_with_parent() -> None:
-    """Ends this worker process as soon as the one that started it has ended."""
+    """Ends this worker process as soon as its parent has ended."""
     parent = multiprocessing.parent_process()
-    assert parent is not None  # pools are not of the first process
+    assert parent is not None  # workers always have a parent
 
     def wait() -> None:
         parent.join()
         os._exit(1)
 
-    # Workers wait for work, and would do so for ever.
+    # Workers would wait for work for ever.
     threading.Thread(target=wait, daemon=True).start()

@@ -1,1 +1,1 @@
-"""A run's parameters alone, to give to others."""
+"""Releases a run's parameters, to share with others."""

@@ -1,12 +1,12 @@
-r"""A run's parameters alone, to give to others.
+r"""Releases a run's parameters, to share with others.
 
     kst-release runs/mine weights/mine --test=demo:test
 
-writes weights/mine/checkpoints/0, config.json and the lists of people it was trained
-on: what evaluation, export and the notebook need, and a third or less of the size of
-what training needs. Of the paths of scans only the last names are kept; Orbax notes the
-path of the folder that is written, in files commit_success.txt. It cannot be trained
-further:
+writes weights/mine/checkpoints/0, config.json and the lists of people that the network
+was trained on. Evaluation, export and the notebook need no more, and it takes at most a
+third of the space that training needs. Only the file names of scans are kept, not their
+paths, but Orbax stores the path of the output folder in files commit_success.txt. The
+result cannot be trained further; evaluate it with
 
     kst-eval --config=saved:weights/mine --workdir=weights/mine \
         --config.eval.out=runs/mine_again
@@ -23,17 +23,17 @@ from kst_jax.stages import require_trained
 
 
 def release(run: str, out: str, which: str = "latest", test: str | None = None) -> None:
-    """Writes the parameters that evaluation takes, and whom they are made from.
+    """Writes the parameters for evaluation, and who they were trained on.
 
     Args:
       run: folder of a run.
-      out: folder to write, without a run in it.
+      out: folder to write; must not hold a run.
       which: "latest", or "best" in validation.
-      test: scans that are tested by default; None for the run's.
+      test: scans to test on by default; None keeps the run's.
 
     Raises:
-      InputError: no such checkpoint, one that is not trained in all its parts, or a
-        folder that holds one already.
+      InputError: the checkpoint does not exist, some of its parts are not trained yet,
+        or the output folder already holds a checkpoint.
     """
     params, config, step = checkpoints.read_parameters(run, which)
     model = registry.build(config.model)
@@ -46,7 +46,7 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
         config,
         data=data,
         mask=dataclasses.replace(config.mask, bank=bank),
-        # The one checkpoint is the latest, and results go to whoever has it.
+        # There is only this checkpoint, and results go to the user's own folder.
         eval=dataclasses.replace(config.eval, out="", checkpoint="latest"),
     )
     people = {part: subjects.read(run, part) for part in subjects.PARTS}
@@ -57,14 +57,14 @@ def _main() -> None:
     """Command line: releases one run."""
     parser = Parser("kst-release", __doc__)
     parser.add_argument("run", help="folder of a run")
-    parser.add_argument("out", help="folder to write, without a run in it")
+    parser.add_argument("out", help="folder to write; must not hold a run")
     parser.add_argument(
         "--checkpoint",
         choices=("latest", "best"),
         default="latest",
         help="which one (latest)",
     )
-    parser.add_argument("--test", help="scans to test by default (the run's)")
+    parser.add_argument("--test", help="scans to test on (default: the run's)")
     args = parser.parse_args()
     release(args.run, args.out, args.checkpoint, args.test)
     print(f"wrote {args.out}; evaluate it with")

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder, and how that is trusted."""
+"""The folder of a run: checkpoints, config and people, and checks of all three."""

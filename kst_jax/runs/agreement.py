@@ -1,4 +1,4 @@
-"""Whether a checkpoint, the run that it is of, and a config belong together."""
+"""Checks that a checkpoint, its run and a config belong together."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ from kst_jax.config import Config
 from kst_jax.errors import InputError
 from kst_jax.tokens import Batch
 
-# What does not change a model's weights, nor the outcome of its training.
+# Settings that change neither a model's weights nor the outcome of its training.
 TRAINING_MAY_CHANGE = (
     "train.accumulate",
     "model.remat",
@@ -26,7 +26,7 @@ _NOT_WEIGHTS = ("model.dtype", "model.attention", "model.remat")
 
 
 def require_same_model(saved: Config, config: Config, workdir: str | Path) -> None:
-    """Raises InputError that names the first difference between two models' weights."""
+    """Raises InputError if two configs' weights differ, naming the first difference."""
     if difference := _first_difference(
         dataclasses.asdict(saved.model),
         dataclasses.asdict(config.model),
@@ -35,12 +35,12 @@ def require_same_model(saved: Config, config: Config, workdir: str | Path) -> No
     ):
         raise InputError(
             f"the checkpoint in {workdir} does not fit the config: {difference}; use "
-            f"--config=saved:{workdir} for the config it was made with"
+            f"--config=saved:{workdir}, the config it was trained with"
         )
 
 
 def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> None:
-    """Raises InputError that names the first parameter that does not fit a model."""
+    """Raises InputError if parameters do not fit a model, naming the first."""
     wanted = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
     shapes, found = (
         {
@@ -64,13 +64,13 @@ def require_same_run(
     where: str | Path,
     may_change: tuple[str, ...] = (*TRAINING_MAY_CHANGE, "eval"),
 ) -> None:
-    """Raises InputError that names the first difference that makes it another run."""
+    """Raises InputError if it is another run, naming the first difference."""
     if difference := _first_difference(
         dataclasses.asdict(saved), dataclasses.asdict(config), "config", may_change
     ):
         raise InputError(
             f"{where}: holds a run with another config: {difference}; choose a new "
-            "--workdir, or give the run's own config to carry on with it"
+            "--workdir, or give the run's own config to resume it"
         )
 
 

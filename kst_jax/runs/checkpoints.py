@@ -1,14 +1,14 @@
 """Checkpoints: parameters, training state and config, by Orbax.
 
 workdir/config.json              the run's config, for `configs/saved.py`
-workdir/train_subjects.json      whom the model is trained on
-workdir/validation_subjects.json whom it is validated on
+workdir/train_subjects.json      people that the model is trained on
+workdir/validation_subjects.json people that it is validated on
 workdir/checkpoints/<step>/      params, ema, training, config, metrics, checksums
-workdir/checkpoints/<step>.damaged*  set aside, when a run carries on from another one
-workdir/.lock                    held by the one training that may use the folder
+workdir/checkpoints/<step>.damaged*  set aside when a run resumes from an earlier one
+workdir/.lock                    held by the only training that may use the folder
 
-The position in the data is the step. A checkpoint is written while training goes on,
-and is complete when its folder has its name.
+The step alone gives the position in the data. Checkpoints are written while training
+continues; a checkpoint is complete once its folder has its final name.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ _MAX_UNSTORED = 2**26  # bytes of parameters that a checkpoint need not store
 class Checkpoints:
     """The checkpoints of one run.
 
-    Damaged ones are set aside, under a name that says so.
+    Opening it sets damaged checkpoints aside, under a name that says so.
 
     Raises:
-      InputError: the folder holds a run with another config, or damaged checkpoints
-        alone, or cannot be written to, or another training is using it.
+      InputError: the folder holds a run with another config or only damaged
+        checkpoints, cannot be written to, or is in use by another training.
     """
 
     def __init__(self, workdir: str | Path, config: Config):
@@ -64,36 +64,37 @@ class Checkpoints:
             self._open_things = open_things.pop_all()
 
     def close(self) -> None:
-        """Waits for what is being written.
+        """Waits until pending checkpoints are written.
 
         Raises:
-          InputError: it could not be written.
+          InputError: a checkpoint could not be written.
         """
         with self._open_things:
             self._wait()
 
     @property
     def begun(self) -> bool:
-        """Whether there is a checkpoint to carry on from."""
+        """Returns whether there is a checkpoint to resume from."""
         return self._manager.latest_step() is not None
 
     def latest(self) -> str:
-        """Where the latest checkpoint is, or "none"; waits for it to be written."""
+        """Waits for writing; returns the path of the latest checkpoint, or "none"."""
         self._wait()
         return _latest(self._folder)
 
     def save(self, step: int, state: Any, scores: dict[str, float]) -> None:
-        """Begins to write a checkpoint, whole or not at all; drops what is not kept.
+        """Starts writing a checkpoint, whole or not at all; deletes those not to keep.
 
         Args:
-          step: steps that are over.
-          state: parameters, moving average and optimiser; free to be reused after.
-          scores: validation's at this step, where there was one.
+          step: number of completed steps.
+          state: parameters, moving average and optimiser; its memory may be reused
+            afterwards.
+          scores: validation scores at this step, if it was validated.
 
         Raises:
-          InputError: this one, or the one before, cannot be written.
+          InputError: this checkpoint, or the one before, cannot be written.
         """
-        # Writing goes on while the next step reuses the memory of this state.
+        # Writing continues while the next step reuses the memory of this state.
         state = jax.tree.map(np.array, state)
         items = {
             "params": ocp.args.StandardSave(state.params),
@@ -109,10 +110,10 @@ class Checkpoints:
             )
 
     def restore(self, state: Any) -> Any:
-        """The latest state, as numpy arrays; `state` itself where there is none.
+        """Returns the latest state as numpy arrays, or `state` without a checkpoint.
 
         Raises:
-          InputError: the latest checkpoint is not of such a state.
+          InputError: the latest checkpoint holds another kind of state.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -125,7 +126,7 @@ class Checkpoints:
             self._folder / str(step),
             {name: ocp.args.StandardRestore(item) for name, item in items.items()},
         )
-        print(f"Carrying on from {_latest(self._folder)}")
+        print(f"Resuming from {_latest(self._folder)}")
         return state.replace(
             params=found["params"], ema=found.get("ema"), **found["training"]
         )
@@ -144,12 +145,12 @@ def _latest(folder: Path) -> str:
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # full disks and the like, in Orbax's many words
+    except Exception as error:  # Orbax reports full disks and the like at length
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         raise InputError(
             f"{folder}: a checkpoint cannot be written ({cause}). The last good one is "
-            f"{_latest(folder)}; see that the disk has space and can be written, then "
-            "give the same command again"
+            f"{_latest(folder)}; make sure that the disk has space and is writable, "
+            "then run the same command again"
         ) from error
 
 
@@ -160,14 +161,14 @@ def _training(state: Any) -> dict:
 def read_parameters(
     workdir: str | Path, which: str = "latest"
 ) -> tuple[dict, Config, int]:
-    """Parameters to evaluate (their moving average, where kept), config and step.
+    """Loads the parameters to evaluate (moving average, if kept), config and step.
 
     Args:
       workdir: folder of the run.
       which: "latest", or "best" in validation.
 
     Raises:
-      InputError: no such checkpoint in the folder, or none that can be read.
+      InputError: the folder has no such checkpoint, or none that can be read.
     """
     folder = Path(workdir).absolute() / "checkpoints"
     if not folder.is_dir():
@@ -203,27 +204,27 @@ def _unreadable(path: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise InputError(
-            f"{path}: undamaged, but it does not hold what is to be read ({error}). It "
-            "may be of another version of kst_jax, or converted: such parameters can "
-            "be evaluated, not trained further"
+            f"{path}: undamaged, but lacks the data to read ({error}). It may come "
+            "from another version of kst_jax, or be converted: such parameters can be "
+            "evaluated but not trained further"
         ) from error
 
 
 def _require_plausible(item: Path) -> None:
-    """Refuses arrays that Orbax would make up: it stores zeros in no space at all."""
-    # The handler's own: a Checkpointer warns where a file is missing that none needs.
+    """Refuses arrays larger than their files, which Orbax would fill with zeros."""
+    # A Checkpointer would warn about a missing file that is not needed.
     handler = ocp.StandardCheckpointHandler()
     with _unreadable(item), contextlib.closing(handler):
         metadata = handler.metadata(item)
         if metadata is None:
-            raise ValueError("nothing says what arrays it holds")
+            raise ValueError("the description of its arrays is missing")
         arrays = jax.tree.leaves(metadata.tree)
         claimed = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays)
     stored = sum(file.stat().st_size for file in item.rglob("*"))
     if claimed > _MAX_UNSTORED + 100 * stored:
         raise InputError(
-            f"{item}: claims parameters of {claimed} bytes, which {stored} bytes "
-            "cannot hold. No training wrote it; restore it from where it comes from"
+            f"{item}: claims parameters of {claimed} bytes, which its {stored} bytes "
+            "cannot hold. No training wrote this; copy it again from its source"
         )
 
 
@@ -236,17 +237,18 @@ def write_parameters(
     """Writes a checkpoint that can be evaluated but not trained further.
 
     Args:
-      workdir: folder to write, without a run in it.
+      workdir: folder to write; must not hold a run.
       params: the network's parameters.
-      config: the run that made them.
-      people: by part of that run whom it may not be tested on; see `kst_jax.subjects`.
+      config: config of the run that trained them.
+      people: part of that run to people it must not be tested on; see
+        `kst_jax.runs.subjects`.
 
     Raises:
-      InputError: the folder holds a run already, or cannot be written to.
+      InputError: the folder already holds a run, or cannot be written to.
     """
     workdir = Path(workdir).absolute()
     if _has_checkpoints(workdir):
-        raise InputError(f"{workdir}: holds checkpoints already; choose a new folder")
+        raise InputError(f"{workdir}: already holds checkpoints; choose a new folder")
     files.make_folder(workdir)
     _write_config(workdir, config)
     subjects.write(workdir, people or {})
@@ -260,7 +262,7 @@ def write_parameters(
 
 def _require_own_run(workdir: Path, config: Config) -> None:
     if not _has_checkpoints(workdir):
-        return  # nothing would be lost
+        return  # nothing to lose
     agreement.require_same_run(read_config(workdir), config, workdir)
 
 
@@ -270,10 +272,10 @@ def _has_checkpoints(workdir: Path) -> bool:
 
 
 def read_config(workdir: str | Path) -> Config:
-    """The config of a run.
+    """Reads the config of a run.
 
     Raises:
-      InputError: no run in the folder, or an unreadable config.
+      InputError: the folder holds no run, or its config is unreadable.
     """
     path = Path(workdir) / "config.json"
     try:
@@ -287,7 +289,7 @@ def read_config(workdir: str | Path) -> Config:
 
 
 def _write_config(workdir: Path, config: Config) -> None:
-    """Once for all processes."""
+    """Writes the config, once for all processes."""
     if parallel.is_first():
         with files.whole(workdir / "config.json") as partial:
             partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -297,7 +299,7 @@ def _manager(workdir: Path, config: TrainConfig) -> ocp.CheckpointManager:
     folder = workdir / "checkpoints"
 
     def note_checksums() -> None:
-        """Runs when all of a checkpoint is written, before its folder gets its name."""
+        """Runs once a checkpoint is written, before its folder gets its final name."""
         if parallel.is_first():
             for temporary in folder.glob("*.orbax-checkpoint-tmp*"):
                 integrity.note(temporary)
@@ -321,7 +323,7 @@ def _psnr(scores: dict) -> float:
 
 
 def _best(folder: Path, steps: list[int]) -> int:
-    """The step with the best score in validation, the latest of equal ones."""
+    """Returns the step with the best validation score, the latest if several tie."""
     paths = {step: folder / str(step) / "metrics" / "metrics" for step in steps}
     scores = {
         step: _psnr(files.read_json(path))
@@ -331,6 +333,6 @@ def _best(folder: Path, steps: list[int]) -> int:
     if not scores:
         raise InputError(
             f"{folder}: no checkpoint was validated; train with train.validate_every "
-            "(and train.keep_best), or take eval.checkpoint=latest"
+            "(and train.keep_best), or use eval.checkpoint=latest"
         )
     return max(scores, key=lambda step: (scores[step], step))

@@ -1,7 +1,7 @@
-"""Damage of checkpoints: found by checksums, set aside.
+"""Finds damaged checkpoints by their checksums and sets them aside.
 
-Orbax checks its tables but not the arrays' data: without checksums a bit flipped on the
-disk would be read as a parameter.
+Orbax checks its tables but not the arrays' data: without checksums, a bit that flipped
+on the disk would be read as a parameter.
 """
 
 import itertools
@@ -22,7 +22,8 @@ _SUMS = "checksums.json"
 def note(path: Path) -> None:
     """Writes the checksums of all files in the folders of a checkpoint.
 
-    The files beside those folders, where Orbax notes times, are never read.
+    It skips the files beside those folders: Orbax stores times in them, and they are
+    never read.
     """
     files = sorted(file for file in path.glob("*/**/*") if file.is_file())
     sums = {str(file.relative_to(path)): sha256_of(file) for file in files}
@@ -30,12 +31,12 @@ def note(path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Describes what is wrong with a checkpoint; None if it is sound."""
     try:
         sums = dict(read_json(path / _SUMS))
     except FileNotFoundError:
         return f"{_SUMS} is missing"
-    except (ValueError, TypeError):  # InputError among them
+    except (ValueError, TypeError):  # includes InputError
         return f"{_SUMS} has changed"
     for name, checksum in sums.items():
         if not (path / name).is_file():
@@ -46,12 +47,12 @@ def damage(path: Path) -> str | None:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, the latest first."""
+    """Returns the steps of the checkpoints in a folder, latest first."""
     return sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
 
 
 def survey(folder: Path) -> tuple[list[int], dict[int, str]]:
-    """Steps of good checkpoints, the latest first, and what is wrong with the others.
+    """Returns the steps of good checkpoints, latest first, and the others' damage.
 
     Raises:
       InputError: all are damaged.
@@ -61,9 +62,9 @@ def survey(folder: Path) -> tuple[list[int], dict[int, str]]:
     damaged = {step: cause for step, cause in causes.items() if cause}
     if damaged and not good:
         raise InputError(
-            f"{folder}: no checkpoint is whole: "
+            f"{folder}: all checkpoints are damaged: "
             + "; ".join(f"{step}: {cause}" for step, cause in damaged.items())
-            + ". Restore one from a backup, or start anew in another --workdir"
+            + ". Restore one from a backup, or start again in another --workdir"
         )
     return good, damaged
 
@@ -74,7 +75,7 @@ def set_damaged_aside(folder: Path) -> None:
     Raises:
       InputError: all are damaged; they keep their names.
     """
-    # Without a folder too: others may be slower, and find that Orbax has made it.
+    # Even without a folder: slower processes may find one that Orbax has just made.
     good, damaged = survey(folder) if folder.is_dir() else ([], {})
     multihost_utils.sync_global_devices("every process knows the damage")
     for step, cause in damaged.items():
@@ -87,5 +88,5 @@ def set_damaged_aside(folder: Path) -> None:
 
 
 def warn(path: Path, cause: str, instead: Path) -> None:
-    """Tells of a damaged checkpoint and of the one that is used."""
-    print(f"warning: {path} is damaged ({cause}); {instead} is used", file=sys.stderr)
+    """Warns that a checkpoint is damaged and names the one used instead."""
+    print(f"warning: {path} is damaged ({cause}); using {instead}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Whom a model is trained or chosen on, so that it is not tested on them."""
+"""Records who a model was trained or selected on: it is never tested on them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,16 @@ PARTS = {"train": "trained", "validation": "chosen in validation"}
 def write(
     workdir: str | Path, people: Mapping[str, Sequence[str]], carries_on: bool = False
 ) -> None:
-    """Notes them in a run's folder, once for all processes.
+    """Records people in a run's folder, once for all processes.
 
     Args:
       workdir: folder of the run.
-      people: names, by keys of PARTS.
-      carries_on: the run has a checkpoint, and must have been begun with them.
+      people: key of PARTS to names.
+      carries_on: the run resumes from a checkpoint, so it must have started with the
+        same people.
 
     Raises:
-      InputError: it was begun with other people.
+      InputError: the run started with other people.
     """
     for part, subjects in people.items():
         if carries_on:
@@ -33,7 +34,7 @@ def write(
 
 
 def read(workdir: str | Path, part: str) -> list[str]:
-    """What `write` noted; empty where nothing was.
+    """Reads the names that `write` recorded; empty if there are none.
 
     Raises:
       InputError: the file is damaged.
@@ -42,7 +43,7 @@ def read(workdir: str | Path, part: str) -> list[str]:
     subjects = files.read_json(path) if path.exists() else []
     if not (isinstance(subjects, list) and all(isinstance(s, str) for s in subjects)):
         raise InputError(
-            f"{path}: holds no list of names. Copy it again from where the run was "
+            f"{path}: is not a list of names. Copy it again from where the run was "
             "made."
         )
     return subjects
@@ -52,19 +53,19 @@ def _require_same(workdir: str | Path, part: str, subjects: Sequence[str]) -> No
     noted = read(workdir, part)
     if noted and (changed := set(noted) ^ set(subjects)):
         raise InputError(
-            f"{workdir}: the run was begun with other people than its scans are of now "
-            f"({part}: {', '.join(sorted(changed)[:5])} came or went). Put the scans "
-            "back, or choose a new --workdir."
+            f"{workdir}: the people in its scans have changed since the run started "
+            f"({part}: {', '.join(sorted(changed)[:5])} added or removed). Restore the "
+            "scans, or choose a new --workdir."
         )
 
 
 def require_unseen(workdir: str | Path, subjects: Sequence[str]) -> None:
-    """Raises InputError where a model would be tested on those it was made from."""
+    """Raises InputError if a model would be tested on people it was trained on."""
     for part, use in PARTS.items():
         if seen := sorted(set(read(workdir, part)) & set(subjects)):
             raise InputError(
                 f"{seen[0]} is among the test scans, but the model in {workdir} was "
-                f"{use} on this person ({len(seen)} such people); name other scans "
+                f"{use} on this person ({len(seen)} such people); give other scans "
                 "with --config.data.test"
             )
 

@@ -1,1 +1,1 @@
-"""Methods compared under one protocol."""
+"""Compares methods under one protocol."""

@@ -19,7 +19,7 @@ from kst_jax.runs import agreement
 from kst_jax.study.protocol import Cell, Study, cells_of, config_of
 from kst_jax.training import loop
 
-# What does not change the result of a cell.
+# Settings that do not change the result of a cell.
 _MAY_CHANGE = (
     *agreement.TRAINING_MAY_CHANGE,
     *("eval.batch_size", "eval.query_devices"),
@@ -30,7 +30,7 @@ def run(study: Study, cell: Cell, workdir: Path) -> None:
     """Trains and evaluates a cell, and writes its result last.
 
     Raises:
-      InputError: data that cannot be used.
+      InputError: the data is unusable.
       DivergedError: the training diverged.
       SystemExit: after SIGTERM, with the run saved.
     """
@@ -58,7 +58,7 @@ def run(study: Study, cell: Cell, workdir: Path) -> None:
 
 
 def result_path(workdir: Path, cell: Cell) -> Path:
-    """Where the result of a cell is written, once it is finished."""
+    """Returns the path of a cell's result, which exists once it is finished."""
     return workdir / "results" / f"{cell.name}.json"
 
 
@@ -71,7 +71,7 @@ def _with_subjects(report: Any) -> list[dict]:
 
 
 def _curve(run: Path, batch_size: int) -> dict[str, list[float]]:
-    """Training PSNR of the normalised images by the number of images seen."""
+    """Returns the training PSNR of normalised images over the number of images seen."""
     text = (run / "train.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     return {
@@ -82,7 +82,7 @@ def _curve(run: Path, batch_size: int) -> dict[str, list[float]]:
 
 @contextlib.contextmanager
 def _timed(run: Path) -> Iterator[None]:
-    """Notes how long a sitting took and on what, also where it is stopped."""
+    """Records the time and devices of a session, even if it is stopped."""
     started = time.monotonic()
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     try:
@@ -94,18 +94,18 @@ def _timed(run: Path) -> Iterator[None]:
 
 
 def _sittings(run: Path) -> tuple[float, list[str]]:
-    """Seconds of all sittings together, and the devices that they were on."""
+    """Returns the total seconds of all sessions, and their devices."""
     lines = (run / "sittings.txt").read_text().splitlines()
     seconds, _, devices = zip(*(line.partition(" ") for line in lines), strict=True)
     return sum(map(float, seconds)), list(dict.fromkeys(devices))
 
 
 def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
-    """Results of the cells that are finished.
+    """Reads the results of the finished cells.
 
     Raises:
-      InputError: a result that cannot be read, that is of another config, or of other
-        slices than the ones before it.
+      InputError: a result is unreadable, has another config, or has other slices than
+        the results before it.
     """
     results: dict[Cell, dict] = {}
     for cell in cells_of(study):
@@ -118,7 +118,7 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
         except (ValueError, KeyError, TypeError, OSError) as error:
             cause = str(error).removeprefix(f"{path}: ")
             raise InputError(
-                f"{path}: no result of a cell ({cause}); delete it to do the cell again"
+                f"{path}: not a cell's result ({cause}); delete it to rerun the cell"
             ) from error
         there, wanted = (
             dataclasses.replace(config, data=config.data.by_name())
@@ -128,8 +128,8 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
         first = next(done for done in results if done.setting == cell.setting)
         if _slices(results[cell]) != _slices(results[first]):
             raise InputError(
-                f"{path}: its test slices are not those of {first.name}, with which it "
-                "would be compared; delete one of them to do the cell again"
+                f"{path}: its test slices differ from those of {first.name}, so they "
+                "cannot be compared; delete one of them to rerun the cell"
             )
     return results
 

@@ -1,20 +1,20 @@
-r"""Methods compared under one protocol: a study of methods x settings x seeds.
+r"""Compares methods under one protocol: a study of methods x settings x seeds.
 
     kst-study --config=studies/small --workdir=runs/small \
         --config.data.train=SCANS --config.data.test=OTHER_SCANS
 
 A cell of the study is one method, trained and evaluated at one undersampling setting
-with one seed. The same command carries on where it was stopped: a finished cell is not
-done again, one that was interrupted goes on from its last checkpoint.
+with one seed. The same command resumes a stopped study: it skips finished cells and
+continues an interrupted one from its last checkpoint.
 
-    WORKDIR/results/SETTING/METHOD/SEED.json   what a cell found, slice by slice
+    WORKDIR/results/SETTING/METHOD/SEED.json   a cell's scores, slice by slice
     WORKDIR/results/SETTING/METHOD/SEED.npz    its images of the slices in the figures
     WORKDIR/runs/SETTING/METHOD/SEED/          checkpoints, logs and full evaluation
-    WORKDIR/tables.md, tables.json, figures/   of the cells that are finished
+    WORKDIR/tables.md, tables.json, figures/   from the finished cells
 
-The results alone make the tables and figures and tell which cells are finished; `runs`
-may be deleted or kept elsewhere. --cells picks some of the cells, so that several
-machines can share a study in one folder.
+Tables, figures and the list of finished cells depend only on the results; `runs` may be
+deleted or kept elsewhere. --cells selects some of the cells, so that several machines
+can share a study in one folder.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from kst_jax.study.protocol import Cell, Study, cells_of, read
 
 
 def _require_key(path: str) -> None:
-    """Raises InputError for a misspelt key of the sections that runs have too."""
+    """Raises InputError for a misspelt key in a section that runs also have."""
     section = path.partition(".")[0]
     if section in ("data", "eval"):
         require_key(path)
@@ -45,24 +45,24 @@ def _require_key(path: str) -> None:
 
 
 def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> None:
-    """Does the cells that are not finished, and writes tables and figures after each.
+    """Runs the unfinished cells, and writes tables and figures after each.
 
     Args:
-      study: what is compared.
+      study: the study.
       workdir: folder of the study.
-      patterns: the cells to do have names that match one of these.
+      patterns: patterns of cell names; a cell runs if its name matches any of them.
 
     Raises:
-      InputError: no such cell, data that cannot be used, the results of another study
-        in the folder, or, once all other cells are done, trainings that diverged.
-      SystemExit: after SIGTERM, with the cell at hand saved.
+      InputError: a pattern matches no cell, the data is unusable, the folder holds the
+        results of another study, or, after all other cells, a training diverged.
+      SystemExit: after SIGTERM, with the current cell saved.
     """
     folder = Path(workdir).absolute()
     chosen = _chosen(study, patterns)
-    cells.finished(study, folder)  # raises where they are of another study
+    cells.finished(study, folder)  # raises for results of another study
     diverged = []
     for number, cell in enumerate(chosen, 1):
-        is_done = cells.result_path(folder, cell).exists()  # by now, perhaps elsewhere
+        is_done = cells.result_path(folder, cell).exists()  # perhaps by another machine
         print(f"\n[{number}/{len(chosen)}] {cell.name}{': finished' * is_done}")
         if not is_done:
             try:
@@ -70,21 +70,21 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
             except DivergedError as error:
                 print(f"warning: {cell.name}: {error}", file=sys.stderr)
                 diverged.append(cell.name)
-            jax.clear_caches()  # no other cell uses these programs
+            jax.clear_caches()  # other cells do not use these programs
         if not is_done or number == len(chosen):
             tables = comparison.write(study, cells.finished(study, folder), folder)
     print(f"\n{tables}\nwritten to {folder}")
     if diverged:
         raise InputError(
-            f"no results of {', '.join(diverged)}, which diverged; a method of another "
-            "name with train.clip_norm=1.0 may not"
+            f"no results for {', '.join(diverged)}: training diverged; add a method "
+            "with train.clip_norm=1.0, under another name, which may converge"
         )
 
 
 def _chosen(study: Study, patterns: Sequence[str]) -> list[Cell]:
-    """The cells that any pattern matches; each pattern must match one."""
+    """Returns the cells that match any pattern; each pattern must match one."""
     if not patterns:
-        raise InputError("--cells names none; give patterns, or leave it out for all")
+        raise InputError("--cells is empty; give patterns, or omit it for all cells")
     chosen: set[Cell] = set()
     for pattern in patterns:
         found = {c for c in cells_of(study) if fnmatch.fnmatchcase(c.name, pattern)}
@@ -104,7 +104,7 @@ def main() -> None:
         "--cells",
         type=words,
         default=["*"],
-        help="cells to do, as patterns: uniform1d_5x/*,*/kst/0",
+        help="cells to run, as patterns: uniform1d_5x/*,*/kst/0",
     )
     config_arguments.run(
         lambda study, workdir, args: run(study, workdir, args.cells),

@@ -1,13 +1,13 @@
-"""What a study found: the paper's tables and figures, with intervals.
+"""A study's results: the paper's tables and figures, with confidence intervals.
 
-A cell's score is the mean over the test slices of each slice's PSNR and SSIM, by the
-authors' convention (normalised magnitudes, range of each target slice). Methods are
-compared slice by slice: the interval of a difference comes from a paired bootstrap
-that draws blocks of neighbouring slices anew within each person, since neighbours
-resemble each other (H. R. Kuensch, "The jackknife and the bootstrap for general
-stationary observations", Annals of Statistics 1989; circular blocks). It tells how sure
-the difference between these trained networks is on these people: nothing of others, nor
-of what another training would have given.
+A cell's score is the mean PSNR and SSIM over the test slices, by the authors'
+convention (normalised magnitudes, range of each target slice). Methods are compared
+slice by slice: the interval of a difference comes from a paired bootstrap. It resamples
+blocks of neighbouring slices within each person, since neighbours resemble each other
+(H. R. Kuensch, "The jackknife and the bootstrap for general stationary observations",
+Annals of Statistics 1989; circular blocks). It says how certain the difference between
+these trained networks is on these people; it says nothing about other people, nor about
+another training.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ METRICS = ("psnr", "ssim")
 _DIGITS = {"psnr": 2, "ssim": 3}
 _SCALES = ("normalised", "input")
 _DRAWS = 10_000
-_BLOCK = 16  # slices; differences of methods were seen to resemble each other so far
-_MIN_BLOCKS = 4  # of a person: turning one block around a person changes no mean
+_BLOCK = 16  # slices; differences of methods were correlated up to this distance
+_MIN_BLOCKS = 4  # per person; a single circular block always has the same mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Scores:
     """Scores of a method at a setting, means over its seeds.
 
     Attributes:
-      per_slice: (slices,) by scale and metric.
-      subject: (slices,) whose slice each is.
+      per_slice: scores (slices,) by scale and metric.
+      subject: person of each slice (slices,).
     """
 
     per_slice: Mapping[tuple[str, str], np.ndarray]
@@ -47,13 +47,13 @@ class Scores:
 def paired_interval(
     difference: np.ndarray, subject: np.ndarray, block: int = _BLOCK
 ) -> tuple[float, float]:
-    """Bootstrap interval (95 %) of the mean of paired differences.
+    """Returns the 95 % bootstrap interval of the mean of paired differences.
 
     Args:
-      difference: (slices,) of one method's score and another's, neighbours together.
-      subject: (slices,) whose slice each is; blocks are drawn anew within a person.
-      block: most slices that are drawn together, and no more than a quarter of a
-        person's; the last follows on the first.
+      difference: differences (slices,) of two methods' scores, neighbours adjacent.
+      subject: person of each slice (slices,); blocks are resampled within a person.
+      block: largest number of slices drawn together, at most a quarter of a person's;
+        blocks are circular: the first slice follows the last.
     """
     rng = np.random.default_rng(0)
     total = np.zeros(_DRAWS)
@@ -69,9 +69,9 @@ def paired_interval(
 
 
 def gather(results: Mapping[Cell, dict], setting: str, method: str) -> Scores | None:
-    """A method's scores at a setting; None where no cell of it is finished.
+    """Returns a method's scores at a setting; None if none of its cells is finished.
 
-    Zero-filled images, which every cell scores, count as a method of this name.
+    Zero-filled images, which every cell scores, count as a method of that name.
     """
     found = [
         result["per_slice"]
@@ -94,7 +94,7 @@ def gather(results: Mapping[Cell, dict], setting: str, method: str) -> Scores | 
 def summary(
     study: Study, results: Mapping[Cell, dict], setting: str, method: str
 ) -> dict[str, Any] | None:
-    """Means, spreads and differences from the references, as tables.json has them."""
+    """Returns means, spreads and differences from the references, as in tables.json."""
     scores = gather(results, setting, method)
     if scores is None:
         return None
@@ -129,7 +129,7 @@ def summary(
 
 
 def _differences(reference: Scores, other: Scores) -> dict[str, dict[str, dict]]:
-    """How much better the reference is, by scale and metric."""
+    """Returns how much better the reference is, by scale and metric."""
     found: dict[str, dict[str, dict]] = {scale: {} for scale in _SCALES}
     for (scale, metric), values in reference.per_slice.items():
         difference = values - other.per_slice[scale, metric]
@@ -142,7 +142,7 @@ def _differences(reference: Scores, other: Scores) -> dict[str, dict[str, dict]]
 
 
 def tabulate(study: Study, results: Mapping[Cell, dict]) -> dict[str, dict]:
-    """All tables: by title, method and setting what `summary` tells, or None."""
+    """Returns all tables: title, method and setting to a `summary`, or None."""
     return {
         title: {
             method: {
@@ -156,7 +156,7 @@ def tabulate(study: Study, results: Mapping[Cell, dict]) -> dict[str, dict]:
 
 
 def markdown(study: Study, tables: Mapping[str, dict]) -> str:
-    """The tables as the paper has them, and below each the differences."""
+    """Formats the tables as in the paper, with the differences below each."""
     parts = []
     for title, rows in tables.items():
         settings = study.tables[title].settings
@@ -184,7 +184,7 @@ def markdown(study: Study, tables: Mapping[str, dict]) -> str:
                 if name != reference
             ]
             parts += [
-                f"{title_of(study, reference)} less each method: mean difference, and "
+                f"{title_of(study, reference)} minus each method: mean difference, and "
                 "its 95 % interval by a paired bootstrap over blocks of up to "
                 f"{_BLOCK} neighbouring slices within people.",
                 _table(["method", *columns], differences),
@@ -193,9 +193,9 @@ def markdown(study: Study, tables: Mapping[str, dict]) -> str:
 
 
 def _about(found: Sequence[dict | None]) -> list[str]:
-    """Parameters, images and mean minutes of training at a table's settings.
+    """Tabulates parameters, images and mean training minutes at a table's settings.
 
-    Minutes of different devices have no mean: each device has its own, and its name.
+    Minutes on different devices are not averaged but listed with each device's name.
     """
     trained = [each for each in found if each and each["images"]]
     if not trained:
@@ -241,7 +241,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(study: Study, results: Mapping[Cell, dict], workdir: Path) -> str:
-    """Writes tables.md, tables.json and figures of what is finished.
+    """Writes tables.md, tables.json and figures from the finished cells.
 
     Returns:
       The tables.
@@ -264,7 +264,7 @@ def _write_figures(
     curves, images = {}, {}
     for cell, result in results.items():
         name = title_of(study, cell.method)
-        if cell.setting == setting and name not in curves:  # the first seed
+        if cell.setting == setting and name not in curves:  # first seed only
             curves[name] = result["curve"]
             path = workdir / "results" / f"{cell.name}.npz"
             if path.exists():

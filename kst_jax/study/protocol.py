@@ -1,4 +1,4 @@
-"""What a study compares: methods x settings x seeds, and the cells that they make."""
+"""Definition of a study: methods x settings x seeds, and the resulting cells."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from kst_jax.errors import InputError, require
 from kst_jax.models import registry
 from kst_jax.models.config import ModelConfig
 
-# The method of every study that learns nothing.
+# The method without learning that every study has.
 ZERO_FILLED = "zero_filled"
 
 
@@ -21,9 +21,9 @@ class Method:
 
     Attributes:
       model: section `model` of its runs.
-      train: section `train` of its runs, but steps and seed.
-      images: training images (steps x batch size); 0 for the study's.
-      title: its name in tables and figures; by default the network's.
+      train: section `train` of its runs, without steps and seed.
+      images: training images (steps x batch size); 0 uses the study's number.
+      title: name in tables and figures; by default the network's.
     """
 
     model: Mapping
@@ -60,24 +60,24 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """SETTING/METHOD/SEED, as its files are called."""
+        """SETTING/METHOD/SEED, as in the names of its files."""
         return f"{self.setting}/{self.method}/{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """The definition of a study.
 
     Attributes:
-      data: scans, the same for every cell, and in the same order.
+      data: scans, the same for every cell and in the same order.
       eval: how the cells are evaluated.
       images: training images that each learned method sees.
-      seeds: of the initial parameters.
-      references: the methods that each of the others is compared with.
-      order: names of the settings, in the order in which they are done.
-      settings: sections `mask` of the runs, by name.
-      methods: by name.
-      tables: titles, and the names of the settings and methods that each shows.
+      seeds: seeds of the initial parameters.
+      references: methods that every other method is compared with.
+      order: names of the settings, in the order in which they run.
+      settings: name to section `mask` of the runs.
+      methods: name to method.
+      tables: title to the names of the settings and methods in a table.
     """
 
     data: DataConfig
@@ -108,10 +108,10 @@ def _require_count(name: str, value: object) -> None:
 
 
 def read(values: Mapping) -> Study:
-    """The study that a config file describes.
+    """Builds the study that a config file describes.
 
     Raises:
-      InputError: a missing or unknown key, a value out of range, or a table of
+      InputError: a key is missing or unknown, a value is out of range, or a table names
         something that is not in the study.
     """
     if isinstance(values, ConfigDict):
@@ -169,7 +169,7 @@ def _require_whole(study: Study) -> None:
     titles = [title_of(study, name) for name in study.methods]
     for title in titles:
         if titles.count(title) > 1:
-            raise InputError(f"config.methods: several have the title {title!r}")
+            raise InputError(f"config.methods: more than one has the title {title!r}")
     for title, table in study.tables.items():
         for group in ("settings", "methods"):
             unknown = set(getattr(table, group)) - set(getattr(study, group))
@@ -180,10 +180,10 @@ def _require_whole(study: Study) -> None:
 
 
 def _require_images(study: Study) -> None:
-    """Raises InputError where evaluations would not leave images where they belong."""
+    """Raises InputError if evaluations would not write images to the cells' folders."""
     if study.eval.figures < 1:
         raise InputError(
-            "config.eval.figures=0 leaves a study without figures; must be at least 1"
+            "config.eval.figures=0: a study needs figures; set it to at least 1"
         )
     if study.eval.out:
         raise InputError(
@@ -193,7 +193,7 @@ def _require_images(study: Study) -> None:
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """The cells that the tables show, in the order in which they are done."""
+    """Returns the cells that the tables show, in the order in which they run."""
     tables = study.tables.values()
     rows = dict.fromkeys(name for table in tables for name in table.methods)
     return [
@@ -206,10 +206,10 @@ def cells_of(study: Study) -> list[Cell]:
 
 
 def config_of(study: Study, cell: Cell) -> Config:
-    """The run of a cell.
+    """Returns the config of a cell's run.
 
     Raises:
-      InputError: a key or value of the method that cannot be.
+      InputError: a key or value of the method is invalid.
     """
     method, where = study.methods[cell.method], f"config.methods.{cell.method}"
     try:
@@ -231,7 +231,7 @@ def config_of(study: Study, cell: Cell) -> Config:
 
 
 def title_of(study: Study, method: str) -> str:
-    """A method's name in tables and figures."""
+    """Returns a method's name in tables and figures."""
     if method == ZERO_FILLED:
         return "Zero-filled"
     given = study.methods[method]

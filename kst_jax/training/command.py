@@ -2,14 +2,14 @@ r"""Trains a reconstruction model.
 
     kst-train --config=demo --workdir=runs/demo
 
-trains a small network on a bundled scan, in minutes. On scans of your own:
+trains a small network on a bundled scan, in minutes. On your own scans:
 
     kst-train --config=fastmri_gaussian2d_5x --workdir=runs/knee \
         --config.data.train=/data/singlecoil_train \
         --config.data.test=/data/singlecoil_val
 
-The same command carries on where an interrupted run left off; Ctrl-C saves first.
-Any setting can be changed on the command line. Those that matter first:
+The same command resumes an interrupted run; Ctrl-C saves first. You can change any
+setting on the command line. The most important ones:
 
     --config.data.train=PATH        scans to train on: a folder, a file, a pattern, or
                                     several with commas, of fastMRI single-coil .h5,
@@ -19,16 +19,16 @@ Any setting can be changed on the command line. Those that matter first:
     --config.mask.kind=gaussian_2d  how k-space is undersampled, and
     --config.mask.acceleration=5    how much
     --config.train.steps=100000     how long
-    --config.train.batch_size=4     slices a step
+    --config.train.batch_size=4     slices per step
     --config.train.validate_every=5000
                                     steps between validations
 
-kst_jax/config.py explains all of them but the network's own, --config.model, which
-kst_jax/models/kst.py and the files beside it do; a misspelt one is answered with the
-valid names. In WORKDIR there will be
+kst_jax/config.py explains all settings except the network's own, --config.model, which
+are explained in kst_jax/models/. The answer to a misspelt one lists the valid names.
+WORKDIR will contain
 
     checkpoints/                    the network, for kst-eval
-    config.json, *_subjects.json    how it was made, and on whom
+    config.json, *_subjects.json    how it was trained, and on whose scans
     train.jsonl, tensorboard/       loss and PSNR by step, sample images
 """
 

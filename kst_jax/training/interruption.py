@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 class Interruption:
     """Holds requests to stop, in a `with` block, until a loop is ready for them.
 
-    A second Ctrl-C interrupts at once. Signals reach the main thread alone; in another
-    one nothing is held. Several processes must stop at one step: JAX finds it for them
-    when any of them gets SIGTERM, and Ctrl-C interrupts them at once.
+    A second Ctrl-C interrupts at once. Signals reach only the main thread; in any other
+    thread nothing is held. Several processes must stop at the same step: after SIGTERM
+    to any of them JAX agrees on one, while Ctrl-C interrupts them at once.
     """
 
     def __init__(self):
@@ -40,16 +40,16 @@ class Interruption:
             signal.default_int_handler(number, frame)
         told = f"\n{self._request.name}: saving and stopping after this step"
         told += " (Ctrl-C again: at once)\n" if number == signal.SIGINT else "\n"
-        os.write(2, told.encode())  # print fails where it interrupts another print
+        os.write(2, told.encode())  # print fails when it interrupts another print
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after a step; to be asked after each one by every process."""
+        """Returns whether to stop now; every process must ask after every step."""
         if multihost_utils.reached_preemption_sync_point(step):
             self._request = signal.SIGTERM
         return self._request is not None
 
     def obey(self, message: str) -> None:
-        """Ends the program as was requested, if it was, with a message.
+        """Ends the program with a message, if that was requested.
 
         Raises:
           SystemExit: with code 0, for SIGTERM.

@@ -1,4 +1,4 @@
-"""What a run writes down: scalars as JSON lines and both kinds to TensorBoard."""
+"""A run's logs: scalars as JSON lines, scalars and images for TensorBoard."""
 
 import json
 import os
@@ -14,9 +14,8 @@ from kst_jax.programs import files
 class Logs:
     """Appends to `train.jsonl` and TensorBoard's event files in a folder.
 
-    Rows of steps after the one that a run resumes from are dropped first, so that
-    the file reads like that of a run never interrupted. Of several processes only the
-    first one writes.
+    On resuming, it first drops rows of later steps, so that the file reads like that of
+    an uninterrupted run. With several processes only the first one writes.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -34,7 +33,7 @@ class Logs:
         self._board.close()
 
     def scalars(self, step: int, values: dict) -> None:
-        """Writes one row; TensorBoard gets its numbers."""
+        """Writes one row to the file and its numbers to TensorBoard."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -42,7 +41,7 @@ class Logs:
                 self._board.add_scalar(name, value, step)
 
     def image(self, step: int, image_HxW: np.ndarray) -> None:
-        """Shows zero-filled, reconstruction and target, gray values in [0, 1]."""
+        """Logs zero-filled, reconstruction and target as gray values in [0, 1]."""
         self._board.add_image(
             "zero-filled, reconstruction, target (normalised)", image_HxW[None], step
         )
@@ -57,7 +56,7 @@ class Logs:
 
 
 def _is_row_up_to(line: str, step: int) -> bool:
-    """False also for a row that was cut off when a run died."""
+    """Returns whether to keep a row; not if it was cut off when a run died."""
     try:
         return json.loads(line)["step"] <= step
     except ValueError:

@@ -1,7 +1,7 @@
 """The training loop: deep supervision and AdamW (paper section 3.2), in stages.
 
-A run is a function of its config and its data; the same command carries on where the
-last checkpoint left off.
+A run depends only on its config and its data; the same command resumes it from the last
+checkpoint.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from kst_jax.training.validation import Validator
 
 @flax.struct.dataclass
 class State:
-    """What training changes: parameters, their moving average (or None), optimiser."""
+    """Training state: parameters, their moving average (or None), optimiser state."""
 
     step: jax.Array
     params: dict
@@ -49,15 +49,15 @@ class State:
 def make_optimizer(
     config: TrainConfig, model: Reconstructor
 ) -> optax.GradientTransformation:
-    """The optimiser and its schedule; parameters join when their stage begins.
+    """Makes the optimiser with its schedule; parameters join when their stage begins.
 
     Each group's moment estimates start their bias correction at its first step, as if
-    the parameters had not existed before; otherwise the first updates of a stage would
+    the parameters had not existed before. Otherwise the first updates of a stage would
     be up to six times too large.
     """
     scalings = {
         "adamw": optax.scale_by_adam,
-        "rmsprop": functools.partial(  # as PyTorch has it
+        "rmsprop": functools.partial(  # PyTorch's variant
             optax.scale_by_rms, decay=0.99, eps_in_sqrt=False
         ),
     }
@@ -103,12 +103,12 @@ def init_state(
     batch: Batch,
     config: TrainConfig,
 ) -> State:
-    """The state before the first step; only the shapes of `batch` matter."""
+    """Makes the state before the first step; only the shapes of `batch` matter."""
     params = jax.jit(model.init)(jax.random.key(config.seed), batch)["params"]
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # A copy: the step may reuse the memory of either.
+        # A copy, since the step may reuse the memory of either.
         ema=jax.tree.map(jnp.copy, params) if config.ema else None,
         optimizer=optimizer.init(params),
     )
@@ -164,7 +164,7 @@ def make_step(
 def _means(
     loss_of: Callable, params: dict, batch: Batch, micro_batches: int
 ) -> tuple[tuple[jax.Array, jax.Array, dict], jax.Array]:
-    """Loss, PSNR and gradient, means over the global batch, and the first image.
+    """Averages loss, PSNR and gradient over the global batch; adds the first image.
 
     Each device sums over its micro-batches; devices exchange the sums once.
     """
@@ -183,9 +183,9 @@ def _means(
 
 
 def train(config: Config, workdir: str | Path) -> State:
-    """Trains a model, or carries on with a run that was interrupted.
+    """Trains a model, or resumes an interrupted run.
 
-    SIGTERM and Ctrl-C stop it after a step, saved.
+    SIGTERM and Ctrl-C stop it after the current step and save it.
 
     Args:
       config: the run.
@@ -195,9 +195,9 @@ def train(config: Config, workdir: str | Path) -> State:
       The final state.
 
     Raises:
-      InputError: data or config that cannot be used, another run's folder, or
-        checkpoints that cannot be read or written.
-      DivergedError: loss, gradient or parameters that are no longer finite.
+      InputError: the data or config is unusable, the folder holds another run, or
+        checkpoints cannot be read or written.
+      DivergedError: the loss, gradient or parameters are no longer finite.
       SystemExit: with code 0, after SIGTERM.
       KeyboardInterrupt: after Ctrl-C.
     """
@@ -207,14 +207,14 @@ def train(config: Config, workdir: str | Path) -> State:
     parallel.warn_of_idle_devices(
         mesh, "train.batch_size / train.accumulate", at_a_time
     )
-    # Before the scans, which may take long to open: what can fail at once.
+    # Scans may take long to open: checks that can fail at once come first.
     sampler = pipeline.open_sampler(config)
     model = build(config.model)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         source, test = pipeline.open_sources(config)
         source, validation = pipeline.set_validation_apart(config, source, test)
-        print(f"Training on {source}; set apart for testing: {test}")
+        print(f"Training on {source}; held out for testing: {test}")
         validator = None
         if validation:
             print(f"Validating on {validation}")
@@ -235,7 +235,7 @@ def train(config: Config, workdir: str | Path) -> State:
             jax.process_count(),
             first_step=int(state.step),
         )
-        # Closed, or worker processes may be torn down in the wrong order at the exit.
+        # Otherwise worker processes may be torn down in the wrong order at exit.
         with contextlib.closing(batches), Interruption() as interruption:
             loop = _Loop(
                 *(config, mesh, model, optimizer),
@@ -243,7 +243,7 @@ def train(config: Config, workdir: str | Path) -> State:
             )
             state = loop.run(state, batches)
             saved = checkpoints.latest()
-    interruption.obey(f"Stopped. The same command carries on from {saved}")
+    interruption.obey(f"Stopped. The same command resumes from {saved}")
     return state
 
 
@@ -275,7 +275,7 @@ class _Loop:
                 state, scalars, images = step_of[stage](
                     state, parallel.shard(batch, self.mesh)
                 )
-                if pending:  # no more than two steps under way: a stop is soon
+                if pending:  # at most two steps in flight, so that a stop is quick
                     jax.block_until_ready(pending[-1][1])
                 pending.append((number, scalars))
                 if begins:
@@ -302,10 +302,10 @@ class _Loop:
         scalars: dict,
         stops: bool,
     ) -> None:
-        """Validates, logs and saves, whichever is due after a step.
+        """Validates, logs and saves as due after a step.
 
-        Stopping leaves no trace in the logs: a run that was stopped reads like one that
-        was not.
+        Stopping leaves no trace in the logs: they read like those of an uninterrupted
+        run.
         """
         validation = (
             self._validate(number, state, stage) if self._validates(number) else {}
@@ -330,7 +330,7 @@ class _Loop:
         return number % every == 0 or number == self.config.train.steps
 
     def _validate(self, number: int, state: State, stage: str) -> dict[str, float]:
-        assert self.validator  # where `validate_every` is set
+        assert self.validator  # exists if `validate_every` is set
         scores = self.validator(state.params if state.ema is None else state.ema, stage)
         self._require_finite([(number, scores)])
         return scores
@@ -361,7 +361,7 @@ class _Loop:
         )
 
     def _require_finite(self, pending: list[tuple[int, dict]]) -> None:
-        """Runs before each save, so that no checkpoint holds what is not a number."""
+        """Checks values before each save, so that every checkpoint is finite."""
         for number, scalars in pending:
             for name, value in scalars.items():
                 if not np.isfinite(value):
@@ -374,7 +374,7 @@ class _Loop:
 
 
 def _panel(batch: Batch, images: jax.Array) -> np.ndarray:
-    """Zero-filled, reconstruction, target (normalised) side by side, in [0, 1]."""
+    """Puts zero-filled, reconstruction, target (normalised) side by side, in [0, 1]."""
     shown = (ifft2c(batch.kspace[:1]), images.addressable_data(0), batch.target[:1])
     panel = np.concatenate([np.asarray(magnitude(x[0])) for x in shown], axis=1)
     return panel / panel.max()

@@ -1,4 +1,4 @@
-"""Deep supervision: every layer's image against the target (paper section 3.2)."""
+"""Deep supervision: the loss of every layer's image (paper section 3.2)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from kst_jax.config import TrainConfig
 from kst_jax.models.contract import Reconstruction
 
 # The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
-# the spectra is that of the images, and asking for both doubles it.
+# the spectra equals that of the images, and using both doubles it.
 _DOMAINS = {"image": 1.0, "both": 2.0}
 
 
@@ -20,7 +20,7 @@ def _absolute(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def _relative(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
-    # A normalised slice is never zero, but its reconstruction may equal it, where the
+    # A normalised slice is never zero, but a reconstruction may equal it, and there the
     # norm has no gradient.
     squares = jnp.sum((images_SxBxHxWx2 - target) ** 2, axis=(2, 3, 4))
     return jnp.sqrt(squares + 1e-12) / jnp.linalg.norm(
@@ -28,21 +28,21 @@ def _relative(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
     )
 
 
-# Each gives (S, B): by layer and slice.
+# Each returns (S, B), the error by layer and slice.
 _ERRORS = {"squared": _squared, "absolute": _absolute, "relative": _relative}
 
 
 def loss(
     output: Reconstruction, target_BxHxWx2: jax.Array, config: TrainConfig, stage: str
 ) -> jax.Array:
-    """Weighted sum of the layers' errors, a scalar.
+    """Returns the weighted sum of the layers' errors, a scalar.
 
     Args:
-      output: what the model returned; each of `supervised` is compared with the target
+      output: the model's result; each image in `supervised` is compared with the target
         averaged down to its size.
       target_BxHxWx2: fully sampled image.
       config: kind of error, weights and domain of the loss.
-      stage: training stage, on which the last low-resolution layer's weight depends.
+      stage: training stage; the last low-resolution layer's weight depends on it.
     """
     total = jnp.zeros(())
     for name, images in output.supervised.items():

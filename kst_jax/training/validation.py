@@ -1,4 +1,4 @@
-"""Validation: what a model in training makes of people that it is not trained on."""
+"""Validation: scores of a model in training on people that it is not trained on."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from kst_jax.sampling import Sampler
 
 
 class Validator:
-    """Scores parameters on all validation slices, each with the same mask every time.
+    """Scores parameters on all validation slices; each always has the same mask.
 
     Args:
-      config: of the run.
+      config: config of the run.
       source: validation slices.
-      sampler: masks.
+      sampler: sampler of their masks.
       model: the network.
     """
 
     def __init__(
         self, config: Config, source: Source, sampler: Sampler, model: Reconstructor
     ):
-        # The test's seed may change when a run carries on; the masks must not.
+        # The test's seed may change when a run resumes; these masks must not.
         masks = dataclasses.replace(config.eval, seed=config.data.seed)
         self._config = dataclasses.replace(config, eval=masks)
         self._source, self._sampler, self._model = source, sampler, model
@@ -36,7 +36,7 @@ class Validator:
         self._scorers: dict[str, Callable] = {}
 
     def __call__(self, params: dict, stage: str) -> dict[str, float]:
-        """Mean PSNR and SSIM of normalised slices, as far as a stage reconstructs."""
+        """Returns mean PSNR and SSIM of normalised slices, for a training stage."""
         if stage not in self._scorers:
             scorer = make_scorer(self._model, self._mesh, stage)
             self._scorers = {stage: scorer}
