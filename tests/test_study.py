@@ -280,7 +280,7 @@ def test_a_damaged_result_is_told(done, tmp_path):
         ("methods.kst.title", "No RM", "more than one has the title 'No RM'"),
         ("methods.kst.train.batch_size", 0, r"methods\.kst.*batch_size=0"),
         ("methods.kst.train.warmup_steps", 4, r"methods\.kst.*below train.steps=4"),
-        ("eval.figures", 0, "without figures"),
+        ("eval.figures", 0, "a study needs figures"),
         ("eval.out", "results", "a folder of its own"),
         ("eval.checkpoint", "best", r"needs config\.methods\.kst\.train\.keep_best"),
     ],

@@ -180,7 +180,9 @@ def test_a_run_carries_on_with_the_people_it_began_with(finished, tmp_path):
     path = tmp_path / "run" / "train_subjects.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), "sub-9"]))
     before = path.read_text()
-    with pytest.raises(InputError, match=r"train: sub-9 added or removed.*new --workdir"):
+    with pytest.raises(
+        InputError, match=r"train: sub-9 added or removed.*new --workdir"
+    ):
         train(config, tmp_path / "run")
     assert path.read_text() == before
 
