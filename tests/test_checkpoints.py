@@ -151,7 +151,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, damage, capsys):
     assert len(told) == 2
     for line in told:
         assert line.startswith(f"warning: {folder / '6'} is damaged (params/")
-        assert line.endswith(f"{folder / '4'} is used")
+        assert line.endswith(f"using {folder / '4'}")
 
 
 def test_a_step_is_damaged_twice(tmp_path):
