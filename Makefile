@@ -30,11 +30,12 @@ format: $(VENV)/.installed-dev  ## Mend style
 clean:  ## Remove the virtual environment; runs stay
 	rm -rf $(VENV)
 
-$(VENV)/.installed: requirements.txt
+# Editable: the package and its commands are those of this clone.
+$(VENV)/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@

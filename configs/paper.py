@@ -9,7 +9,7 @@ uniform1d_5x, uniform1d_2.5x. Each also has a file of its own, such as
 `configs/fastmri_gaussian2d_5x.py`.
 
 Prepare OASIS first, or its volumes are decoded again for each slice that is drawn:
-`python -m kst_jax.data.prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared`, then
+`kst-prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared`, then
 --config.data.train=/data/oasis_prepared (docs/data.md; to keep only the slices that are
 drawn, add --fraction 0.1). The pattern leaves label maps out.
 

@@ -10,8 +10,8 @@ import matplotlib.image
 import nibabel
 import numpy as np
 import pytest
-from kst_jax.configs.studies import small
 
+from kst_jax.configs.studies import small
 from kst_jax.data import download
 from kst_jax.errors import InputError
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from kst_jax.configs.studies import paper_fastmri, paper_oasis, search, small
 
+from kst_jax.configs.studies import paper_fastmri, paper_oasis, search, small
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.metrics import psnr
 from kst_jax.runs.checkpoints import read_parameters

@@ -11,10 +11,10 @@ so that several machines can share one folder. For fixed columns at the centre s
 configs/studies/paper_oasis.py. Not run yet: the time is unknown.
 """
 
-from kst_jax.configs.studies import protocol
 from ml_collections import ConfigDict
 
 from kst_jax.configs import paper
+from kst_jax.configs.studies import protocol
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 r"""The paper's comparison on OASIS (Tables 1 to 3); needs that data and a GPU.
 
-    python -m kst_jax.data.prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared
+    kst-prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared
     kst-study --config=studies/paper_oasis \
         --workdir=runs/paper_oasis --config.data.train=/data/oasis_prepared
 
@@ -12,10 +12,10 @@ none; --config.settings.uniform1d_5x.calibration=5, and the same for uniform1d_2
 fixes five. Not run yet: the time is unknown.
 """
 
-from kst_jax.configs.studies import protocol
 from ml_collections import ConfigDict
 
 from kst_jax.configs import paper
+from kst_jax.configs.studies import protocol
 
 
 def get_config() -> ConfigDict:

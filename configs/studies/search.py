@@ -10,8 +10,9 @@ longer. docs/study.md has the results.
 
 import functools
 
-from kst_jax.configs.studies import protocol, small
 from ml_collections import ConfigDict
+
+from kst_jax.configs.studies import protocol, small
 
 _RESIDUAL = {"residual_spectrum": 0.1}
 _REFINING = {"stages": (0.05, 0.05, 0.9)}

@@ -1,11 +1,11 @@
 r"""The paper's comparison at 48x48 on real T1w brains, for two CPU cores.
 
-    python -m kst_jax.data.download .
+    kst-download .
     kst-study --config=studies/small --workdir=runs/small
 
 T1-weighted volumes of four people, three to train on and one to test on, reduced to
 4 mm by cropping their spectra. They are read from the current folder; to read them from
-elsewhere set --config.data.train and --config.data.test. `kst_jax.data.download`
+elsewhere set --config.data.train and --config.data.test. `kst-download`
 fetches them and names their sources. Masks depend on the files' names.
 
 Uniform 1D fixes 2 of 48 columns at the centre, in proportion to 5 of 128. All methods
@@ -17,10 +17,10 @@ with clipped gradients, since as published it diverges at one setting. docs/stud
 the details.
 """
 
-from kst_jax.configs.studies import protocol
 from ml_collections import ConfigDict
 
 from kst_jax.configs import kst_plus
+from kst_jax.configs.studies import protocol
 
 # With the better of two rates that `configs/studies/search.py` tries.
 TUNED_D5C5 = {"learning_rate": 2e-3, "schedule": "cosine", "clip_norm": 1.0}

@@ -1,6 +1,6 @@
 """Downloads the four public scans of `configs/studies/small.py` (132 MB).
 
-    python -m kst_jax.data.download .
+    kst-download .
 
 puts them into this folder, under the names that the study has for them. Scans that are
 there are left alone.
@@ -162,13 +162,18 @@ def _volume(report: bytes) -> bytes:
         return gzip.compress(stream.getvalue(), mtime=0)
 
 
-def main() -> None:
+def _main() -> None:
     """Command line: downloads the scans."""
-    parser = Parser("python -m kst_jax.data.download", __doc__)
+    parser = Parser("kst-download", __doc__)
     parser.add_argument("folder", nargs="?", default=".", help="where to put them (.)")
     for path in download(parser.parse_args().folder):
         print(path)
 
 
+def main() -> None:
+    """Command line."""
+    cli.run(_main)
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    main()

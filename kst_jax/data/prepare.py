@@ -1,7 +1,7 @@
 """Prepares scans: decodes them once, so that training reads single slices from shards.
 
-    python -m kst_jax.data.prepare /data/oasis /data/oasis_prepared
-    python -m kst_jax.data.prepare --verify /data/oasis_prepared
+    kst-prepare /data/oasis /data/oasis_prepared
+    kst-prepare --verify /data/oasis_prepared
 
 The first one writes shards and a manifest.json into /data/oasis_prepared, which then
 goes where the scans went, --config.data.train=/data/oasis_prepared; an interrupted one
@@ -295,9 +295,9 @@ def _write_json(path: Path, value: dict) -> None:
         partial.write_text(json.dumps(value))
 
 
-def main() -> None:
+def _main() -> None:
     """Command line: prepares scans, or verifies a prepared folder."""
-    parser = Parser("python -m kst_jax.data.prepare", __doc__)
+    parser = Parser("kst-prepare", __doc__)
     add = parser.add_argument
     add(
         "source",
@@ -338,7 +338,12 @@ def _report(what: str, folder: prepared.Prepared) -> None:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Command line."""
     from kst_jax.programs import cli  # here: worker processes start faster without JAX
 
-    cli.run(main)
+    cli.run(_main)
+
+
+if __name__ == "__main__":
+    main()

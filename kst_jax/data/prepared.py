@@ -3,7 +3,7 @@
     FOLDER/manifest.json             what was prepared, how, and where it lies
     FOLDER/00000-of-00012.array_record
 
-`kst_jax.data.prepare` writes them. One record is one slice; reading any of them at
+`kst-prepare` writes them. One record is one slice; reading any of them at
 random takes one seek. A run gets from a prepared folder what it would get from the
 scans, or an error that says what the folder does not hold.
 """
@@ -84,8 +84,8 @@ class Shard:
         except Exception as error:  # the record's hash does not match, or worse
             cause = " ".join(str(error).split())
             raise InputError(
-                f"{self.path}: record {place} is damaged ({cause}). `python -m "
-                f"kst_jax.data.prepare --verify {self.path.parent}` checks every file; "
+                f"{self.path}: record {place} is damaged ({cause}). "
+                f"`kst-prepare --verify {self.path.parent}` checks every file; "
                 "copy what is damaged again, or prepare the scans again."
             ) from error
 
@@ -222,7 +222,7 @@ def open_folder(path: Path) -> Prepared:
     if not (path / MANIFEST).is_file():
         raise InputError(
             f"{path}: its preparation has not finished. Run the same command of "
-            "kst_jax.data.prepare again: it carries on where it was."
+            "kst-prepare again: it carries on where it was."
         )
     with reading(path / MANIFEST):
         manifest = files.read_json(path / MANIFEST)
@@ -272,7 +272,7 @@ def verify(folder: str | Path) -> Prepared:
     """
     folder = Path(folder).expanduser()
     if not is_folder(folder):
-        raise InputError(f"{folder}: not a folder that kst_jax.data.prepare made.")
+        raise InputError(f"{folder}: not a folder that kst-prepare made.")
     found = open_folder(folder)
     damaged = [
         shard["file"]

@@ -129,7 +129,7 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
 
     Args:
       paths: a folder (searched with its subfolders), a file, a pattern such as
-        `/data/**/*_T1w.nii.gz`, a folder that `kst_jax.data.prepare` made,
+        `/data/**/*_T1w.nii.gz`, a folder that `kst-prepare` made,
         `demo:train` or `demo:test` for the bundled scans, or several of these
         separated by commas. The kind of a file goes by its suffix: .h5 (fastMRI
         single-coil), .nii, .nii.gz, .hdr/.img (Analyze), .npy (the authors' k-space).
