@@ -377,7 +377,8 @@ def write_networks(folder, program):
         here.mkdir(parents=True)
         (here / "network.stablehlo").write_bytes(program)
         sum_ = files.sha256_of(here / "network.stablehlo")
-        (here / "network.sha256").write_text(sum_)
+        about = {"sha256": sum_, "jax": "0.10.2", "date": "2026-11-28"}
+        (here / "network.json").write_text(json.dumps(about))
         (here / "network.stablehlo").write_bytes(data)
 
 

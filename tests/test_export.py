@@ -1,5 +1,10 @@
 """Export: a program that needs only JAX gives what the network gives."""
 
+import dataclasses
+import datetime
+import hashlib
+import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +16,7 @@ from kst_jax import fourier, tokens
 from kst_jax.config import Config, DataConfig, MaskConfig
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
-from kst_jax.export import command
+from kst_jax.export import command, standalone
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.models.registry import build
@@ -114,6 +119,77 @@ def test_all_platforms_are_in_the_program(run):
     exported = jax.export.deserialize(bytearray(program))
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     assert str(exported.in_avals[0].shape[0]) == "b"
+
+
+def test_the_export_tells_which_jax_wrote_it(run):
+    about = json.loads((run[0] / "exported" / "network.json").read_text())
+    assert about["jax"] == jax.__version__
+    age = datetime.datetime.now(datetime.UTC).date() - datetime.date.fromisoformat(
+        about["date"]
+    )
+    assert age <= datetime.timedelta(days=1)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 1'])
+def test_a_damaged_description_is_refused(text, tmp_path):
+    (tmp_path / "network.json").write_text(text)
+    with pytest.raises(ValueError, match=r"network\.json is damaged"):
+        standalone.load(tmp_path)
+
+
+def of_another_format(program):
+    return b"\0\0\0\0KST0" + program
+
+
+def of_another_stablehlo(program):
+    exported = jax.export.deserialize(bytearray(program))
+    later = dataclasses.replace(exported, mlir_module_serialized=b"ML\xefR\xff")
+    return later.serialize()
+
+
+@pytest.mark.parametrize("change", [of_another_format, of_another_stablehlo])
+def test_a_network_that_this_jax_cannot_read_is_refused(change, run, tmp_path):
+    out = shutil.copytree(run[0] / "exported", tmp_path / "exported")
+    program = change((out / "network.stablehlo").read_bytes())
+    (out / "network.stablehlo").write_bytes(program)
+    sha256 = hashlib.sha256(program).hexdigest()
+    about = {"sha256": sha256, "jax": "0.4.30", "date": "2024-06-18"}
+    (out / "network.json").write_text(json.dumps(about))
+    source = tmp_path / "in.npz"
+    kspace = np.ones((1, 16, 16), np.complex64)
+    np.savez(source, kspace=kspace, mask=np.ones((1, 16, 16), bool))
+    failed = run_here(str(out / "reconstruct.py"), source, tmp_path / "image.npy")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(
+        f"error: {out}: written by jax 0.4.30 on 2024-06-18"
+    )
+    assert f"jax {jax.__version__} cannot read it" in failed.stderr
+    assert "for six months only; export it again" in failed.stderr
+
+
+def test_a_network_of_other_platforms_is_refused(run):
+    exported = jax.export.deserialize(
+        bytearray((run[0] / "exported" / "network.stablehlo").read_bytes())
+    )
+    standalone.require_platform(exported, "tpu")
+    with pytest.raises(ValueError, match=r"cpu, cuda, tpu.*--platforms rocm"):
+        standalone.require_platform(exported, "rocm")
+
+
+@pytest.mark.parametrize(
+    ("platform", "flags", "options"),
+    [
+        ("cuda", "", {"xla_gpu_enable_triton_gemm": False}),
+        ("cuda", "--xla_gpu_enable_triton_gemm=true", {}),
+        ("cpu", "", {}),
+        ("tpu", "", {}),
+    ],
+)
+def test_the_loader_leaves_products_of_a_gpu_to_cublas(
+    platform, flags, options, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert standalone.compiler_options(platform) == options
 
 
 @pytest.mark.parametrize("name", sorted(baselines.TINY))

@@ -6,12 +6,14 @@ takes the latest checkpoint of the run in runs/demo and writes, into a new folde
 
     exported/network.stablehlo   program and weights, for CPU, CUDA and TPU and for any
                                  batch size, with the run's image size and undersampling
-    exported/network.sha256      its checksum
+    exported/network.json        its checksum, and the JAX and the day that wrote it
     exported/reconstruct.py      how to call it, without kst_jax:
                                  python exported/reconstruct.py INPUT.npz IMAGE.npy
 """
 
 import dataclasses
+import datetime
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -120,7 +122,12 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
         folder.mkdir()
         program = folder / "network.stablehlo"
         program.write_bytes(exported.serialize())
-        (folder / "network.sha256").write_text(files.sha256_of(program) + "\n")
+        about = {
+            "sha256": files.sha256_of(program),
+            "jax": jax.__version__,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+        (folder / "network.json").write_text(json.dumps(about, indent=2) + "\n")
         (folder / "reconstruct.py").write_text(_STANDALONE.read_text())
         os.replace(folder, out)
 

@@ -7,14 +7,18 @@ INPUT.npz holds `kspace`, complex (slices, H, W), centred, orthonormal and norma
 parts together), and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy will
 hold the complex images (slices, H, W).
 
-On an NVIDIA GPU the option xla_gpu_enable_triton_gemm=false in the environment's
-XLA_FLAGS saves minutes of compiling.
+network.json tells which JAX wrote the network, and when. Other releases of JAX are
+promised to read it for six months; export it again after that.
 """
 
 import argparse
+import contextlib
 import hashlib
+import json
+import os
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,13 +28,52 @@ from jax import export
 _MAX_BYTES = 2**31  # of all arrays: what a small archive may claim has no end
 
 
-def load(folder: Path) -> export.Exported:
-    """The network; a damaged program could crash what reads it, so look first."""
+def load(folder: Path) -> tuple[dict[str, str], bytes]:
+    """What network.json tells, and the program, whose checksum is right."""
+    try:
+        about = json.loads((folder / "network.json").read_text())
+        about = {name: str(about[name]) for name in ("sha256", "jax", "date")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError("network.json is damaged; copy it again") from error
     program = (folder / "network.stablehlo").read_bytes()
-    checksum = (folder / "network.sha256").read_text().strip()
-    if hashlib.sha256(program).hexdigest() != checksum:
+    # A damaged program could crash what reads it.
+    if hashlib.sha256(program).hexdigest() != about["sha256"]:
         raise ValueError("network.stablehlo is damaged; export or copy it again")
-    return export.deserialize(bytearray(program))
+    return about, program
+
+
+@contextlib.contextmanager
+def readable(about: dict[str, str]) -> Iterator[None]:
+    """Names the likely cause where this JAX cannot read the program."""
+    try:
+        yield
+    except Exception as error:  # another format fails in many ways
+        raise ValueError(
+            f"written by jax {about['jax']} on {about['date']}, and jax "
+            f"{jax.__version__} cannot read it: {error}. Exported StableHLO is "
+            "promised readable for six months only; export it again"
+        ) from error
+
+
+def require_platform(network: export.Exported, platform: str) -> None:
+    """Raises ValueError where the network was not exported for this platform."""
+    if platform not in network.platforms:
+        raise ValueError(
+            f"was exported for {', '.join(network.platforms)}, and JAX here runs on "
+            f"{platform}; export it again with --platforms {platform}"
+        )
+
+
+def compiler_options(platform: str) -> dict[str, bool]:
+    """XLA's options for a platform, unless XLA_FLAGS has them.
+
+    On a GPU XLA tries Triton's kernels for each product first, and those for unrounded
+    float32 take minutes to compile.
+    """
+    option = "xla_gpu_enable_triton_gemm"
+    if platform not in ("cuda", "rocm") or option in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return {option: False}
 
 
 def read(source: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -52,18 +95,22 @@ def read(source: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def main(source: str, target: str) -> None:
     """Reads, reconstructs, writes."""
-    folder = Path(__file__).parent
+    folder, platform = Path(__file__).parent, export.default_export_platform()
     try:
         named = str(folder)
-        network = load(folder)
+        about, program = load(folder)
+        with readable(about):
+            network = export.deserialize(bytearray(program))
+        require_platform(network, platform)
         named = source
         kspace, mask = read(source, network.in_avals[1].shape[1:])
+        named = str(folder)
+        function = jax.jit(network.call, compiler_options=compiler_options(platform))
+        with readable(about):
+            lowered = function.lower(kspace, mask)
     except Exception as error:  # damaged files fail in many ways inside the libraries
         sys.exit(f"error: {named}: {error}")
-    try:
-        image = np.asarray(jax.jit(network.call)(kspace, mask))
-    except ValueError as error:  # such as a platform that it was not exported for
-        sys.exit(f"error: {folder}: {error}")
+    image = np.asarray(lowered.compile()(kspace, mask))
     if not np.isfinite(image).all():
         sys.exit(
             f"error: {source}: a mask samples more or fewer points than those that the "
