@@ -40,7 +40,7 @@ NOT_RUN = {
     r" *kst-train .*--coordinator=": "needs others; tests/test_pods.py has two",
     r"export |for |done": "shell around the two before",
     r"kst-study": "tests/test_study.py runs one",
-    r"python -m kst_jax.data.download|kst-download": "needs the network",
+    r"kst-download": "needs the network",
     r"kst-release runs/small": "needs a cell of a study",
 }
 if not (SHARED / "goldens").is_dir():
