@@ -2,14 +2,16 @@
 
 A `.pth` written by `torch.save` is a zip of raw storages (`<name>/data/<key>`) and one
 pickle (`<name>/data.pkl`) that says which tensors view them. A pickle is a program: an
-ordinary unpickler runs whatever it names. The one here knows only the instructions that
-build plain data, and of functions only those that rebuild tensors; everything else is
-refused, and nothing outside this file is ever imported or called.
+ordinary unpickler runs whatever it names. The one here keeps the instructions that
+build plain data, and of functions only those that rebuild tensors. It refuses all else,
+and neither imports nor calls anything outside this file.
 """
 
 import dataclasses
+import io
 import math
 import os
+import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable
@@ -29,32 +31,7 @@ _MAX_DEPTH = 64
 _MAX_RANK = 64  # numpy's own
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch < 1.6, no zip
-
-_DTYPES = {
-    "torch FloatStorage": np.dtype(np.float32),
-    "torch DoubleStorage": np.dtype(np.float64),
-    "torch HalfStorage": np.dtype(np.float16),
-    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch ComplexFloatStorage": np.dtype(np.complex64),
-    "torch ComplexDoubleStorage": np.dtype(np.complex128),
-    "torch LongStorage": np.dtype(np.int64),
-    "torch IntStorage": np.dtype(np.int32),
-    "torch ShortStorage": np.dtype(np.int16),
-    "torch CharStorage": np.dtype(np.int8),
-    "torch ByteStorage": np.dtype(np.uint8),
-    "torch BoolStorage": np.dtype(np.bool_),
-}
-_DICT = "collections OrderedDict"
-_TENSOR = "torch._utils _rebuild_tensor_v2"
-_PARAMETER = "torch._utils _rebuild_parameter"
-# A metric that numpy computed: a dtype and its bytes, which protocol 2 writes as text.
-_SCALARS = ("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
-_SCALAR_DTYPES = {"f4", "f8", "i4", "i8", "b1"}
 _LEAVES = (np.ndarray, str, int, float, type(None))
-
-# Pickle instructions that push their argument, or always the same value.
-_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 _RESAVE = (
     "Re-save it with a recent PyTorch: torch.save(torch.load(f, weights_only=True), g)"
@@ -93,7 +70,7 @@ def load(path: str | os.PathLike) -> Any:
     except Exception as error:  # a damaged zip or pickle can raise nearly any
         raise InputError(
             f"{path}: damaged PyTorch file ({type(error).__name__}: "
-            f"{_short(error)}). {_COPY_AGAIN}."
+            f"{_short(str(error))}). {_COPY_AGAIN}."
         ) from error
 
 
@@ -107,22 +84,21 @@ def _load(file: IO[bytes]) -> Any:
             "check that it was written by torch.save."
         )
     with zipfile.ZipFile(file) as archive:
-        root = _root(archive)
-        _check_archive(archive, size)
-        _check_byte_order(archive, root)
+        root = _checked_root(archive, size)
         program = archive.getinfo(f"{root}/data.pkl")
         if program.file_size > _MAX_PICKLE_BYTES:
             raise InputError(
                 f"its data.pkl has {program.file_size} bytes, more than any checkpoint "
                 f"needs. {_KEEP_WEIGHTS}."
             )
-        value = _Unpickler(_Storages(archive, root)).run(archive.read(program))
-    _check_plain(value)
+        value = _Unpickler(archive, root).load()
+    _require_plain(value)
     return value
 
 
-def _root(archive: zipfile.ZipFile) -> str:
-    names = archive.namelist()
+def _checked_root(archive: zipfile.ZipFile, size: int) -> str:
+    """The folder in the archive, which is torch.save's and no larger than its file."""
+    names, entries = archive.namelist(), archive.infolist()
     roots = [n.removesuffix("/data.pkl") for n in names if n.endswith("/data.pkl")]
     if len(roots) != 1:
         raise InputError(
@@ -135,34 +111,19 @@ def _root(archive: zipfile.ZipFile) -> str:
             "a TorchScript archive, a program and not a checkpoint. Save its weights "
             "with PyTorch: torch.save(torch.jit.load(f).state_dict(), g)."
         )
-    return root
-
-
-def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
-    """Bound what reading can take to the size of the file itself."""
-    entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputError(
             f"has compressed entries, which torch.save never writes. {_RESAVE}."
         )
     if sum(entry.file_size for entry in entries) > size:
         raise InputError(f"its entries claim more bytes than it has. {_COPY_AGAIN}.")
-
-
-def _check_byte_order(archive: zipfile.ZipFile, root: str) -> None:
-    name = f"{root}/byteorder"  # absent before PyTorch 2.1
-    if name in archive.namelist() and archive.read(name) != b"little":
+    order = f"{root}/byteorder"  # absent before PyTorch 2.1
+    if order in names and archive.read(order) != b"little":
         raise InputError(
             "written on a big-endian machine. Re-save it on a little-endian one: "
             "torch.save(torch.load(f, weights_only=True), g)."
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Global:
-    """A "module name" that the pickle mentions: a word here, never looked up."""
-
-    name: str
+    return root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,141 +131,6 @@ class _Storage:
     dtype: np.dtype
     numel: int
     data: bytes
-
-
-class _Storages:
-    """The raw storages of an archive, each read once."""
-
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        self._archive = archive
-        self._root = root
-        self._bytes: dict[str, bytes] = {}
-
-    def find(self, identity: Any) -> _Storage:
-        """Look up the storage of an identity ('storage', kind, key, device, numel)."""
-        match identity:
-            case ("storage", _Global(kind), str(key), _, int(numel)) if kind in _DTYPES:
-                dtype, data = _DTYPES[kind], self._read(key)
-            case _:
-                raise ValueError("a reference to something other than a storage")
-        if len(data) != numel * dtype.itemsize:
-            raise InputError(
-                f"storage {_short(key)} has {len(data)} bytes, which are not the "
-                f"announced number of {dtype} values. {_COPY_AGAIN}."
-            )
-        return _Storage(dtype, numel, data)
-
-    def _read(self, key: str) -> bytes:
-        if key not in self._bytes:
-            try:
-                entry = self._archive.getinfo(f"{self._root}/data/{key}")
-            except KeyError:
-                raise InputError(
-                    f"storage {_short(key)} is missing. {_COPY_AGAIN}."
-                ) from None
-            self._bytes[key] = self._archive.read(entry)
-        return self._bytes[key]
-
-
-class _Unpickler:
-    """A stack machine for the part of pickle protocol 2 that builds plain data.
-
-    Written out rather than derived from `pickle.Unpickler`: there BUILD may set
-    attributes of whatever object it is pointed at, one instruction can make the memo
-    take gigabytes, and a dict key nested deep enough crashes the interpreter.
-    """
-
-    def __init__(self, storages: _Storages) -> None:
-        self._storages = storages
-        self._stack: list[Any] = []
-        self._outer: list[list[Any]] = []  # the stacks that MARK set aside
-        self._memo: dict[int, Any] = {}
-
-    def run(self, program: bytes) -> Any:
-        """Return the value that the pickle builds."""
-        for opcode, argument, _ in pickletools.genops(program):
-            if opcode.name in _LITERALS:
-                self._stack.append(argument)
-            elif opcode.name in _CONSTANTS:
-                self._stack.append(_CONSTANTS[opcode.name])
-            else:
-                self._step(opcode.name, argument)
-        return self._stack.pop()
-
-    def _step(self, instruction: str, argument: Any) -> None:
-        stack = self._stack
-        match instruction:
-            case "PROTO" | "STOP":
-                pass
-            case "MARK":
-                self._outer.append(stack)
-                self._stack = []
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                items = [stack.pop() for _ in range(int(instruction[-1]))]
-                stack.append(tuple(reversed(items)))
-            case "TUPLE":
-                items = self._pop_to_mark()
-                self._stack.append(tuple(items))
-            case "APPEND":
-                self._extend([stack.pop()])
-            case "APPENDS":
-                self._extend(self._pop_to_mark())
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                self._update([key, value])
-            case "SETITEMS":
-                self._update(self._pop_to_mark())
-            case "BINPUT" | "LONG_BINPUT":
-                self._memo[argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(self._memo[argument])
-            case "GLOBAL":
-                stack.append(_admit(argument))
-            case "BINPERSID":
-                stack.append(self._storages.find(stack.pop()))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_REBUILD[function.name](*arguments))
-            case "BUILD":  # torch's `_metadata` of a state dict, details of a dtype
-                stack.pop()
-                if not isinstance(stack[-1], np.dtype):
-                    self._top(dict)
-            case _:
-                raise InputError(
-                    f"its pickle has the instruction {instruction}, which tensors and "
-                    f"plain containers do not need. {_KEEP_WEIGHTS}."
-                )
-
-    def _pop_to_mark(self) -> list:
-        items, self._stack = self._stack, self._outer.pop()
-        return items
-
-    def _top(self, kind: type) -> Any:
-        if not isinstance(self._stack[-1], kind):
-            raise ValueError(f"the pickle fills something that is no {kind.__name__}")
-        return self._stack[-1]
-
-    def _extend(self, items: list) -> None:
-        self._top(list).extend(items)
-
-    def _update(self, items: list) -> None:
-        keys, values = items[::2], items[1::2]
-        if not all(isinstance(key, str | int) for key in keys):
-            raise ValueError("a dict key that is neither text nor a whole number")
-        self._top(dict).update(zip(keys, values, strict=True))
-
-
-def _admit(name: str) -> _Global:
-    if name not in _REBUILD and name not in _DTYPES:
-        raise InputError(
-            f"holds the Python object {_short(name.replace(' ', '.'))}; only tensors "
-            f"and plain containers are read. {_KEEP_WEIGHTS}."
-        )
-    return _Global(name)
 
 
 def _tensor(
@@ -324,11 +150,14 @@ def _tensor(
         )
     if len(size) != len(stride) or len(size) > _MAX_RANK:
         raise ValueError("a tensor whose sizes and strides do not fit")
+    numbers = (offset, *size, *stride)
+    if not all(isinstance(number, int) for number in numbers):  # text can be multiplied
+        raise ValueError("a tensor whose sizes are no whole numbers")
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # Elements that repeat would let a small file demand any amount of memory later.
     if (
-        min((offset, *size, *stride)) < 0
+        min(numbers) < 0
         or numel > storage.numel
         or (numel > 0 and last >= storage.numel)
     ):
@@ -344,8 +173,8 @@ def _tensor(
 
 
 def _numpy_dtype(code: str, *_: bool) -> np.dtype:
-    if code not in _SCALAR_DTYPES:
-        raise ValueError(f"a numpy scalar of type {_short(code)}")
+    if code not in ("f4", "f8", "i4", "i8", "b1"):
+        raise ValueError("a numpy scalar of another type than a number's")
     return np.dtype(code).newbyteorder("<")
 
 
@@ -361,18 +190,123 @@ def _scalar(dtype: np.dtype, data: bytes) -> float:
     return np.frombuffer(data, dtype)[0].item()
 
 
-# What a call in the pickle means here; the names are never looked up.
-_REBUILD: dict[str, Callable] = {
-    "numpy dtype": _numpy_dtype,
-    "_codecs encode": _encode,
-    **dict.fromkeys(_SCALARS, _scalar),
-    _DICT: lambda: {},
-    _TENSOR: _tensor,
-    _PARAMETER: lambda tensor, requires_grad, hooks: tensor,
+# What the names in a pickle mean here; none is looked up. A metric that numpy computed
+# is a dtype and its bytes, which protocol 2 writes as text.
+_NAMES: dict[str, np.dtype | Callable] = {
+    "torch.FloatStorage": np.dtype(np.float32),
+    "torch.DoubleStorage": np.dtype(np.float64),
+    "torch.HalfStorage": np.dtype(np.float16),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.ComplexFloatStorage": np.dtype(np.complex64),
+    "torch.ComplexDoubleStorage": np.dtype(np.complex128),
+    "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),
+    "torch.ShortStorage": np.dtype(np.int16),
+    "torch.CharStorage": np.dtype(np.int8),
+    "torch.ByteStorage": np.dtype(np.uint8),
+    "torch.BoolStorage": np.dtype(np.bool_),
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, requires_grad, hooks: tensor,
+    "collections.OrderedDict": lambda: {},
+    "numpy.dtype": _numpy_dtype,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "_codecs.encode": _encode,
 }
 
 
-def _check_plain(root: Any) -> None:
+class _Instructions(dict):
+    """What a pickle may do, by the instruction's code."""
+
+    def __missing__(self, code: int) -> Callable:
+        name = pickletools.code2op[chr(code)].name
+        raise InputError(
+            f"its pickle has the instruction {name}, which tensors and plain "
+            f"containers do not need. {_KEEP_WEIGHTS}."
+        )
+
+
+_KEPT = (
+    *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.REDUCE),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.LONG1, pickle.BINFLOAT),
+    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINUNICODE),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT),
+    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET),
+    pickle.BINPERSID,
+)
+
+
+# The one in Python, whose instructions can be taken away. In the one in C, BUILD sets
+# attributes of any object, one LONG_BINPUT can make the memo take gigabytes, and
+# hashing a dict key that is nested deeply crashes the interpreter.
+class _Unpickler(pickle._Unpickler):
+    """Builds plain data; `load` returns it."""
+
+    dispatch = _Instructions(
+        {code: pickle._Unpickler.dispatch[code] for (code,) in _KEPT}
+    )
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        self._archive, self._root = archive, root
+        self._storages: dict[str, bytes] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in _NAMES:
+            raise InputError(
+                f"holds the Python object {_short(full)}; only tensors and plain "
+                f"containers are read. {_KEEP_WEIGHTS}."
+            )
+        return _NAMES[full]
+
+    def persistent_load(self, identity: Any) -> _Storage:
+        match identity:
+            case ("storage", np.dtype() as dtype, str(key), _, int(numel)):
+                data = self._read(key)
+            case _:
+                raise ValueError("a reference to something other than a storage")
+        if len(data) != numel * dtype.itemsize:
+            raise InputError(
+                f"storage {_short(key)} has {len(data)} bytes, which are not the "
+                f"announced number of {dtype} values. {_COPY_AGAIN}."
+            )
+        return _Storage(dtype, numel, data)
+
+    def _read(self, key: str) -> bytes:
+        name = f"{self._root}/data/{key}"
+        if name not in self._archive.namelist():
+            raise InputError(f"storage {_short(key)} is missing. {_COPY_AGAIN}.")
+        return self._storages.setdefault(key, self._archive.read(name))
+
+    def _set(self, items: list) -> None:
+        keys, values = items[::2], items[1::2]
+        if not all(isinstance(key, str | int) for key in keys):
+            raise ValueError("a dict key that is neither text nor a whole number")
+        if not isinstance(self.stack[-1], dict):
+            raise ValueError("the pickle fills something that is no dict")
+        self.stack[-1].update(zip(keys, values, strict=True))
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def load_setitems(self) -> None:
+        self._set(self.pop_mark())
+
+    def load_build(self) -> None:
+        """Leaves out torch's `_metadata` of a state dict, and details of a dtype."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], dict | np.dtype):
+            raise ValueError("the pickle sets the state of something that is no dict")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def _require_plain(root: Any) -> None:
     """Refuse what callers could not walk: loops, endless nesting, odd objects."""
     pending, seen = [(root, 0)], 0
     while pending:
@@ -391,7 +325,6 @@ def _check_plain(root: Any) -> None:
             raise ValueError("a storage or a function where a value should be")
 
 
-def _short(text: object) -> str:
+def _short(text: str) -> str:
     """Cut what comes out of the file to a length that fits in a message."""
-    text = str(text)
     return text if len(text) <= 100 else f"{text[:100]}..."
