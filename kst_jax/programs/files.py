@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from kst_jax.errors import InputError
 
@@ -119,24 +120,25 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Locks a folder against other processes that lock it too.
 
     The system releases the lock however the process ends; a plain lock file would
-    outlive a crash. On Windows and on file systems without locks it has no effect.
+    outlive a crash. On file systems without locks it has no effect.
 
     Raises:
       InputError: another process holds the lock.
     """
-    with (folder / ".lock").open("a") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{folder}: another process is training here; stop it or wait for "
-                    "it, or choose a new --workdir"
-                ) from None
-            except OSError:
-                pass
+    # Never by a file's presence alone, which is what it falls back to otherwise.
+    lock = filelock.FileLock(
+        folder / ".lock", blocking=False, thread_local=False, fallback_to_soft=False
+    )
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock)
+        except filelock.Timeout:
+            raise InputError(
+                f"{folder}: another process is training here; stop it or wait for it, "
+                "or choose a new --workdir"
+            ) from None
+        except OSError:
+            pass
         yield
 
 
