@@ -8,10 +8,8 @@ Datasets: oasis, fastmri. Undersampling: gaussian2d_10x, gaussian2d_5x, gaussian
 uniform1d_5x, uniform1d_2.5x. Each also has a file of its own, such as
 `configs/fastmri_gaussian2d_5x.py`.
 
-Prepare OASIS first, or its volumes are decoded again for each slice that is drawn:
-`kst-prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared`, then
---config.data.train=/data/oasis_prepared (docs/data.md; to keep only the slices that are
-drawn, add --fraction 0.1). The pattern leaves label maps out.
+Unpack OASIS first with `gunzip`, or its volumes are decoded again for each slice that
+is drawn (docs/data.md). The pattern '/data/oasis/**/*T1w.nii' leaves label maps out.
 
 Steps: 200 epochs at batch 4, as published. OASIS: 10 % of the 175 slices of three
 quarters of 3,398 volumes are about 44,600 slices, or 2,230,000 steps. fastMRI: 973

@@ -104,8 +104,7 @@ class DataConfig:
     Attributes:
       train: scans to train on: a folder, a file, a pattern, several of these separated
         by commas, or a bundled person ("demo:train", "demo:test"). Kinds: fastMRI's
-        single-coil .h5, NIfTI, Analyze, the authors' .npy, or a folder that
-        `kst-prepare` made from them.
+        single-coil .h5, NIfTI, Analyze, the authors' .npy.
       test: scans to evaluate on; if empty, some people in `train` are held out.
       test_fraction: fraction of people held out if `test` is empty.
       validation: scans to monitor training on (`train.validate_every`); if empty, some

@@ -36,14 +36,11 @@ NPY = {
     "huge": npy(shape="(4, 1099511627776, 1099511627776)"),
     "overflowing": npy(shape="(4294967296, 4294967296, 4294967296)"),
     "negative": npy(shape="(-4, 6, 5)", data=bytes(960)),
-    "of floats": npy(shape="(4.0, 6, 5)", data=bytes(960)),
     "nested": npy(shape="(" * 4000 + ")" * 4000),
     "minus": npy(shape="-" * 9000 + "1"),
-    "nameless": npy(descr="'<c99'", data=bytes(960)),
     "objects": npy(descr="'O'", data=b"\x80\x04N."),
     "recursive": npy(descr=f"{'[' * 99}('a', '<f4'){']' * 99}", data=bytes(960)),
     "subarrays": npy(descr="('<f4', (65536, 65536))", data=bytes(960)),
-    "text": npy(descr="'<U5'", data=bytes(960 * 20)),
     "version 9": npy(version=9, data=bytes(960)),
     "expression": npy(shape="__import__('os').abort()"),
 }
@@ -71,11 +68,11 @@ NII = {
     },
     **{
         f"offset {value}": header(vox_offset=value) + bytes(840)
-        for value in (-1, np.nan, np.inf, 1e30, 3e9, 100)
+        for value in (-1, np.nan, 1e30, 100)
     },
     **{
         f"type {code}": header(datatype=code) + bytes(840)
-        for code in (0, 1, 32, 128, 1536, 1792, 2048, 2304, -7)
+        for code in (0, 32, 128, 1536, -7)
     },
     **{
         f"slope {value}": header(scl_slope=value) + VOLUME.tobytes()
@@ -83,19 +80,16 @@ NII = {
     },
     **{
         f"extension {size}": header(extension=size, vox_offset=2e9) + bytes(840)
-        for size in (-16, 0, 7, 2**31 - 16)
+        for size in (-16, 2**31 - 16)
     },
 }
-WRONG_TYPES = ["i4", "f4", "?", "S5", [("a", "c8")], [("r", "c8"), ("i", "c8")]]
+WRONG_TYPES = ["i4", "S5", [("a", "c8")]]
 FOREIGN = {
     "nothing": b"",
     "web page": b"<!DOCTYPE html><html><body>Log in</body></html>" * 20,
-    "laughs": b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "&b;&b;">]><l>&a;</l>',
-    "zeros": bytes(5000),
     "noise": np.random.default_rng(0).bytes(5000),
     "superblock alone": b"\x89HDF\r\n\x1a\n",
     "magic alone": b"\x93NUMPY\1\0",
-    "gzip of nothing": gzipped(b""),
     "gzip of gzip": gzipped(gzipped(bytes(500))),
 }
 
@@ -177,21 +171,17 @@ def hdf5_files():
     )
     yield "filter", with_filter(scaleoffset=0)
     yield "soft cycle", with_link(lambda _: h5py.SoftLink("/kspace"))
-    yield "soft link", with_link(lambda _: h5py.SoftLink("/deep/scan"))
     yield "endless soft", with_link(lambda _: h5py.SoftLink("/deep/again/" * 500))
     yield "outward link", with_link(lambda _: h5py.ExternalLink("/dev/zero", "x"))
     yield "hard cycle", with_link(lambda file: file["/"])
-    yield "external storage", with_external("/etc/passwd")
     yield "external device", with_external("/dev/zero")
     yield "virtual", with_virtual("/etc/passwd")
     for number, kind in enumerate(WRONG_TYPES):
         yield f"of type {number}", with_values(np.zeros((2, 6, 5), kind))
-    for rank in (0, 1, 2, 4, 5, 9):
+    for rank in (0, 2, 4):
         yield f"rank {rank}", with_values(np.ones([2] * rank, "c8"))
     for name, value in {
-        "array": np.arange(6),
         "nothing": h5py.Empty("S3"),
-        "bytes": b"\xff\xfe",
         "long": "x" * 60_000,
     }.items():
         yield f"patient {name}", with_attribute(value)
@@ -204,7 +194,8 @@ def scans():
         yield f"npy {name}", {"scan.npy": data}
     for name, data in NII.items():
         yield f"nii {name}", {"scan.nii": data}
-        yield f"nii.gz {name}", {"scan.nii.gz": gzipped(data)}
+        if name.startswith(("dim", "extension")):
+            yield f"nii.gz {name}", {"scan.nii.gz": gzipped(data)}
     for name, data in FOREIGN.items():
         for suffix in (".h5", ".npy", ".nii", ".nii.gz", ".hdr"):
             yield f"{name}{suffix}", {f"scan{suffix}": data, "scan.img": data}

@@ -105,7 +105,6 @@ PROGRAMS = {
 } | {
     "train.py": "kst-train",
     "eval.py": "kst-eval",
-    "kst_jax/data/prepare.py": "kst-prepare",
     "kst_jax/data/download.py": "kst-download",
     # An export's reconstruct.py is a copy.
     "kst_jax/export/standalone.py": "python reconstruct.py",

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from kst_jax.config import Config, Selection
-from kst_jax.data import pipeline, prepare, sources
+from kst_jax.data import pipeline, sources
+from kst_jax.data.readers.npy import NpyVolume
 from kst_jax.doctor.command import examinations, report
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from tests.programs import run_here
 from tests.scans import write_h5, write_nifti, write_npy
-from tests.test_examination import DATA, IMAGES, KSPACE, VOLUME, blank
+from tests.test_examination import DATA, KSPACE, VOLUME, blank
 from tests.test_nifti import BAD_NIFTI
 from tests.test_readers import BAD_H5, BAD_NPY
 
@@ -138,37 +139,16 @@ def test_it_agrees_with_loaders_on_random_damage(tmp_path, name):
     assert 4 < sum(verdicts) < 36
 
 
-def test_prepared_folders(tmp_path):
-    (tmp_path / "scans").mkdir()
-    write_h5(tmp_path / "scans" / "a.h5", KSPACE, patient_id="x")
-    write_npy(tmp_path / "scans" / "b.npy", blank(2))
-    out = tmp_path / "out"
-    prepare.prepare(str(tmp_path / "scans"), out)
-    first, second = examinations(str(out), DATA, Selection())
-    assert (first.path.name, first.subject, first.measured) == ("a.h5", "x", True)
-    assert (first.slices, first.sizes, first.findings) == (6, [(20, 18)], [])
-    assert second.findings[0].what.startswith("slice 2: every value")
-    assert not passed(out, DATA)
-    assert not taken(out, DATA)
-    (shard,) = out.glob("*.array_record")
-    shard.write_bytes(bytes(shard.stat().st_size))
-    first, second = examinations(str(out), DATA, Selection())
-    assert "record 0 is damaged" in first.findings[0].what
-    shard.write_bytes(b"")
-    (folder,) = examinations(str(out), DATA, Selection())
-    assert "has 0 bytes" in folder.findings[0].what
+def test_slices_whose_reasons_are_too_many_are_counted_all_the_same(
+    tmp_path, monkeypatch
+):
+    def read(volume, index):
+        reason = f"reason {index}" if index < 9 else "a reason of several"
+        raise InputError(f"{volume.path}: slice {index}: {reason}")
 
-
-def test_slices_whose_reasons_are_too_many_are_counted_all_the_same(tmp_path):
-    (tmp_path / "scans").mkdir()
-    kspace = np.tile(KSPACE, (2, 1, 1))
-    kspace[9:] = 0  # three slices with one reason, after those with a record's each
-    write_npy(tmp_path / "scans" / "a.npy", kspace)
-    prepare.prepare(str(tmp_path / "scans"), tmp_path / "out")
-    (shard,) = (tmp_path / "out").glob("*.array_record")
-    zeros = bytes(int(8.5 * IMAGES[0].nbytes))  # to the middle of the ninth record
-    shard.write_bytes(zeros + shard.read_bytes()[len(zeros) :])
-    (found,) = examinations(str(tmp_path / "out"), DATA, Selection())
+    write_npy(tmp_path / "a.npy", np.tile(KSPACE, (2, 1, 1)))
+    monkeypatch.setattr(NpyVolume, "read", read)
+    (found,) = examinations(str(tmp_path), DATA, Selection())
     *shown, rest = (f.what for f in found.findings)
     assert [what[:8] for what in shown] == [f"slice {n}:" for n in range(8)]
     assert rest == "4 slices (8, 9, 10, 11): cannot be used for other reasons."

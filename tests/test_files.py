@@ -5,7 +5,6 @@ import os
 import numpy as np
 import pytest
 
-from kst_jax.data.prepare import prepare
 from kst_jax.errors import InputError
 from kst_jax.export.command import write as write_export
 from kst_jax.programs.files import (
@@ -99,7 +98,6 @@ def test_a_file_in_the_way_of_a_folder(file):
         lambda: train(TINY, file),
         lambda: write_parameters(file, params, TINY),
         lambda: write_export(None, file / "below"),
-        lambda: prepare("demo:train", file),
     ):
         with pytest.raises(InputError, match=f"{file}.*: cannot be a folder"):
             write()

@@ -19,12 +19,10 @@ MIB = 2**20
 BOUND = 128 * MIB
 # Harmless: values that nothing needs, and attributes and headers that say little.
 MAY_BE_READ = re.compile(
-    r"(?!network)\w+/(.* )?(damaged|changed|bits) \d+"  # damage at random
+    r"(?!network)\w+/(.* )?(damaged|changed) \d+"  # damage at random
     r"|before"
-    r"|people/(loop|broken link) .*"  # as where there is no file
     r"|scan/h5 patient .*"
-    r"|scan/nii(.gz)? slope inf"
-    r"|scan/prepared (shard's records|scan's (plane|slices))"
+    r"|scan/nii slope inf"
 )
 
 
@@ -72,7 +70,7 @@ def outcomes(corpus):
 def test_every_case_is_refused_or_read(corpus, outcomes):
     cases = {f"{path.parent.name}/{path.name}" for path in corpus.glob("*/*")}
     assert set(outcomes) == cases | {"before"}
-    assert len(cases) > 500
+    assert len(cases) > 200
     failed = {n: o for n, (o, _) in outcomes.items() if o not in ("refused", "read")}
     assert not failed
 
@@ -106,7 +104,7 @@ def test_the_doctor_reads_it_all_at_once(corpus):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     *found, total = map(json.loads, done.stdout.splitlines())
-    assert total["summary"]["errors"] > 200
+    assert total["summary"]["errors"] > 80
     assert {f["path"] for f in found} > {
         str(path) for path in corpus.glob("scan/*/scan.h5") if path.is_file()
     }

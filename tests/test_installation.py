@@ -137,10 +137,8 @@ def test_the_benchmark(place):
     assert "forward" in done(place, "kst-benchmark", *few, *SMALL)
 
 
-def test_the_doctor_and_prepared_scans(place):
+def test_the_doctor(place):
     assert "1 scans of 1 people" in run(place, "kst-doctor", "demo:train").stdout
-    done(place, "kst-prepare", "demo:train", "prepared", "--workers=2")
-    assert "1 scans of 1 people" in run(place, "kst-doctor", "prepared").stdout
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -105,7 +106,7 @@ def test_rewritten_volume_is_read_anew(tmp_path, name):
 
 def test_volumes_are_decoded_once_however_their_slices_are_drawn(tmp_path, monkeypatch):
     for number in range(5):
-        write_nifti(tmp_path / f"{number}.nii", VOLUME + number)
+        write_nifti(tmp_path / f"{number}.nii.gz", VOLUME + number)
     source = open_source(str(tmp_path), Selection())
     # Any way of reading a file goes by its header.
     monkeypatch.setattr(nifti, "load", lambda path: pytest.fail(f"{path} again"))
@@ -116,12 +117,54 @@ def test_volumes_are_decoded_once_however_their_slices_are_drawn(tmp_path, monke
     assert kept.currsize == sum(volume.nbytes for volume in kept.values())
 
 
-def test_volumes_that_stay_decoded_keep_no_file_open(tmp_path):
+@pytest.mark.parametrize("plane", nifti.PLANES)
+@pytest.mark.parametrize("axes", ["RAS", "LIA", "PSR"])
+@pytest.mark.parametrize("dtype", ["f4", ">f8", "i2", "u1"])
+def test_slices_of_an_unpacked_file_are_those_of_a_compressed_one(
+    tmp_path, plane, axes, dtype
+):
+    volume, affine = scan_in_world(axes)
+    image = nib.Nifti1Image(volume[..., None].astype(dtype), affine)
+    image.header.set_slope_inter(0.1, 0.7)
+    for name in ("a.nii", "b.nii.gz"):
+        image.to_filename(tmp_path / name)
+    options = {"plane": plane, "min_foreground": 0}
+    one, other = (read_all(tmp_path / n, **options) for n in ("a.nii", "b.nii.gz"))
+    for a, b in zip(one, other, strict=True):
+        assert a.index == b.index
+        np.testing.assert_array_equal(a.image, b.image)
+
+
+def test_a_slice_of_an_unpacked_file_does_not_read_the_others(tmp_path, monkeypatch):
+    write_nifti(tmp_path / "a.nii", np.tile(VOLUME, (40, 40, 40)))
+    source = open_source(str(tmp_path / "a.nii"))
+    tracemalloc.start()
+    image = source[0].image
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * image.nbytes
+    assert not nifti._decode.cache.currsize
+
+
+def test_an_unpacked_file_that_changes_under_an_open_source(tmp_path):
+    path = tmp_path / "a.nii"
+    write_nifti(path)
+    source = open_source(str(path))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"a\.nii: cannot be read"):
+        source[0]
+    write_nifti(path, with_nan(VOLUME, slice(None)))
+    with pytest.raises(InputError, match=r"a\.nii: holds values that are not finite"):
+        source[0]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_volumes_keep_no_file_open(tmp_path, suffix):
     for number in range(20):
-        write_nifti(tmp_path / f"{number}.nii")
+        write_nifti(tmp_path / f"{number}{suffix}")
     before = len(os.listdir("/dev/fd"))
     source = open_source(str(tmp_path), Selection())
-    assert len(source)
+    assert [source[number].index for number in range(len(source))]
     assert len(os.listdir("/dev/fd")) < before + 10
 
 

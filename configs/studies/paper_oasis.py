@@ -1,8 +1,8 @@
 r"""The paper's comparison on OASIS (Tables 1 to 3); needs that data and a GPU.
 
-    kst-prepare '/data/oasis/**/*T1w.nii.gz' /data/oasis_prepared
+    find /data/oasis -name '*T1w.nii.gz' -exec gunzip {} +
     kst-study --config=studies/paper_oasis \
-        --workdir=runs/paper_oasis --config.data.train=/data/oasis_prepared
+        --workdir=runs/paper_oasis "--config.data.train=/data/oasis/**/*T1w.nii"
 
 128x128, five settings, 200 epochs of 44,600 slices (8,920,000 images per cell). Every
 method of the paper has its own optimiser as published, if known.

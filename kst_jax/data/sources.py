@@ -2,10 +2,9 @@
 
 import dataclasses
 import glob
-import itertools
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -13,8 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from kst_jax.config import Selection
-from kst_jax.data import prepared
-from kst_jax.data.prepared import Prepared
 from kst_jax.data.volumes import (
     READERS,
     Volume,
@@ -129,25 +126,20 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
 
     Args:
       paths: a folder (searched with its subfolders), a file, a pattern such as
-        `/data/**/*_T1w.nii.gz`, a folder that `kst-prepare` made,
-        `demo:train` or `demo:test` for the bundled scans, or several of these
-        separated by commas. The kind of a file goes by its suffix: .h5 (fastMRI
-        single-coil), .nii, .nii.gz, .hdr/.img (Analyze), .npy (the authors' k-space).
-        Other files and hidden ones are ignored.
+        `/data/**/*_T1w.nii.gz`, `demo:train` or `demo:test` for the bundled scans, or
+        several of these separated by commas. The kind of a file goes by its suffix:
+        .h5 (fastMRI single-coil), .nii, .nii.gz, .hdr/.img (Analyze), .npy (the
+        authors' k-space). Other files and hidden ones are ignored.
       selection: which slices are taken; by default all that hold something.
 
     Raises:
-      InputError: nothing found, a file that cannot be used, two volumes of one name,
-        or slices that a prepared folder does not hold.
+      InputError: nothing found, a file that cannot be used, or two volumes of one name.
     """
     selection = selection or Selection()
     entries: list[tuple[Volume, int]] = []
-    for found in tqdm(find(paths), "Looking at scans", unit="file", delay=3):
-        if isinstance(found, Prepared):
-            entries += found.entries(selection)
-        else:
-            volume = open_volume(found, selection)
-            entries += [(volume, index) for index in selected(volume, selection)]
+    for path in tqdm(find(paths), "Looking at scans", unit="file", delay=3):
+        volume = open_volume(path, selection)
+        entries += [(volume, index) for index in selected(volume, selection)]
     return Source(tuple(entries))
 
 
@@ -184,8 +176,8 @@ def require_disjoint(
         )
 
 
-def find(paths: str) -> list[Path | Prepared]:
-    """Find the scans' files and prepared folders that `open_source` would open.
+def find(paths: str) -> list[Path]:
+    """Find the scans' files that `open_source` would open.
 
     Raises:
       InputError: nothing found, or two volumes of one name.
@@ -196,10 +188,10 @@ def find(paths: str) -> list[Path | Prepared]:
     return found
 
 
-def require_own_names(found: Collection[Path | Prepared]) -> None:
+def require_own_names(found: Collection[Path]) -> None:
     """Raise InputError where results of two scans would be written to one name."""
     scans: dict[str, Path] = {}
-    for path in itertools.chain.from_iterable(map(_scans, found)):
+    for path in found:
         other = scans.setdefault(name_of(path), path)
         if other != path:
             raise InputError(
@@ -216,19 +208,13 @@ def parts_of(paths: str) -> list[str]:
     return parts
 
 
-def _scans(found: Path | Prepared) -> list[Path]:
-    return found.scans if isinstance(found, Prepared) else [found]
-
-
-def find_part(part: str) -> Sequence[Path | Prepared]:
+def find_part(part: str) -> list[Path]:
     """Find what one of the paths in a list stands for.
 
     Raises:
-      InputError: no scan found, or a folder whose preparation has not finished.
+      InputError: no scan found.
     """
     path = Path(part).expanduser()
-    if prepared.is_folder(path):
-        return [prepared.open_folder(path)]
     files = [
         f.with_suffix(".hdr") if f.suffix.lower() == ".img" else f
         for f in everything(part)

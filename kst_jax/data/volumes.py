@@ -20,7 +20,7 @@ class Volume(Protocol):
     """What a reader makes of a scan: metadata now, slices on demand.
 
     Attributes:
-      path: the scan's file; a prepared scan's name in its folder.
+      path: the scan's file.
       subject: whose scan it is.
       measured: whether the k-space is known to be measured.
       depth: number of slices, empty ones too.
@@ -28,7 +28,7 @@ class Volume(Protocol):
 
     @property
     def path(self) -> Path:
-        """The scan's file; a prepared scan's name in its folder."""
+        """The scan's file."""
 
     @property
     def subject(self) -> str:

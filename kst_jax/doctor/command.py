@@ -18,14 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from kst_jax.config import DataConfig, Selection
-from kst_jax.data import prepared, sources
-from kst_jax.data.prepared import Prepared
+from kst_jax.data import sources
 from kst_jax.data.volumes import add_options, selection_of
 from kst_jax.doctor.examination import (
     Examination,
     examine,
     examine_other,
-    examine_prepared,
 )
 from kst_jax.errors import InputError
 from kst_jax.programs import cli
@@ -116,7 +114,7 @@ def examinations(
       InputError: a path that does not exist, or no scan anywhere.
     """
     everything = {part: sources.everything(part) for part in sources.parts_of(paths)}
-    scans: dict[str, Path | Prepared] = {}
+    scans: dict[str, Path] = {}
     failures: dict[str, InputError] = {}
     for part in everything:
         try:
@@ -134,8 +132,7 @@ def examinations(
         for name, path in others.items()
         if name not in scans and (found := examine_other(path))
     ]
-    damaged = any(prepared.is_folder(Path(part).expanduser()) for part in failures)
-    if failures and not (scans or passed_over or damaged):
+    if failures and not (scans or passed_over):
         raise next(iter(failures.values()))
     for part, failure in failures.items():
         failed = Examination(Path(part))
@@ -143,10 +140,7 @@ def examinations(
         yield failed
     yield from passed_over
     for scan in tqdm(scans.values(), "Examining", unit="scan", disable=None):
-        if isinstance(scan, Prepared):
-            yield from examine_prepared(scan, data, selection)
-        else:
-            yield examine(scan, data, selection)
+        yield examine(scan, data, selection)
 
 
 def row(found: Examination) -> str:
@@ -208,7 +202,7 @@ def _main() -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="what data.train takes: a folder, a file, a pattern, a prepared folder",
+        help="what data.train takes: a folder, a file, a pattern",
     )
     add("--json", action="store_true", help="one JSON object a line, the sum at last")
     for name, what in (

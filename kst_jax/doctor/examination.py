@@ -10,7 +10,7 @@ import gzip
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +18,6 @@ import numpy as np
 
 from kst_jax.config import DataConfig, Selection
 from kst_jax.data import fourier, transforms, volumes
-from kst_jax.data.prepared import Prepared
 from kst_jax.data.readers import fastmri, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.errors import InputError
@@ -68,7 +67,7 @@ class Examination:
     """What was found in one file; None where it could not be told.
 
     Attributes:
-      path: the file, or a prepared folder joined with the name of a scan.
+      path: the file.
       kind: what the file is, by its content.
       subject: whose scan it is.
       stored: shape of the array in the file.
@@ -140,23 +139,6 @@ def examine(path: Path, data: DataConfig, selection: Selection) -> Examination:
         return found
     _read(volume, numbers, data, found)
     return found
-
-
-def examine_prepared(
-    folder: Prepared, data: DataConfig, selection: Selection
-) -> Iterator[Examination]:
-    """As `examine`, for each scan in a prepared folder."""
-    try:
-        entries = folder.entries(selection)
-    except InputError as error:
-        found = Examination(folder.path, "prepared")
-        found.add("error", error)
-        yield found
-        return
-    for volume, group in itertools.groupby(entries, key=lambda entry: entry[0]):
-        found = Examination(volume.path, "prepared", dtype="complex64")
-        _read(volume, [index for _, index in group], data, found)
-        yield found
 
 
 def examine_other(path: Path) -> Examination | None:

@@ -45,6 +45,7 @@ class NiftiVolume:
       depth: number of slices of the plane.
       slices: numbers of those that are not empty, counted from left to right
         (sagittal), posterior to anterior (coronal) or inferior to superior (axial).
+      stored: its values in the file.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class NiftiVolume:
     subject: str
     depth: int
     slices: tuple[int, ...]
+    stored: "_Stored" = dataclasses.field(repr=False, compare=False)
     measured: ClassVar[bool] = False
 
     def read(self, index: int) -> np.ndarray:
@@ -60,13 +62,17 @@ class NiftiVolume:
         Superior is the top row (anterior in the axial plane); columns run from left
         to right (from posterior to anterior in the sagittal plane).
         """
-        # Not `np.take`, which copies the whole volume first.
-        plane = np.moveaxis(_volume(self.path), PLANES[self.plane], 0)[index]
+        axis = PLANES[self.plane]
+        if self.stored.compressed:
+            # Not `np.take`, which copies the whole volume first.
+            plane = np.moveaxis(_decoded(self.stored), axis, 0)[index]
+        else:
+            plane = self.stored.read(axis, index).squeeze(axis)
         return plane[:, ::-1].T.astype(np.complex64, order="C")
 
 
 def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
-    """Decode a volume once to find the slices worth reading.
+    """Read a volume once to find the slices worth reading.
 
     Orientation goes by the affine. Analyze files have none that can be relied on:
     nibabel's default is taken (first axis from right to left, then anterior, then
@@ -82,9 +88,10 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
     Raises:
       InputError: not one real-valued volume with finite values and an orientation.
     """
+    stored = _stored(path)
     with _DECODING:  # the file may have been rewritten since
-        _decode.cache.pop(_decode.cache_key(path), None)
-    volume = np.abs(_volume(path))
+        _decode.cache.pop(_decode.cache_key(stored), None)
+    volume = np.abs(_decoded(stored) if stored.compressed else stored.read())
     axis = PLANES[plane]
     bright = volume > 0.1 * np.percentile(volume, 99.9)
     shares = bright.mean(axis=tuple({0, 1, 2} - {axis}))
@@ -95,7 +102,12 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
             "pixels. Leave out the file, or lower min_foreground if it is not blank."
         )
     return NiftiVolume(
-        path, plane, subject_of(path), volume.shape[axis], tuple(slices.tolist())
+        path,
+        plane,
+        subject_of(path),
+        volume.shape[axis],
+        tuple(slices.tolist()),
+        stored,
     )
 
 
@@ -110,11 +122,6 @@ def subject_of(path: Path) -> str:
             if match := pattern.search(part):
                 return match[0]
     return Path(path.name.removesuffix(".gz")).stem
-
-
-def _volume(path: Path) -> np.ndarray:
-    with _DECODING:
-        return _decode(path)
 
 
 class _NoExtensions(nib.nifti1.Nifti1Extensions):
@@ -146,7 +153,7 @@ def load(path: Path) -> Any:
     """
     for kind in _NIFTI:
         if kind.path_maybe_image(path)[0]:
-            return kind.from_filename(path, mmap=False)
+            return kind.from_filename(path, mmap="r")
     affine = path.with_suffix(".mat")  # read where SPM wrote the pair
     files.require_ordinary(affine)
     if affine.exists() and affine.stat().st_size > _MAX_AFFINE_BYTES:
@@ -154,24 +161,66 @@ def load(path: Path) -> Any:
             f"{affine}: lies beside a scan, but is too large for SPM's affine of it. "
             "Rename or remove it."
         )
-    return nib.load(path, mmap=False)
+    return nib.load(path, mmap="r")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A volume's values in its file, of which nothing stays open; can be pickled."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    orientation: np.ndarray = dataclasses.field(compare=False)
+    values: nib.arrayproxy.ArrayProxy = dataclasses.field(compare=False)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether all of it has to be decoded for any part."""
+        return self.path.suffix.lower() == ".gz"
+
+    def read(self, axis: int = 0, index: int | None = None) -> np.ndarray:
+        """Float32 (x, y, z) with x to the right, y anterior, z superior.
+
+        With an index, only what lies there along the axis, whose length is then 1.
+        """
+        part = [slice(None)] * 3
+        if index is not None:
+            stored = int(np.flatnonzero(self.orientation[:, 0] == axis)[0])
+            forward = self.orientation[stored, 1] > 0
+            place = index if forward else self.shape[stored] - 1 - index
+            part[stored] = slice(place, place + 1)
+        # Mapped, and so only what is touched is read.
+        values = self.values.get_unscaled().reshape(self.shape)[tuple(part)]
+        with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
+            scaled = nib.volumeutils.apply_read_scaling(
+                values, self.values.slope, self.values.inter
+            )
+            scaled = np.asarray(scaled, dtype=np.float32)
+        if not np.isfinite(scaled).all():
+            raise InputError(
+                f"{self.path}: holds values that are not finite. Repair or leave out "
+                "the file."
+            )
+        # As `nib.as_closest_canonical`, which would scale to float64 on the way.
+        return nib.apply_orientation(scaled, self.orientation)
+
+
+def _stored(path: Path) -> _Stored:
+    image = load(path)
+    shape = _checked_shape(image, path)
+    return _Stored(path, shape, _orientation(image, path), image.dataobj)
+
+
+def _decoded(stored: _Stored) -> np.ndarray:
+    with _DECODING:
+        return _decode(stored)
 
 
 @cachetools.cached(
     cachetools.LRUCache(_MAX_DECODED_BYTES, getsizeof=lambda volume: volume.nbytes)
 )
-def _decode(path: Path) -> np.ndarray:
-    """Float32 (x, y, z) with x to the right, y anterior, z superior."""
-    image = load(path)
-    shape = _checked_shape(image, path)
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
-        volume = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    if not np.isfinite(volume).all():
-        raise InputError(
-            f"{path}: holds values that are not finite. Repair or leave out the file."
-        )
-    # As `nib.as_closest_canonical`, which would scale to float64 on the way.
-    return nib.apply_orientation(volume, _orientation(image, path))
+def _decode(stored: _Stored) -> np.ndarray:
+    return stored.read()
 
 
 def _checked_shape(image: Any, path: Path) -> tuple:
