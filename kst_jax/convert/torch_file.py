@@ -219,10 +219,10 @@ class _Instructions(dict):
     """What a pickle may do, by the instruction's code."""
 
     def __missing__(self, code: int) -> Callable:
-        name = pickletools.code2op[chr(code)].name
+        names = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
         raise InputError(
-            f"its pickle has the instruction {name}, which tensors and plain "
-            f"containers do not need. {_KEEP_WEIGHTS}."
+            f"its pickle has the instruction {names[code]}, which tensors and "
+            f"plain containers do not need. {_KEEP_WEIGHTS}."
         )
 
 
@@ -243,6 +243,8 @@ _KEPT = (
 class _Unpickler(pickle._Unpickler):
     """Builds plain data; `load` returns it."""
 
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
     dispatch = _Instructions(
         {code: pickle._Unpickler.dispatch[code] for (code,) in _KEPT}
     )
