@@ -42,24 +42,3 @@ def _centred(transform: Callable, x: jax.Array) -> jax.Array:
     z = jnp.fft.ifftshift(to_complex(x), axes=_SPATIAL)
     z = transform(z, axes=_SPATIAL, norm="ortho")
     return to_channels(jnp.fft.fftshift(z, axes=_SPATIAL))
-
-
-def data_consistency(
-    spectrum: jax.Array, kspace: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """Puts the measured values back where they were sampled, unaltered.
-
-    Args:
-      spectrum: predicted k-space (..., H, W, 2).
-      kspace: measured k-space (..., H, W, 2).
-      mask: (..., H, W), True where sampled.
-    """
-    return jnp.where(mask[..., None], kspace, spectrum)
-
-
-def consistent_image(image: jax.Array, kspace: jax.Array, mask: jax.Array) -> jax.Array:
-    """Puts the measured values back into the spectrum of an image (..., H, W, 2).
-
-    The other arguments are those of `data_consistency`.
-    """
-    return ifft2c(data_consistency(fft2c(image), kspace, mask))

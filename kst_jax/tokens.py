@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kst_jax.acquisition import Acquisition
 from kst_jax.errors import InputError
-from kst_jax.fourier import data_consistency
 
 
 @flax.struct.dataclass
@@ -41,6 +41,11 @@ class Batch:
     kspace: jax.Array
     mask: jax.Array
     image: jax.Array | None = None
+
+    @property
+    def acquisition(self) -> Acquisition:
+        """The forward model that the slices were sampled by."""
+        return Acquisition(self.mask)
 
     @property
     def target(self) -> jax.Array:
@@ -178,12 +183,15 @@ def query_order(mask_BxHxW: jax.Array) -> jax.Array:
 
 
 def fill(
-    value_BxMx2: jax.Array, order: jax.Array, kspace: jax.Array, mask: jax.Array
+    value_BxMx2: jax.Array,
+    order: jax.Array,
+    kspace: jax.Array,
+    acquisition: Acquisition,
 ) -> jax.Array:
     """Fills a spectrum (B, H, W, 2) with measured values and those of the queries."""
     # Gathers by number: a scatter by index would run serially on a CPU.
     grid = jnp.take_along_axis(value_BxMx2, order[..., None], axis=1)
-    return data_consistency(grid.reshape(kspace.shape), kspace, mask)
+    return acquisition.fill(grid.reshape(kspace.shape), kspace)
 
 
 def at_queries(spectrum: jax.Array, query_BxM: jax.Array) -> jax.Array:

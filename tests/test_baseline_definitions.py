@@ -13,6 +13,7 @@ from jax import test_util
 from scipy import ndimage, optimize, signal
 
 from kst_jax import tokens
+from kst_jax.acquisition import Acquisition
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models.admm import PiecewiseLinear
 from kst_jax.models.registry import build
@@ -265,7 +266,9 @@ def test_total_variation_reaches_the_optimum_of_a_convex_solver():
             objective, best, smoothing, method="L-BFGS-B", options=options
         ).x
     kspace = np.stack([measured.real, measured.imag], -1)[None].astype(np.float32)
-    found = np.asarray(minimise(kspace, mask[None], weight, 3000), float)[0]
+    found = np.asarray(minimise(kspace, Acquisition(mask[None]), weight, 3000), float)[
+        0
+    ]
     found = objective(flat(found[..., 0] + 1j * found[..., 1]))
     assert found == pytest.approx(objective(best), rel=5e-4)
     assert found < 0.9 * objective(flat(inverse(measured)))

@@ -150,9 +150,9 @@ def test_what_is_asked_for_fills_what_was_not_measured(case):
     answers = tokens.at_queries(jnp.asarray(kspace[None]), batch.query)
     if not answers.size:
         return
-    filled = tokens.fill(answers, order, batch.kspace, batch.mask)
+    filled = tokens.fill(answers, order, batch.kspace, batch.acquisition)
     np.testing.assert_array_equal(filled[0], kspace)
-    filled = tokens.fill(-answers, order, batch.kspace, batch.mask)
+    filled = tokens.fill(-answers, order, batch.kspace, batch.acquisition)
     signs = np.where(mask, 1, -1)[..., None]
     np.testing.assert_array_equal(filled[0], kspace * signs)
 

@@ -12,7 +12,7 @@ from kst_jax import metrics, parallel
 from kst_jax.config import Config
 from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
-from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.fourier import magnitude
 from kst_jax.models.contract import Reconstructor
 from kst_jax.tokens import Batch
 
@@ -37,7 +37,7 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
     def function(params: dict, batch: Batch, mean: jax.Array, std: jax.Array) -> dict:
         output = model.reconstruct(params, batch, stage)
         images = {
-            "zero_filled": ifft2c(batch.kspace),
+            "zero_filled": batch.acquisition.adjoint(batch.kspace),
             "reconstruction": output.image,
             "target": batch.target,
         }

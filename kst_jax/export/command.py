@@ -26,7 +26,8 @@ import numpy as np
 # jax.export is a module of its own, which `import jax` leaves out.
 from jax import export as jax_export
 
-from kst_jax import fourier, tokens
+from kst_jax import tokens
+from kst_jax.acquisition import Acquisition
 from kst_jax.config import Config
 from kst_jax.data import pipeline
 from kst_jax.errors import InputError
@@ -80,7 +81,7 @@ def _tokenise(kspace: jax.Array, mask: jax.Array, counts: tuple[int, int]) -> Ba
         position=jnp.asarray(tokens.coordinates(mask.shape))[sampled],
         valid=jnp.arange(most) < mask.sum(),
         query=query.astype(jnp.int32),
-        kspace=fourier.data_consistency(jnp.zeros_like(kspace), kspace, mask),
+        kspace=Acquisition(mask).sampled(kspace),
         mask=mask,
     )
 

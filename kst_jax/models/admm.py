@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kst_jax import parallel
-from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models.config import (
     ModelConfig,
     require_odd,
@@ -168,4 +168,4 @@ class ADMM(Reconstructor):
             denoised = denoised - correction(denoised)
             multiplier = multiplier + rate * (image - denoised)
         spectrum = reconstruct(denoised - multiplier)
-        return finished(ifft2c(data_consistency(spectrum, batch.kspace, batch.mask)))
+        return finished(ifft2c(batch.acquisition.fill(spectrum, batch.kspace)))

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kst_jax.fourier import data_consistency, fft2c, ifft2c
+from kst_jax.acquisition import Acquisition
+from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import convolution
 from kst_jax.models.attention import attention
 from kst_jax.models.layer_norm import LayerNorm
@@ -165,7 +166,10 @@ class Refinement(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image_BxHxWx2: jax.Array, kspace_BxHxWx2: jax.Array, mask_BxHxW: jax.Array
+        self,
+        image_BxHxWx2: jax.Array,
+        kspace_BxHxWx2: jax.Array,
+        acquisition: Acquisition,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the refined image and its spectrum, both (B, H, W, 2)."""
 
@@ -184,5 +188,5 @@ class Refinement(nn.Module):
             x = nn.leaky_relu(x, 0.1)
         change = conv(2, 1, self.features, jnp.float32)(x)
         spectrum = fft2c(image_BxHxWx2 + change)
-        spectrum = data_consistency(spectrum, kspace_BxHxWx2, mask_BxHxW)
+        spectrum = acquisition.fill(spectrum, kspace_BxHxWx2)
         return ifft2c(spectrum), spectrum

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kst_jax.fourier import consistent_image, ifft2c
 from kst_jax.models.config import ModelConfig, require_odd, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.models.convolution import conv
@@ -69,8 +68,8 @@ class D5C5(Reconstructor):
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
         """Reconstructs a batch; there is only one stage."""
         del stage
-        image = ifft2c(batch.kspace)
+        image = batch.acquisition.adjoint(batch.kspace)
         for _ in range(self.config.cascades):
             image = Cascade(self.config)(image)
-            image = consistent_image(image, batch.kspace, batch.mask)
+            image = batch.acquisition.consistent(image, batch.kspace)
         return finished(image)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from kst_jax import parallel, tokens
+from kst_jax.acquisition import Acquisition
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
@@ -62,7 +63,7 @@ class Grid:
     query: jax.Array
     order: jax.Array
     kspace: jax.Array
-    mask: jax.Array
+    acquisition: Acquisition
 
 
 class HRDecoderLayer(nn.Module):
@@ -95,7 +96,7 @@ class HRDecoderLayer(nn.Module):
             predicted = value_BxMx2 + c.residual_spectrum * predicted
         value_BxMx2 = predicted
         joined = parallel.join(value_BxMx2, self.query_axis)
-        spectrum = tokens.fill(joined, grid.order, grid.kspace, grid.mask)
+        spectrum = tokens.fill(joined, grid.order, grid.kspace, grid.acquisition)
         images = {"kspace": ifft2c(spectrum)}
         if self.refine:
             if c.shared_refinement:
@@ -103,7 +104,7 @@ class HRDecoderLayer(nn.Module):
             else:
                 refinement = _refinement(c, name="refinement")
             images["refined"], spectrum = refinement(
-                images["kspace"], grid.kspace, grid.mask
+                images["kspace"], grid.kspace, grid.acquisition
             )
             value_BxMx2 = tokens.at_queries(spectrum, grid.query)
             embed = _embed(c, parent=None).bind(shared["embed_query"])
@@ -208,12 +209,12 @@ class KSpaceTransformer(Reconstructor):
         x_BxMxD = embed(_shown(c, value_BxMx2))
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
         order = tokens.query_order(batch.mask)
-        grid = Grid(query_BxM, order, batch.kspace, batch.mask)
+        grid = Grid(query_BxM, order, batch.kspace, batch.acquisition)
         shared = {"embed_query": embed.variables}
         if c.refinement and c.shared_refinement:
             refinement = _refinement(c, name="refinement")
             if self.is_initializing():
-                refinement(batch.kspace, batch.kspace, batch.mask)
+                refinement(batch.kspace, batch.kspace, batch.acquisition)
             shared["refinement"] = refinement.variables
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(

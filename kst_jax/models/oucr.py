@@ -9,13 +9,13 @@ million).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from kst_jax.errors import InputError
-from kst_jax.fourier import consistent_image, ifft2c
 from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.config import ModelConfig, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
@@ -133,14 +133,13 @@ class OUCR(Reconstructor):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         over = (c.features,) * (c.over_levels + 1)
         under = tuple(c.features << level for level in range(c.under_levels + 1))
-
-        def consistent(image: jax.Array) -> jax.Array:
-            return consistent_image(image, batch.kspace, batch.mask)
-
+        consistent = functools.partial(
+            batch.acquisition.consistent, kspace=batch.kspace
+        )
         images = []
         for name, widths in (("over", over), ("under", under)):
             branch = Branch(widths, name == "over", dtype, name=name)
-            image, hidden = ifft2c(batch.kspace), None
+            image, hidden = batch.acquisition.adjoint(batch.kspace), None
             for _ in range(c.iterations):
                 image, hidden = branch(image, hidden)
                 image = consistent(image)

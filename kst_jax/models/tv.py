@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from kst_jax.acquisition import Acquisition
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models.config import ModelConfig, require_option, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
@@ -64,7 +65,7 @@ def divergence(field: jax.Array) -> jax.Array:
 
 
 def minimise(
-    kspace: jax.Array, mask: jax.Array, weight: jax.Array, iterations: int
+    kspace: jax.Array, acquisition: Acquisition, weight: jax.Array, iterations: int
 ) -> jax.Array:
     """Returns the image x that minimises |M F x - y|^2 / 2 + weight TV(x).
 
@@ -73,7 +74,7 @@ def minimise(
 
     Args:
       kspace: y, (B, H, W, 2), zero where not sampled.
-      mask: M, (B, H, W).
+      acquisition: M F.
       weight: a scalar above 0.
       iterations: number of iterations; the error falls with its inverse.
 
@@ -84,7 +85,7 @@ def minimise(
     # primal one, in units of 1 / weight, since the squared norm of `differences` is
     # below 8. On normalised slices, larger primal steps approach the optimum sooner.
     # Only the share of the measured values depends on the weight.
-    share = mask[..., None] / (1 + 2 * weight)
+    share = acquisition.mask[..., None] / (1 + 2 * weight)
 
     @jax.checkpoint
     def iterate(carry: tuple, _: None) -> tuple[tuple, None]:
@@ -95,7 +96,7 @@ def minimise(
         new = ifft2c(spectrum + share * (kspace - spectrum))
         return (new, 2 * new - image, dual), None
 
-    image = ifft2c(kspace)
+    image = acquisition.adjoint(kspace)
     dual = jnp.zeros_like(differences(image))
     return lax.scan(iterate, (image, image, dual), length=iterations)[0][0]
 
@@ -114,4 +115,4 @@ class TV(Reconstructor):
         c = self.config
         start = nn.initializers.constant(np.log(c.weight))
         weight = jnp.exp(self.param("log_weight", start, ()))
-        return finished(minimise(batch.kspace, batch.mask, weight, c.iterations))
+        return finished(minimise(batch.kspace, batch.acquisition, weight, c.iterations))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kst_jax.errors import InputError
-from kst_jax.fourier import consistent_image, ifft2c
+from kst_jax.fourier import ifft2c
 from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.config import ModelConfig, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
@@ -126,9 +126,9 @@ class UNet(Reconstructor):
         if self.in_kspace:
             image = ifft2c(self._network(batch.kspace))
         else:
-            image = self._network(ifft2c(batch.kspace))
+            image = self._network(batch.acquisition.adjoint(batch.kspace))
         if self.config.consistent:
-            image = consistent_image(image, batch.kspace, batch.mask)
+            image = batch.acquisition.consistent(image, batch.kspace)
         return finished(image)
 
     @nn.nowrap

@@ -23,7 +23,7 @@ from kst_jax import metrics, parallel
 from kst_jax.config import Config, TrainConfig, require_config
 from kst_jax.data import pipeline
 from kst_jax.errors import DivergedError
-from kst_jax.fourier import ifft2c, magnitude
+from kst_jax.fourier import magnitude
 from kst_jax.models.contract import STAGES, Reconstructor
 from kst_jax.models.registry import build
 from kst_jax.runs import subjects
@@ -375,6 +375,8 @@ class _Loop:
 
 def _panel(batch: Batch, images: jax.Array) -> np.ndarray:
     """Puts zero-filled, reconstruction, target (normalised) side by side, in [0, 1]."""
-    shown = (ifft2c(batch.kspace[:1]), images.addressable_data(0), batch.target[:1])
+    first = jax.tree.map(lambda x: x[:1], batch)
+    zero_filled = first.acquisition.adjoint(first.kspace)
+    shown = (zero_filled, images.addressable_data(0), first.target)
     panel = np.concatenate([np.asarray(magnitude(x[0])) for x in shown], axis=1)
     return panel / panel.max()
