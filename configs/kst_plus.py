@@ -30,6 +30,7 @@ TITLE = "K-Space Transformer, improved"
 def get_config(setting: str = "") -> ConfigDict:
     """All settings; `setting`, if given, names one of the paper's data and masks."""
     config = paper.get_config(setting) if setting else default.get_config()
+    config.data.normalise = "measured"
     config.model.residual_spectrum = 0.1
     config.train.update(
         stages=(0.05, 0.05, 0.9), learning_rate=1e-3, warmup_steps=250, clip_norm=1.0

@@ -19,6 +19,8 @@ FASTMRI_MASKS = (
     "fastmri_equispaced_fraction",
 )
 _MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank")
+NORMALISATIONS = ("measured", "target")
+RESIZES = ("symmetric", "plain")
 _CHOICES = {
     "optimizer": ("adamw", "rmsprop"),
     "schedule": ("cosine", "constant", "step", "halving"),
@@ -33,7 +35,11 @@ def _require(holds: bool, name: str, value: object, valid: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training images; off by default, and always off in evaluation.
+    """Random changes to images; off by default.
+
+    Changes of geometry and contrast are for training alone. Phase and noise make
+    simulated scans resemble measured ones, so evaluation has them too: one fixed draw
+    for each slice.
 
     Attributes:
       flip_rows: swap top and bottom with probability 1/2.
@@ -42,6 +48,10 @@ class AugmentConfig:
       scaling: largest relative change in size (0.1: between 0.9 and 1.1).
       intensity: largest change in contrast: magnitudes are raised to a power between
         1 - intensity and 1 + intensity; phases are kept.
+      phase: standard deviation, in radians, of a smooth random phase that magnitude
+        images get. Without it their k-space is Hermitian, which networks learn to rely
+        on and measured k-space is not.
+      noise: standard deviation of complex noise in magnitude images, over their peak.
     """
 
     flip_rows: bool = False
@@ -49,9 +59,14 @@ class AugmentConfig:
     rotation: float = 0.0
     scaling: float = 0.0
     intensity: float = 0.0
+    phase: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
+        for name in ("phase", "noise"):
+            value = getattr(self, name)
+            _require(value >= 0, f"data.augment.{name}", value, "0 or more")
         for name in ("rotation", "scaling", "intensity"):
             value, limit = getattr(self, name), 180 if name == "rotation" else 1
             _require(
@@ -122,6 +137,13 @@ class DataConfig:
       min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
         fraction of their pixels exceeds a tenth of the volume's maximum.
       augment: random changes to training images.
+      normalise: how values are scaled. "measured" divides by the root mean square of
+        the zero-filled image, which a scan without ground truth has too. "target"
+        subtracts the mean of the fully sampled slice and divides by its standard
+        deviation, as the authors do: scores then use more than was measured.
+      resize: how the spectrum is cropped to an even size. "symmetric" halves the
+        highest frequency between its two signs, so that real images stay real; "plain"
+        keeps one sign alone, as versions before 0.2 did.
       seed: seed of the training order, masks and augmentation, of the splits and the
         draw of slices, and of the validation masks.
       workers: processes on each host that prepare batches; with 0 the training process
@@ -144,6 +166,8 @@ class DataConfig:
     fraction: float = 1.0
     min_foreground: float = 0.05
     augment: AugmentConfig = AugmentConfig()
+    normalise: str = "measured"
+    resize: str = "symmetric"
     seed: int = 0
     workers: int = 0
     threads: int = 2
@@ -155,6 +179,9 @@ class DataConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _require(min(self.size) >= 8, "data.size", self.size, "at least (8, 8)")
         self.selection(self.seed)
+        for name, valid in (("normalise", NORMALISATIONS), ("resize", RESIZES)):
+            value = getattr(self, name)
+            _require(value in valid, f"data.{name}", value, f"one of {valid}")
         for name in ("test_fraction", "validation_fraction"):
             value = getattr(self, name)
             _require(0 < value < 1, f"data.{name}", value, "between 0 and 1")

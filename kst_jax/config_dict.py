@@ -15,6 +15,9 @@ from kst_jax.errors import InputError
 from kst_jax.models import registry
 from kst_jax.models.config import KSTConfig, ModelConfig
 
+# Values of settings in `data` that version 0.1 did not have.
+_BEFORE_0_2 = {"normalise": "target", "resize": "plain"}
+
 
 def as_config_dict(config: Config) -> ConfigDict:
     """Returns the config as a ConfigDict, which config files and flags may change."""
@@ -42,6 +45,19 @@ def from_dict(
             for name, value in values.items()
         }
     )
+
+
+def from_saved(values: Mapping) -> Config:
+    """The config of a run, which an earlier version may have saved.
+
+    Settings that came later have the value by which that version worked.
+
+    Raises:
+      InputError: as `from_dict`.
+    """
+    if isinstance(values, Mapping) and isinstance(values.get("data"), Mapping):
+        values = {**values, "data": _BEFORE_0_2 | values["data"]}
+    return from_dict(values)
 
 
 def require_key(path: str) -> None:

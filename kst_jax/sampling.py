@@ -159,6 +159,19 @@ def fastmri_equispaced_fraction(
     return _columns(mask, shape)
 
 
+def slice_rng(file: str, index: int, seed: int, *purpose: int) -> np.random.Generator:
+    """The generator for one slice in evaluation, the same in each.
+
+    Args:
+      file: name of the scan's file.
+      index: number of the slice in it.
+      seed: of the evaluation.
+      *purpose: a number for draws other than the mask.
+    """
+    name = zlib.crc32(encoded(file))
+    return np.random.default_rng((seed, name, index, *purpose))
+
+
 def filename_seed(name: str) -> tuple[int, ...]:
     """Returns fastMRI's seed for a file's masks in evaluation, made from its name."""
     return tuple(map(ord, name))
@@ -239,8 +252,7 @@ class Sampler:
         """
         if self.config.kind in _FASTMRI:
             return self._fastmri(np.random.RandomState(filename_seed(file)))
-        name = zlib.crc32(encoded(file))
-        return self.random(np.random.default_rng((seed, name, index)))
+        return self.random(slice_rng(file, index, seed))
 
     def _fastmri(self, rng: np.random.RandomState) -> np.ndarray:
         c = self.config

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from kst_jax.config import Config
-from kst_jax.config_dict import as_config_dict, from_dict, require_key
+from kst_jax.config_dict import as_config_dict, from_dict, from_saved, require_key
 from kst_jax.configs import demo
 from kst_jax.errors import InputError
 from kst_jax.evaluation.evaluate import evaluate
@@ -100,6 +100,16 @@ def test_a_run_takes_a_checked_config(tmp_path):
     for run in (train, evaluate):
         with pytest.raises(InputError, match=r"not a ConfigDict: pass .*from_dict"):
             run(demo.get_config(), tmp_path)
+
+
+def test_a_config_of_version_0_1_means_what_it_meant():
+    saved = as_config_dict(Config()).to_dict()
+    assert from_saved(saved) == Config()
+    for name in ("normalise", "resize"):
+        del saved["data"][name]
+    data = from_saved(saved).data
+    assert (data.normalise, data.resize) == ("target", "plain")
+    assert from_dict(saved).data.normalise == "measured"
 
 
 def test_keys_of_the_command_line_are_checked():

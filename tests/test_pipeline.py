@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import fourier, tokens
+from kst_jax import fourier, sampling, tokens
 from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig, TrainConfig
 from kst_jax.data import pipeline
 from kst_jax.data.sources import Source
@@ -57,6 +57,13 @@ def test_batches_hold_the_measured_spectrum_of_the_target(people):
     np.testing.assert_array_equal(
         batch.value, batch.kspace[batch.mask].reshape(batch.value.shape)
     )
+    zero_filled = np.asarray(fourier.ifft2c(batch.kspace))
+    np.testing.assert_allclose((zero_filled**2).mean(axis=(1, 2, 3)), 1, atol=1e-4)
+
+
+def test_targets_that_are_known_may_set_the_scale(people):
+    data = dataclasses.replace(SMALL.data, normalise="target")
+    batch = next(batches(dataclasses.replace(SMALL, data=data), people))
     np.testing.assert_allclose(batch.image.mean(axis=(1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(batch.image.std(axis=(1, 2, 3)), 1, atol=1e-4)
 
@@ -94,6 +101,66 @@ def test_augmentation_changes_training_alone(people):
         for c in (SMALL, augmented)
     )
     assert equal(plain, turned)
+
+
+def test_networks_get_nothing_of_what_was_not_sampled(tmp_path):
+    """Two targets that differ only where nothing was sampled look the same to them."""
+    mask = sampling.gaussian_2d(np.random.default_rng(0), (16, 16), 4)
+    mask[8, 8] = False  # the centre: the mean of the image
+    np.save(tmp_path / "mask.npy", mask[None])
+    rng, inputs = np.random.default_rng(1), []
+    kspace = rng.normal(size=(1, 16, 16, 2)).astype(np.float32)
+    for name in ("one", "other"):
+        change = rng.normal(scale=9, size=kspace.shape)
+        changed = np.where(mask[..., None], kspace, change).astype(np.float32)
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "scan.npy", changed)
+        config = Config(
+            data=DataConfig(test=str(tmp_path / name), size=(16, 16)),
+            mask=MaskConfig(kind="bank", bank=str(tmp_path / "mask.npy")),
+            model=KSTConfig(lr_size=(8, 8)),
+        )
+        source, sampler = (
+            pipeline.open_test_source(config),
+            pipeline.open_sampler(config),
+        )
+        inputs += pipeline.evaluation_batches(source, config, sampler)
+    one, other = inputs
+    assert not np.allclose(one.batch.image, other.batch.image, rtol=0.1)
+    np.testing.assert_allclose(one.std, other.std, rtol=1e-5)
+    for name in ("value", "position", "query", "kspace", "mask"):
+        first, second = (getattr(x.batch, name) for x in (one, other))
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_simulated_scans_are_the_same_in_every_evaluation(people):
+    augment = AugmentConfig(phase=1.0, noise=0.05)
+    config = dataclasses.replace(
+        SMALL, data=dataclasses.replace(SMALL.data, augment=augment)
+    )
+    sampler = pipeline.open_sampler(config)
+    once, again = (
+        next(iter(pipeline.evaluation_batches(people[1], config, sampler)))
+        for _ in range(2)
+    )
+    assert equal(once, again)
+    assert np.abs(once.batch.image[..., 1]).max() > 0.1  # an imaginary part
+
+
+def test_measured_scans_get_neither_phase_nor_noise(tmp_path):
+    rng = np.random.default_rng(0)
+    kspace = rng.normal(size=(1, 16, 16)) + 1j * rng.normal(size=(1, 16, 16))
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace.astype(np.complex64)
+    found = []
+    for augment in (AugmentConfig(), AugmentConfig(phase=1.0, noise=0.1)):
+        data = DataConfig(test=str(tmp_path), size=(16, 16), augment=augment)
+        config = Config(data=data, model=KSTConfig(lr_size=(8, 8)))
+        source = pipeline.open_test_source(config)
+        found += pipeline.evaluation_batches(
+            source, config, pipeline.open_sampler(config)
+        )
+    assert equal(*found)
 
 
 def slices_of(batch):

@@ -64,14 +64,78 @@ def test_fourier_resize_keeps_smooth_images(old, new):
     )
 
 
-def test_normalisation_is_a_z_score_and_can_be_undone():
-    image = 1e-4 * image_of() + (2e-4 - 1e-4j)
-    channels, done = transforms.normalise(image.astype(np.complex64), "x")
-    assert channels.mean() == pytest.approx(0, abs=1e-5)
-    assert channels.std() == pytest.approx(1, abs=1e-4)
+@pytest.mark.parametrize("old", [(32, 40), (33, 41)])
+@pytest.mark.parametrize("new", [(16, 20), (15, 17), (16, 17), (31, 39), (30, 38)])
+def test_fourier_resize_keeps_real_images_real(old, new):
+    image = image_of(old).real.astype(np.complex64)
+    low = transforms.fourier_resize(image, new)
+    assert np.linalg.norm(low.imag) < 1e-6 * np.linalg.norm(low)
+
+
+def test_the_plain_resize_keeps_one_sign_of_the_highest_frequency():
+    image = image_of((12, 12))
+    centred = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image), norm="ortho"))
+    low = transforms.fourier_resize(image, (8, 6), "plain")
+    found = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(low), norm="ortho"))
+    wanted = centred[2:10, 3:9] * (48 / 144) ** 0.5
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+EVERYTHING = np.ones((20, 24), bool)
+
+
+@pytest.mark.parametrize("by", ["target", "measured"])
+def test_normalisation_can_be_undone(by):
+    image = (1e-4 * image_of() + (2e-4 - 1e-4j)).astype(np.complex64)
+    channels, kspace, done = transforms.normalise(image, EVERYTHING, by, "x")
     mean, std = (np.array([v], np.float32) for v in (done.mean, done.std))
     back = transforms.denormalise(channels[None], mean, std)[0]
     np.testing.assert_allclose(back[..., 0] + 1j * back[..., 1], image, rtol=1e-3)
+    np.testing.assert_allclose(kspace, fourier.fft2c(channels), atol=1e-5)
+
+
+def test_normalisation_by_the_target_is_a_z_score():
+    image = (1e-4 * image_of() + (2e-4 - 1e-4j)).astype(np.complex64)
+    channels, _, _ = transforms.normalise(image, EVERYTHING, "target", "x")
+    assert channels.mean() == pytest.approx(0, abs=1e-5)
+    assert channels.std() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-22, 1.0, 1e15])
+def test_normalisation_by_the_measurement_makes_the_zero_filled_image_unit(unit):
+    image = (unit * image_of()).astype(np.complex64)
+    mask = np.random.default_rng(0).random(image.shape) < 0.3
+    _, kspace, done = transforms.normalise(image, mask, "measured", "x")
+    assert done.mean == 0
+    zero_filled = host.ifft2c(np.where(mask, kspace[..., 0] + 1j * kspace[..., 1], 0))
+    assert np.mean(np.abs(zero_filled) ** 2) == pytest.approx(2, rel=1e-4)
+
+
+def test_a_slice_of_which_nothing_was_measured_is_refused():
+    image = np.zeros((20, 24), np.complex64)
+    with pytest.raises(InputError, match=r"a\.h5: every measured value is zero"):
+        transforms.normalise(image, EVERYTHING, "measured", "a.h5")
+
+
+def test_simulated_scans_get_a_smooth_phase_and_keep_their_magnitude():
+    image = np.abs(image_of((64, 48))).astype(np.complex64)
+    config = AugmentConfig(phase=0.5)
+    scan = transforms.simulate_scan(image, config, np.random.default_rng(0))
+    np.testing.assert_allclose(np.abs(scan), np.abs(image), rtol=1e-5)
+    turn = scan / image
+    assert np.angle(turn).std() == pytest.approx(0.5, rel=0.05)
+    assert np.abs(np.diff(turn, axis=0)).max() < 0.3
+    spectrum = host.fft2c(scan)[1:, 1:]  # without the unpaired frequencies
+    mirrored = spectrum[::-1, ::-1].conj()
+    assert np.linalg.norm(spectrum - mirrored) > 0.1 * np.linalg.norm(spectrum)
+
+
+def test_simulated_scans_get_complex_noise_of_the_peaks_share():
+    image = np.full((200, 200), 5, np.complex64)
+    config = AugmentConfig(noise=0.02)
+    noise = transforms.simulate_scan(image, config, np.random.default_rng(0)) - image
+    assert noise.real.std() == pytest.approx(0.1, rel=0.02)
+    assert noise.imag.std() == pytest.approx(0.1, rel=0.02)
 
 
 @pytest.mark.parametrize("value", [0, 3 + 0j])
@@ -79,8 +143,9 @@ def test_a_constant_slice_is_refused(value):
     flat = np.full((8, 8), value, np.complex64)
     if value:
         flat = flat + 3j  # equal real and imaginary parts
+    mask, flat = np.ones(flat.shape, bool), flat.astype(np.complex64)
     with pytest.raises(InputError, match="nothing to reconstruct"):
-        transforms.normalise(flat.astype(np.complex64), "a.h5, slice 0")
+        transforms.normalise(flat, mask, "target", "a.h5")
 
 
 def test_augmentation_is_off_by_default():
@@ -188,7 +253,8 @@ def test_a_real_image_stays_real(config):
         )
         assert changed.any()
         assert not changed.imag.any()
-        channels, done = transforms.normalise(changed, "x")
+        everything = np.ones(changed.shape, bool)
+        channels, _, done = transforms.normalise(changed, everything, "target", "x")
         mean, std = (np.array([v], np.float32) for v in (done.mean, done.std))
         back = transforms.denormalise(channels[None], mean, std)[0]
         assert np.abs(back[..., 1]).max() < 1e-6 * np.abs(back[..., 0]).max()

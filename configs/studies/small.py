@@ -61,6 +61,9 @@ def get_config() -> ConfigDict:
         size=(48, 48),
         crop=(192, 192),
         pad=True,
+        # As its results in studies/ were made, by version 0.1.
+        normalise="target",
+        resize="plain",
     )
     study.data.augment.update(
         flip_columns=True, rotation=10.0, scaling=0.1, intensity=0.2

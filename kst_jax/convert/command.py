@@ -223,7 +223,9 @@ def _main() -> None:
     args = parser.parse_args()
     params, model = load(args.checkpoint, args.heads, tuple(args.lr_size))
     size = 2 * model.lr_size[0], 2 * model.lr_size[1]
-    config = dataclasses.replace(Config(), model=model, data=DataConfig(size=size))
+    config = dataclasses.replace(
+        Config(), model=model, data=DataConfig(size=size, normalise="target")
+    )
     checkpoints.write_parameters(args.out, params, config)
     print(f"wrote {args.out}; evaluate it with")
     print(

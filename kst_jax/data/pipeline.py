@@ -18,7 +18,7 @@ from absl import flags
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config, DataConfig
-from kst_jax.data import fourier, sources, transforms
+from kst_jax.data import sources, transforms
 from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Slice, Source
 from kst_jax.errors import InputError
@@ -249,27 +249,46 @@ def _training_slice(
 ) -> dict[str, np.ndarray]:
     # Before the crop, so that what turns in from outside it is real.
     image = transforms.augment(item.image, config.data.augment, rng)
-    image = transforms.field_of_view(image, config.data, _where(item))
-    return _tokens(image, sampler.random(rng), item, config, sampler)[0]
+    image = _image(image, item, config)
+    mask = sampler.random(rng)
+    image = _with_phase_and_noise(image, item, config, rng)
+    return _tokens(image, mask, item, config, sampler)[0]
 
 
 def _evaluation_slice(
     number: int, *, source: Source, config: Config, sampler: Sampler
 ) -> tuple[dict[str, np.ndarray], transforms.Normalisation, int]:
     item = source[min(number, len(source) - 1)]
-    image = transforms.field_of_view(item.image, config.data, _where(item))
+    image = _image(item.image, item, config)
+    rng = sampling.slice_rng(item.file, item.index, config.eval.seed, 1)
+    image = _with_phase_and_noise(image, item, config, rng)
     mask = sampler.fixed(item.file, item.index, config.eval.seed)
     slice_tokens, normalisation = _tokens(image, mask, item, config, sampler)
     return slice_tokens, normalisation, number if number < len(source) else -1
 
 
+def _image(image: np.ndarray, item: Slice, config: Config) -> np.ndarray:
+    """The field of view of a slice, at the size of the config."""
+    data = config.data
+    image = transforms.field_of_view(image, data, _where(item))
+    return transforms.fourier_resize(image, data.size, data.resize)
+
+
+def _with_phase_and_noise(
+    image: np.ndarray, item: Slice, config: Config, rng: np.random.Generator
+) -> np.ndarray:
+    """The image of a simulated scan; one that has a phase already is left alone."""
+    if item.image.imag.any():
+        return image
+    return transforms.simulate_scan(image, config.data.augment, rng)
+
+
 def _tokens(
     image: np.ndarray, mask: np.ndarray, item: Slice, config: Config, sampler: Sampler
 ) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
-    image = transforms.fourier_resize(image, config.data.size)
-    channels, normalisation = transforms.normalise(image, _where(item))
-    spectrum = fourier.fft2c(channels[..., 0] + 1j * channels[..., 1])
-    kspace = np.stack([spectrum.real, spectrum.imag], axis=-1)
+    channels, kspace, normalisation = transforms.normalise(
+        image, mask, config.data.normalise, _where(item)
+    )
     slice_tokens = tokens.tokenise(kspace, mask, sampler.counts)
     return slice_tokens | {"image": channels}, normalisation
 

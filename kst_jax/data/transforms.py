@@ -46,18 +46,39 @@ def centre_crop(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return x[top : top + shape[0], left : left + shape[1]]
 
 
-def fourier_resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def fourier_resize(
+    image: np.ndarray, shape: tuple[int, int], how: str = "symmetric"
+) -> np.ndarray:
     """A coarser image of the same field of view: the centre of its spectrum.
 
-    Brightness is kept. (H, W) complex64 to `shape`.
+    Brightness is kept.
+
+    Args:
+      image: (H, W) complex64.
+      shape: rows and columns, at most those of the image.
+      how: "symmetric", by which a real image stays real, or "plain"; see `DataConfig`.
     """
     if image.shape == shape:
         return image
-    spectrum = fft2c(image)
-    # The centre of the spectrum is index n // 2, in the old grid and the new.
-    top, left = (n // 2 - m // 2 for n, m in zip(image.shape, shape, strict=True))
-    low = spectrum[top : top + shape[0], left : left + shape[1]]
+    low = spectrum = fft2c(image)
+    for axis, size in enumerate(shape):
+        low = _lowest_frequencies(low, axis, size, symmetric=how == "symmetric")
     return ifft2c(low) * np.float32(np.sqrt(low.size / spectrum.size))
+
+
+def _lowest_frequencies(
+    spectrum: np.ndarray, axis: int, size: int, symmetric: bool
+) -> np.ndarray:
+    """The middle `size` frequencies of a centred spectrum along an axis."""
+    spectrum = np.moveaxis(spectrum, axis, 0)
+    # The centre of the spectrum is index n // 2, in the old grid and the new.
+    start, stop = (n := len(spectrum) // 2 - size // 2), n + size
+    low = spectrum[start:stop]
+    if symmetric and size % 2 == 0 and size < len(spectrum):
+        # An even grid has the frequency -size / 2 and not its partner, size / 2.
+        both = (spectrum[start] + spectrum[stop]) / 2
+        low = np.concatenate([both[None], low[1:]])
+    return np.moveaxis(low, 0, axis)
 
 
 def augment(
@@ -100,19 +121,95 @@ def _change_contrast(image: np.ndarray, power: float) -> np.ndarray:
     return (image * change).astype(np.complex64)
 
 
-def normalise(image: np.ndarray, where: str) -> tuple[np.ndarray, Normalisation]:
-    """Z-score of a complex slice, real and imaginary values taken together.
+def simulate_scan(
+    image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """Gives a magnitude image (H, W) the phase and the noise of a measured one."""
+    peak = np.abs(image).max()
+    if config.phase:
+        image = image * np.exp(1j * config.phase * _smooth_phase(image.shape, rng))
+    if config.noise:
+        real, imaginary = rng.normal(scale=config.noise * peak, size=(2, *image.shape))
+        image = image + real + 1j * imaginary
+    return image.astype(np.complex64)
+
+
+def _smooth_phase(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """A polynomial of second order and a few waves, with standard deviation 1."""
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    waves = [
+        np.cos(np.pi * (down * rows + right * columns) + start)
+        for down, right, start in rng.uniform(-1, 1, (4, 3)) * (1.5, 1.5, np.pi)
+    ]
+    terms = [rows, columns, rows**2, rows * columns, columns**2, *waves]
+    phase = np.tensordot(rng.normal(size=len(terms)), np.stack(terms), 1)
+    return (phase - phase.mean()) / phase.std()
+
+
+def normalise(
+    image: np.ndarray, mask: np.ndarray, by: str, where: str
+) -> tuple[np.ndarray, np.ndarray, Normalisation]:
+    """Scales a complex slice (H, W) and its k-space for networks.
+
+    Args:
+      image: fully sampled.
+      mask: (H, W), True where k-space is sampled.
+      by: "measured" or "target"; see `DataConfig.normalise`.
+      where: names the slice.
 
     Returns:
-      (H, W, 2) float32 with mean 0 and standard deviation 1, and what was done.
+      Image and spectrum, (H, W, 2) float32 each, and the scaling.
 
     Raises:
-      InputError: a constant slice, such as an all-zero one, or values whose squares
-        are beyond float32.
+      InputError: nothing to scale by, such as a constant slice, or values too large.
     """
-    channels = np.stack([image.real, image.imag], axis=-1).astype(np.float32)
+    channels = _channels(image)
+    if by == "target":
+        normalisation = _z_score(channels, where)
+        channels = (channels - np.float32(normalisation.mean)) / np.float32(
+            normalisation.std
+        )
+        return channels, _channels(fft2c(_complex(channels))), normalisation
+    spectrum = _channels(fft2c(image))
+    normalisation = scale_of(spectrum[mask], mask.size, where)
+    scale = np.float32(normalisation.std)
+    return channels / scale, spectrum / scale, normalisation
+
+
+def scale_of(measured_Nx2: np.ndarray, points: int, where: str) -> Normalisation:
+    """What divides k-space, so that its zero-filled image has a mean square of 1.
+
+    The mean is over the real and the imaginary values of all pixels, to which those of
+    k-space add up (Parseval). No mean is taken off, which may not have been measured.
+
+    Args:
+      measured_Nx2: samples of k-space, real and imaginary parts.
+      points: of the grid, H * W.
+      where: names the slice.
+
+    Raises:
+      InputError: the samples are all zero, or not all finite.
+    """
+    energy = np.square(measured_Nx2, dtype=np.float64).sum()
+    scale = float(np.sqrt(energy / (2 * points)))
+    if not (np.isfinite(scale) and np.isfinite(np.float32(scale))):
+        raise InputError(
+            f"{where}: k-space holds values that are not finite, or too large for "
+            "float32; repair the file, or store it in a larger unit"
+        )
+    if not np.float32(scale) > 0:
+        raise InputError(
+            f"{where}: every measured value is zero, nothing to reconstruct; leave the "
+            "slice out (data.drop_first, data.slices) or repair the file"
+        )
+    return Normalisation(0.0, scale)
+
+
+def _z_score(channels_HxWx2: np.ndarray, where: str) -> Normalisation:
+    """Mean and standard deviation of real and imaginary values taken together."""
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
-        mean, std = float(channels.mean(dtype=np.float64)), float(channels.std())
+        mean = float(channels_HxWx2.mean(dtype=np.float64))
+        std = float(channels_HxWx2.std())
     if not np.isfinite(std):
         raise InputError(
             f"{where}: the values of the slice are too large for their squares to be "
@@ -123,7 +220,15 @@ def normalise(image: np.ndarray, where: str) -> tuple[np.ndarray, Normalisation]
             f"{where}: every value of the slice is the same, nothing to reconstruct; "
             "leave it out (data.drop_first, data.slices) or repair the file"
         )
-    return (channels - np.float32(mean)) / np.float32(std), Normalisation(mean, std)
+    return Normalisation(mean, std)
+
+
+def _channels(x: np.ndarray) -> np.ndarray:
+    return np.stack([x.real, x.imag], axis=-1).astype(np.float32, copy=False)
+
+
+def _complex(channels: np.ndarray) -> np.ndarray:
+    return channels[..., 0] + 1j * channels[..., 1]
 
 
 def denormalise(channels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:

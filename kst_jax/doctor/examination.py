@@ -289,7 +289,9 @@ def _normalise(image: np.ndarray, data: DataConfig, number: int) -> None:
     """What every slice goes through on its way to a network."""
     where = f"slice {number}"
     image = transforms.field_of_view(image, data, where)
-    transforms.normalise(transforms.fourier_resize(image, data.size), where)
+    image = transforms.fourier_resize(image, data.size, data.resize)
+    everything = np.ones(image.shape, bool)
+    transforms.normalise(image, everything, data.normalise, where)
 
 
 def _span(magnitude: np.ndarray, found: Examination) -> None:

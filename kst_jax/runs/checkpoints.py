@@ -30,7 +30,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from kst_jax import parallel
 from kst_jax.config import Config, TrainConfig
-from kst_jax.config_dict import from_dict
+from kst_jax.config_dict import from_saved
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 from kst_jax.runs import agreement, integrity, subjects
@@ -188,7 +188,7 @@ def read_parameters(
     found = _read(
         path, {name: ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
     )
-    return jax.device_put(found[name]), from_dict(found["config"]), step
+    return jax.device_put(found[name]), from_saved(found["config"]), step
 
 
 def _read(path: Path, items: dict) -> ocp.args.Composite:
@@ -279,7 +279,7 @@ def read_config(workdir: str | Path) -> Config:
     """
     path = Path(workdir) / "config.json"
     try:
-        return from_dict(files.read_json(path))
+        return from_saved(files.read_json(path))
     except FileNotFoundError:
         raise InputError(f"{path}: not found; give the folder of a run") from None
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from kst_jax.config_dict import from_dict
+from kst_jax.config_dict import from_saved
 from kst_jax.errors import InputError
 from kst_jax.evaluation import evaluate
 from kst_jax.programs import files
@@ -114,7 +114,7 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
             continue
         try:
             results[cell] = files.read_json(path)
-            there = from_dict(results[cell]["config"])
+            there = from_saved(results[cell]["config"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             cause = str(error).removeprefix(f"{path}: ")
             raise InputError(
