@@ -126,6 +126,7 @@ def write_damaged(folder):
     nib.save(nib.Nifti2Image(VOLUME, np.eye(4)), here / "b.nii")
     for path in sorted(here.iterdir()):
         kind = path.name.partition(".")[2]
+        yield "scan", f"{path.name} intact", {f"scan.{kind}": path.read_bytes()}
         for name, data in damaged(path.read_bytes(), 9, head=3000):
             yield "scan", f"{path.name} {name}", {f"scan.{kind}": data}
     np.save(here / "bank.npy", np.ones((2, 6, 5), bool))

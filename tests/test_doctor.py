@@ -19,7 +19,7 @@ from tests.programs import run_here
 from tests.scans import write_h5, write_nifti, write_npy
 from tests.test_examination import DATA, KSPACE, VOLUME, blank
 from tests.test_nifti import BAD_NIFTI
-from tests.test_readers import BAD_H5, BAD_NPY
+from tests.test_readers import BAD_H5, BAD_NPY, write_chunked
 
 
 def test_what_has_the_name_of_a_scan_and_is_no_file(tmp_path):
@@ -90,6 +90,9 @@ def passed(path, data):
 GOOD = {
     "complex.h5": lambda p: write_h5(p, KSPACE),
     "double.h5": lambda p: write_h5(p, KSPACE.astype("c16")),
+    "packed.h5": lambda p: write_chunked(
+        p, KSPACE, chunks=(2, 7, 18), compression="gzip", shuffle=True
+    ),
     "off_centre.h5": lambda p: write_h5(p, np.fft.fftshift(KSPACE)),
     "pairs.npy": lambda p: write_npy(p, np.stack([KSPACE.real, KSPACE.imag], -1)),
     "complex.npy": lambda p: write_npy(p, KSPACE),
