@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test lint docs format clean
+.PHONY: demo test test-slow test-all lint docs format clean
 
 demo: $(VENV)/.installed  ## Reconstruct with the shipped network; train one and test it
 	$(BIN)/python eval.py --config=saved:weights/uniform1d_5x \
@@ -12,8 +13,13 @@ demo: $(VENV)/.installed  ## Reconstruct with the shipped network; train one and
 	$(BIN)/python train.py --config=demo --workdir=runs/demo
 	$(BIN)/python eval.py --config=demo --workdir=runs/demo
 
-test: $(VENV)/.installed-dev  ## Run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.installed-dev  ## Run the tests, except for the slow ones
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev  ## Run the slow tests: several processes, documents
+	$(PYTEST) -m slow
+
+test-all: test test-slow  ## Run every test
 
 lint: $(VENV)/.installed-dev  ## Check style and types
 	$(BIN)/ruff check .

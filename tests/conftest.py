@@ -1,47 +1,89 @@
 """Strict settings for every test: 8 CPU devices, no silent broadcasting."""
 
-import atexit
+import contextlib
 import os
 import pathlib
 import shutil
 import tempfile
+import time
 
 import jax
 import pytest
 
-# Tests compare with float32 references; an accelerator would round differently.
-jax.config.update("jax_platforms", "cpu")
-os.environ["JAX_PLATFORMS"] = "cpu"  # for programs that tests start
-# Each worker, and the programs that its tests start, compile a program once and keep it
-# here: not in the user's cache, and apart from other workers, as JAX writes in place.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="kst_jax-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-programs = pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "kst_jax" / "programs"
-jax.config.update("jax_compilation_cache_dir", str(programs))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Numbers of the authors' network (tests/references/README.md).
+AUTHORS = ROOT / "tests" / "references" / "authors_small.npz"
+AUTHORS_CHECKPOINT = AUTHORS.with_suffix(".pth")
 # Development data beside a checkout: scans and reference numbers too large to bundle.
 SHARED = ROOT.parent / "shared"
 
+WEEK = 7 * 24 * 3600
+
+
+def own_programs(kept):
+    """A cache for this process, and its folder of compiled programs.
+
+    Workers do not share one, because JAX writes programs in place. They exchange whole
+    ones through the kept ones, which JAX uses as far as they still fit.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in (*kept.iterdir(), *kept.parent.glob("worker-*")):
+        with contextlib.suppress(OSError):  # another process may be quicker
+            if path.stat().st_mtime < time.time() - WEEK:
+                path.unlink() if path.is_file() else shutil.rmtree(path)
+    cache = pathlib.Path(tempfile.mkdtemp(prefix="worker-", dir=kept.parent))
+    programs = cache / "kst_jax" / "programs"
+    programs.mkdir(parents=True)
+    return cache, programs
+
+
+def link_new(source, target):
+    for name in set(os.listdir(source)) - set(os.listdir(target)):
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.link(source / name, target / name)
+
+
+# Tests compare with float32 references; an accelerator would round differently.
+jax.config.update("jax_platforms", "cpu")
+os.environ["JAX_PLATFORMS"] = "cpu"  # for programs that tests start
+# A program is compiled once by a worker and the programs that its tests start, and not
+# kept in the user's cache.
+KEPT = ROOT / ".test_cache" / "programs"
+cache, programs = own_programs(KEPT)
+os.environ["XDG_CACHE_HOME"] = str(cache)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", str(programs))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+# Programs compile twice as fast and run slower: the same operations on the same
+# buffers, but LLVM polishes less. See `full_compilation`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exchanged_programs():
+    """Other workers' programs at the start of a module, and its own for them."""
+    link_new(KEPT, programs)
+    yield
+    link_new(programs, KEPT)
+
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """Programs that compile twice as fast and run slower, for tests of behaviour.
-
-    They are compiled as for users in the tests of numbers, of memory and of compiled
-    programs.
-    """
+def full_compilation():
+    """Programs are compiled as for users, where tests compare with others' numbers."""
     name = "jax_disable_most_optimizations"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(name.upper(), "1")  # for programs that tests start
-        jax.config.update(name, True)
+        patch.delenv(name.upper())
+        jax.config.update(name, False)
         jax.clear_caches()  # which do not tell one kind of program from the other
         yield
-        jax.config.update(name, False)
+        jax.config.update(name, True)
         jax.clear_caches()
 
 

@@ -18,6 +18,8 @@ from kst_jax.models.attention import (
     has_fused_kernel,
 )
 
+pytestmark = pytest.mark.usefixtures("full_compilation")
+
 FORMS = ["plain", "blocked"]
 # B, M, L, K, C: odd sizes; one block of queries and several; a single query.
 SHAPES = [(2, 333, 205, 2, 12), (1, 130, 515, 3, 64), (3, 1, 7, 1, 4), (1, 70, 5, 2, 8)]

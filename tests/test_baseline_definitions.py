@@ -23,6 +23,8 @@ from tests.baselines import tiny
 from tests.conftest import ROOT
 from tests.references import make_kst_tiny
 
+pytestmark = pytest.mark.usefixtures("full_compilation")
+
 
 @pytest.fixture(scope="module")
 def batch():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from kst_jax import parallel, tokens
-from kst_jax.benchmark import command, measuring
+from kst_jax.benchmark import measuring
+from kst_jax.benchmark.command import table
 from kst_jax.config import Config, DataConfig, TrainConfig
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c
@@ -165,7 +166,7 @@ def test_benchmark_measures_a_network_without_attention(monkeypatch):
     config = Config(data=DataConfig(size=(16, 16)), model=TINY["d5c5"])
     case = measuring.Case("forward", config, batch=2, calls=1)
     row = measuring.summary(case, [measuring.measure(case)])
-    assert "| forward | 16x16 | 2 | float32 | - |" in command.table([row])
+    assert "| forward | 16x16 | 2 | float32 | - |" in table([row])
 
 
 def test_operations_are_the_convolutions():

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax.benchmark import command, measuring
+from kst_jax.benchmark import measuring
+from kst_jax.benchmark.command import table
 from kst_jax.benchmark.operation_counts import network_flops
 from kst_jax.config import Config, DataConfig
 from kst_jax.errors import InputError
@@ -123,7 +124,7 @@ def test_a_step_is_measured_and_summed_up(monkeypatch):
     row = measuring.summary(case, [found, found])
     assert row["median_s"] == np.median(found["seconds"])
     assert row["flops"] == 6 * measuring.Case("forward", config).flops
-    assert "| train step | 32x32 | 2 |" in command.table([row])
+    assert "| train step | 32x32 | 2 |" in table([row])
 
 
 def test_a_summary_is_of_all_rounds():
@@ -195,7 +196,7 @@ def test_a_line_of_the_table_has_every_value_in_its_column():
         "temporary_bytes": 1.23e9,
         "peak_bytes": 9.87e9,
     }
-    head, line, values = command.table([row]).splitlines()
+    head, line, values = table([row]).splitlines()
     assert head == (
         "| what | size | batch | dtype | attention | compile s | median s (min-max) | "
         "images/s | GFLOP/s | of matrix product | temporary GB | peak GB |"
@@ -213,7 +214,7 @@ def test_operations_of_a_loop_are_not_made_up():
     times = {"seconds": [0.1], "compile_s": 1.0, "matrix_product_flops_per_s": 1e9}
     used = {"temporary_bytes": 10**6, "peak_bytes": 10**8}
     row = measuring.summary(case, [times | used])
-    assert "| - | - | 0.00 | 0.10 |" in command.table([row])
+    assert "| - | - | 0.00 | 0.10 |" in table([row])
 
 
 def test_devices_that_do_not_fit_are_refused():

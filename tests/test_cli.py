@@ -11,9 +11,7 @@ import pytest
 from kst_jax.config_dict import require_key
 from kst_jax.programs import cli
 from tests.conftest import ROOT
-from tests.programs import TINY, refused, run_apart
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+from tests.programs import TINY, refused, run_apart, run_here
 
 
 @pytest.mark.parametrize(
@@ -123,17 +121,14 @@ def test_every_program_is_known():
 
 def start_of(path):
     if "/" not in path or path.endswith("standalone.py"):
-        return [path]
-    return [
-        "-m",
-        path.removesuffix("/__main__.py").removesuffix(".py").replace("/", "."),
-    ]
+        return path
+    return path.removesuffix("/__main__.py").removesuffix(".py").replace("/", ".")
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_help_explains(path):
     """With an example, no flag or setting that does not exist, and none of absl's."""
-    done = run_apart(*start_of(path), "--help")
+    done = run_here(start_of(path), "--help")
     assert done.returncode == 0
     assert done.stderr == ""
     assert f"    {PROGRAMS[path]} " in done.stdout

@@ -6,28 +6,31 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax.convert import command
+from kst_jax.convert import torch_file
+from kst_jax.convert.command import load, parameters
 from kst_jax.errors import InputError
 from kst_jax.runs import checkpoints
 from tests import torch_files
+from tests.conftest import AUTHORS_CHECKPOINT
 from tests.programs import run_here
 
 
-def test_sizes_are_read_from_the_weights(shared):
-    _, config = command.load(shared / "goldens" / "authors_small.pth", 4, (16, 16))
+def test_sizes_are_read_from_the_weights():
+    _, config = load(AUTHORS_CHECKPOINT, 4, (16, 16))
     assert (config.width, config.mlp, config.refinement_features) == (32, 64, 16)
     layers = config.encoder_layers, config.lr_layers, config.hr_layers
     assert layers == (2, 2, 3)
     assert (config.refinement_layers, config.refinement_kernel) == (4, 3)
 
 
-def test_command_line_writes_what_was_loaded(shared, tmp_path):
-    source = shared / "goldens" / "authors_small.pth"
-    done = run_here("kst-convert", source, tmp_path / "out", "--lr_size", 16, 16)
+def test_command_line_writes_what_was_loaded(tmp_path):
+    done = run_here(
+        "kst-convert", AUTHORS_CHECKPOINT, tmp_path / "out", "--lr_size", 16, 16
+    )
     assert done.returncode == 0, done.stderr
     assert "kst-eval" in done.stdout
     params, config, _ = checkpoints.read_parameters(tmp_path / "out")
-    wanted, model = command.load(source, 4, (16, 16))
+    wanted, model = load(AUTHORS_CHECKPOINT, 4, (16, 16))
     assert config.model == model
     assert config.data.size == (32, 32)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
@@ -150,8 +153,8 @@ def test_each_weight_finds_its_place(tmp_path):
     np.testing.assert_array_equal(all_of_ours, all_of_theirs)
 
 
-def test_the_names_are_those_of_the_authors(shared):
-    state = command.torch_file.load(shared / "goldens" / "authors_small.pth")
+def test_the_names_are_those_of_the_authors():
+    state = torch_file.load(AUTHORS_CHECKPOINT)
     shapes = {name: w.shape for name, w in state["model_state_dict"].items()}
     assert shapes == authors_shapes((2, 2, 3), width=32, mlp=64, features=16)
 
@@ -188,7 +191,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 )
 def test_other_networks_are_refused(state, message):
     with pytest.raises(InputError, match=message):
-        command.parameters(state)
+        parameters(state)
 
 
 @pytest.mark.parametrize(
@@ -196,24 +199,21 @@ def test_other_networks_are_refused(state, message):
 )
 def test_what_is_no_state_is_refused(state, monkeypatch):
     found = {"model_state_dict": state}
-    monkeypatch.setattr(command.torch_file, "load", lambda _: found)
+    monkeypatch.setattr(torch_file, "load", lambda _: found)
     with pytest.raises(InputError, match=r"a\.pth: no 'model_state_dict'"):
-        command.load("a.pth")
+        load("a.pth")
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(shared, monkeypatch):
-    path = shared / "goldens" / "authors_small.pth"
-    whole = command.torch_file.load(path)
+def test_a_checkpoint_that_lacks_weights_is_refused(monkeypatch):
+    whole = torch_file.load(AUTHORS_CHECKPOINT)
     state = {
         name: weight
         for name, weight in whole["model_state_dict"].items()
         if "decoderHR.layers.1.multihead_attn.w_qs" not in name
     }
-    monkeypatch.setattr(
-        command.torch_file, "load", lambda _: {"model_state_dict": state}
-    )
+    monkeypatch.setattr(torch_file, "load", lambda _: {"model_state_dict": state})
     with pytest.raises(InputError, match="leave a gap"):
-        command.load(path, 4, (16, 16))
+        load(AUTHORS_CHECKPOINT, 4, (16, 16))
     state = {n: w for n, w in state.items() if "multihead_attn.w_qs" not in n}
     with pytest.raises(InputError, match=r"cross_attention/query/kernel is missing"):
-        command.load(path, 4, (16, 16))
+        load(AUTHORS_CHECKPOINT, 4, (16, 16))

@@ -20,7 +20,7 @@ from kst_jax.config_dict import from_dict
 from kst_jax.configs import demo
 from kst_jax.models import registry
 from kst_jax.programs import processes
-from tests.conftest import ROOT, SHARED
+from tests.conftest import AUTHORS_CHECKPOINT, ROOT
 from tests.programs import PROGRAMS, Inline, run_here
 
 DOCUMENTS = [
@@ -44,8 +44,6 @@ NOT_RUN = {
     r"find .*gunzip": "needs scans of their own",
     r"kst-release runs/small": "needs a cell of a study",
 }
-if not (SHARED / "goldens").is_dir():
-    NOT_RUN[r".*(checkpoint\.pth|runs/authors)"] = "needs development data"
 # Settings that a document's command is given as well, as far as its config has them.
 SMALL = {
     "data.size": (16, 16),
@@ -115,8 +113,8 @@ def patch():
         yield patch
 
 
-@pytest.fixture(scope="module", autouse=True)
-def place(tmp_path_factory, patch, quick_compilation):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, patch):
     """A folder with what documents name, and the runs of `make demo`."""
     place = tmp_path_factory.mktemp("documents")
     for name in ("train.py", "eval.py", "configs", "weights"):
@@ -174,8 +172,7 @@ def write_scans(place):
             volume = rng.uniform(50, 100, (32, 32, 32)).astype(np.float32)
             path = place / "data" / folder / f"{folder}{number}_T1w.nii.gz"
             nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
-    if (SHARED / "goldens").is_dir():
-        shutil.copy(SHARED / "goldens" / "authors_small.pth", place / "checkpoint.pth")
+    shutil.copy(AUTHORS_CHECKPOINT, place / "checkpoint.pth")
     mask = np.arange(256).reshape(1, 16, 16) < 256 // 5
     np.savez(place / "INPUT.npz", kspace=np.ones((1, 16, 16), complex), mask=mask)
 
@@ -223,6 +220,7 @@ def small_values(arguments):
     return (present(config) | (FEW_SLICES if name == "demo" else {})).items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_blocks_run(path, place, capsys):
     rng = np.random.default_rng(0)

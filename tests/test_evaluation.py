@@ -17,18 +17,21 @@ from kst_jax.data import pipeline, transforms
 from kst_jax.errors import InputError
 from kst_jax.evaluation import reports
 from kst_jax.evaluation.evaluate import evaluate
+from tests.conftest import AUTHORS_CHECKPOINT
 from tests.programs import TINY, refused, run_apart, run_here
+from tests.scans import write_h5
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+# A mask with the centre of k-space, so that zero-filling keeps the mean.
+RUN = [*TINY, "--config.mask.calibration=2"]
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "tiny"
-    done = run_apart("train.py", *TINY, f"--workdir={path}")
+    done = run_apart("train.py", *RUN, f"--workdir={path}")
     assert done.returncode == 0, done.stderr
     assert "images/s" in done.stderr
-    done = run_apart("eval.py", *TINY, f"--workdir={path}")
+    done = run_here("eval.py", *RUN, f"--workdir={path}")
     assert done.returncode == 0, done.stderr
     (path / "printed.txt").write_text(done.stdout)
     return path
@@ -69,17 +72,17 @@ def expected(config):
     for item in (source[n] for n in range(len(source))):
         image = transforms.field_of_view(item.image, config.data, "")
         target = transforms.fourier_resize(image, config.data.size)
+        # What was measured, and zeros: it knows neither mean nor deviation.
+        mask = sampler.fixed(item.file, item.index, config.eval.seed)
+        kspace = mask * transform(np.fft.fft2, target)
+        pair = target, transform(np.fft.ifft2, kspace)
         values = target.real, target.imag
         mean, std = np.mean(values) * (1 + 1j), np.std(values)
-        mask = sampler.fixed(item.file, item.index, config.eval.seed)
-        kspace = mask * transform(np.fft.fft2, (target - mean) / std)
-        zero_filled = transform(np.fft.ifft2, kspace)
-        for scale, pair in (
-            ("normalised", ((target - mean) / std, zero_filled)),
-            ("input", (target, zero_filled * std + mean)),
+        for images, normalised, image in zip(
+            found["input"], found["normalised"], pair, strict=True
         ):
-            for images, image in zip(found[scale], pair, strict=True):
-                images.append(np.abs(image))
+            images.append(np.abs(image))
+            normalised.append(np.abs(image - mean) / std)
     return jax.tree.map(np.stack, found, is_leaf=lambda x: isinstance(x, list))
 
 
@@ -169,7 +172,7 @@ def test_any_batch_size_gives_the_same_mean(workdir, report):
     out = workdir / "one_by_one"
     done = run_here(
         "eval.py",
-        *TINY,
+        *RUN,
         f"--workdir={workdir}",
         "--config.eval.batch_size=3",
         f"--config.eval.out={out}",
@@ -205,21 +208,22 @@ def test_the_saved_config_evaluates_measured_scans(workdir, shared, tmp_path):
     assert report["slices"]["count"] == 3
 
 
-def test_a_converted_checkpoint_is_evaluated(shared, tmp_path):
-    checkpoint = shared / "goldens" / "authors_small.pth"
+def test_a_converted_checkpoint_is_evaluated(tmp_path):
+    kspace = np.random.default_rng(0).normal(size=(7, 40, 36, 2)).astype(np.float32)
+    write_h5(tmp_path / "scan.h5", kspace.view(np.complex64)[..., 0])
     size = ("--lr_size", "16", "16")
-    done = run_here("kst-convert", checkpoint, tmp_path / "out", *size)
+    done = run_here("kst-convert", AUTHORS_CHECKPOINT, tmp_path / "out", *size)
     assert done.returncode == 0, done.stderr
     done = run_here(
         "eval.py",
         f"--config=saved:{tmp_path / 'out'}",
         f"--workdir={tmp_path / 'out'}",
-        f"--config.data.test=demo:test,{shared / 'data' / 'brain_vfa_singlecoil.h5'}",
-        "--config.data.slices=(0.3,0.7)",
+        f"--config.data.test=demo:test,{tmp_path / 'scan.h5'}",
+        "--config.data.slices=(0.4,0.6)",
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "eval" / "metrics.json").read_text())
-    assert set(report["per_volume"]) == {"sub-0042_T1w", "brain_vfa_singlecoil"}
+    assert set(report["per_volume"]) == {"sub-0042_T1w", "scan"}
     assert report["volumes"]["count"] == 2
     for name, volume in report["per_volume"].items():
         path = tmp_path / "out" / "eval" / "reconstructions" / f"{name}.h5"
@@ -228,14 +232,14 @@ def test_a_converted_checkpoint_is_evaluated(shared, tmp_path):
 
 
 def test_eval_without_a_checkpoint_or_with_another_model(workdir, tmp_path):
-    assert "no checkpoint here" in refused("eval.py", *TINY, f"--workdir={tmp_path}")
-    error = refused("eval.py", *TINY, f"--workdir={workdir}", "--config.model.width=16")
+    assert "no checkpoint here" in refused("eval.py", *RUN, f"--workdir={tmp_path}")
+    error = refused("eval.py", *RUN, f"--workdir={workdir}", "--config.model.width=16")
     assert "model.width is 8 there and 16 here" in error
 
 
 def test_results_of_other_scans_are_not_overwritten(workdir):
     error = refused(
-        "eval.py", *TINY, f"--workdir={workdir}", "--config.mask.acceleration=3.0"
+        "eval.py", *RUN, f"--workdir={workdir}", "--config.mask.acceleration=3.0"
     )
     assert "eval.out" in error
 
@@ -319,9 +323,10 @@ def test_a_slice_of_which_all_is_sampled_has_no_attention_to_show(workdir, tmp_p
     """fastMRI's random masks are full now and then, at a low acceleration often."""
     done = run_here(
         "eval.py",
-        *TINY,
+        *RUN,
         f"--workdir={workdir}",
         "--config.mask.kind=fastmri_random",
+        "--config.mask.calibration=0",
         "--config.mask.acceleration=1.01",
         f"--config.eval.out={tmp_path}",
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax.export import command
+from kst_jax.export.command import write
 from tests import hostile
 from tests.conftest import ROOT
 from tests.scans import KSPACE, write_h5
@@ -46,7 +46,7 @@ def exported(tmp_path_factory):
         jax.ShapeDtypeStruct((b, 6, 5), np.bool_),
     )
     folder = tmp_path_factory.mktemp("exported") / "out"
-    command.write(program, folder)
+    write(program, folder)
     return folder
 
 

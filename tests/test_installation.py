@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.programs import PROGRAMS, TINY
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 # All that a build may need.
 FOLDERS = ["configs", "kst_jax"]

@@ -8,6 +8,8 @@ from flax import linen as nn
 
 from kst_jax.models.layer_norm import LayerNorm
 
+pytestmark = pytest.mark.usefixtures("full_compilation")
+
 
 @pytest.mark.parametrize("shape", [(2, 37, 12), (5, 8)])
 @pytest.mark.parametrize("offset", [0.0, 3.0])

@@ -5,6 +5,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax import metrics
 from kst_jax.errors import InputError
+from tests.conftest import AUTHORS
+
+pytestmark = pytest.mark.usefixtures("full_compilation")
 
 SHAPES = [(2, 16, 16), (3, 7, 21), (2, 33, 50), (1, 160, 92)]
 PER_SLICE = [metrics.psnr, metrics.ssim]
@@ -139,8 +142,8 @@ def test_only_stacks_are_compared():
         metrics.psnr(np.ones((16, 16)), np.ones((16, 16)))
 
 
-def test_equal_to_the_authors_numbers(shared):
-    with np.load(shared / "goldens" / "authors_small.npz") as golden:
+def test_equal_to_the_authors_numbers():
+    with np.load(AUTHORS) as golden:
         pred, target = golden["out/RM/hr_refined_images"][-1], golden["image"]
         psnr_sum, ssim_sum = golden["out/psnr_sum"], golden["out/ssim_sum"]
     pred, target = (np.linalg.norm(image, axis=-1) for image in (pred, target))

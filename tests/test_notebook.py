@@ -8,8 +8,6 @@ from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PATH = ROOT / "notebooks" / "kst_colab.ipynb"
 TINY = {
     "model.width": 8,
@@ -50,6 +48,7 @@ def run(tmp_path_factory):
     return tmp_path_factory.mktemp("notebook") / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["weights/uniform1d_5x", ""])
 def test_it_runs_from_top_to_bottom(network, notebook, run, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

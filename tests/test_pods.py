@@ -18,7 +18,7 @@ from kst_jax.training import loop
 from tests.conftest import ROOT
 from tests.programs import TINY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.slow
 
 # What Gloo's threads say, a piece at a time and between each other's pieces.
 GLOO = re.compile(

@@ -8,14 +8,13 @@ import pytest
 
 from kst_jax.errors import InputError
 from kst_jax.evaluation.evaluate import evaluate
-from kst_jax.release import command
+from kst_jax.release.command import release
 from kst_jax.runs import checkpoints, subjects
 from kst_jax.training import loop
 from tests.programs import run_here
 from tests.test_training import TINY
 
 PROGRAM = "kst-release"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_what_is_evaluated_is_what_was_trained(run, tmp_path):
 
 
 def test_a_release_is_smaller_and_cannot_be_trained_further(run, tmp_path):
-    command.release(str(run), str(tmp_path / "out"))
+    release(str(run), str(tmp_path / "out"))
 
     def size(folder):
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -56,7 +55,7 @@ def test_a_release_is_smaller_and_cannot_be_trained_further(run, tmp_path):
 
 
 def test_mistakes_get_one_message(run, tmp_path):
-    command.release(str(run), str(tmp_path / "out"))
+    release(str(run), str(tmp_path / "out"))
     for args, message in (
         ((run, tmp_path / "out"), "already holds checkpoints"),
         ((tmp_path, tmp_path / "new"), "no checkpoint here"),
@@ -77,7 +76,7 @@ def test_of_paths_only_names_are_kept(run, tmp_path, monkeypatch):
         eval=dataclasses.replace(config.eval, out="/home/me/out", checkpoint="best"),
     )
     monkeypatch.setattr(checkpoints, "read_parameters", lambda *_: (params, private, 2))
-    command.release(str(run), str(tmp_path / "out"))
+    release(str(run), str(tmp_path / "out"))
     config = checkpoints.read_config(tmp_path / "out")
     assert config.data.train == "a.nii,*.h5,demo:test"
     assert config.mask.bank == "masks.npy"

@@ -24,8 +24,6 @@ from tests.conftest import ROOT
 from tests.programs import TINY as FLAGS
 from tests.test_training import with_train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 34
 RUN = [
     *FLAGS,
@@ -129,6 +127,7 @@ def outcome(workdir):
     return {name: found[name] for name in items}, (workdir / "train.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_interrupted_again_and_again_a_run_ends_as_if_it_never_was(compiled, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     finish(whole, compiled)

@@ -14,18 +14,20 @@ from kst_jax.configs.studies import paper_fastmri, paper_oasis, search, small
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.metrics import psnr
 from kst_jax.runs.checkpoints import read_parameters
-from kst_jax.study import cells, command, comparison
+from kst_jax.study import cells, comparison
+from kst_jax.study.command import run as run_study
+from kst_jax.study.protocol import Cell, cells_of, config_of
+from kst_jax.study.protocol import read as read_study
 from tests.conftest import ROOT
 from tests.programs import run_here
 from tests.test_training import TINY
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def values():
     kst = {
         "model": dataclasses.asdict(TINY.model),
-        "train": {"batch_size": 4, "log_every": 1},
+        # One stage: a program less to compile for each of the others.
+        "train": {"batch_size": 4, "log_every": 1, "stages": (0.0, 0.0, 1.0)},
     }
     bare = copy.deepcopy(kst)
     bare["model"]["refinement"] = False
@@ -52,7 +54,7 @@ def copy_of(done, tmp_path):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    command.run(command.read(values()), folder, ["a/*/0", "a/bare/1"])
+    run_study(read_study(values()), folder, ["a/*/0", "a/bare/1"])
     return folder
 
 
@@ -85,7 +87,7 @@ def test_only_what_a_table_shows_is_done():
         "One": {"settings": ["a"], "methods": ["kst", "bare"]},
         "Two": {"settings": ["b"], "methods": ["bare"]},
     }
-    names = [cell.name for cell in cells.of(command.read(changed))]
+    names = [cell.name for cell in cells_of(read_study(changed))]
     assert names == [
         *("a/kst/0", "a/bare/0", "a/kst/1", "a/bare/1"),
         *("b/bare/0", "b/bare/1"),
@@ -96,9 +98,9 @@ def test_a_sitting_that_was_stopped_counts(tmp_path, monkeypatch):
     def stopped(*_):
         raise SystemExit(0)
 
-    monkeypatch.setattr(cells.training, "train", stopped)
+    monkeypatch.setattr(cells.loop, "train", stopped)
     with pytest.raises(SystemExit):
-        cells.run(command.read(values()), cells.Cell("a", "kst", 0), tmp_path)
+        cells.run(read_study(values()), Cell("a", "kst", 0), tmp_path)
     (sitting,) = (tmp_path / "runs/a/kst/0/sittings.txt").read_text().splitlines()
     assert sitting.endswith(" 8 x cpu")
     assert not (tmp_path / "results").exists()
@@ -107,16 +109,16 @@ def test_a_sitting_that_was_stopped_counts(tmp_path, monkeypatch):
 def test_a_training_that_diverges_does_not_keep_others_from_theirs(
     tmp_path, monkeypatch, capsys
 ):
-    train = cells.training.train
+    train = cells.loop.train
 
     def diverging(config, run):
         if config.train.seed == 0:
             raise DivergedError("loss is nan at step 1.")
         return train(config, run)
 
-    monkeypatch.setattr(cells.training, "train", diverging)
+    monkeypatch.setattr(cells.loop, "train", diverging)
     with pytest.raises(InputError, match="no results for a/bare/0: training diverged"):
-        command.run(command.read(values()), tmp_path, ["a/bare/*"])
+        run_study(read_study(values()), tmp_path, ["a/bare/*"])
     assert "warning: a/bare/0: loss is nan at step 1." in capsys.readouterr().err
     assert [path.stem for path in tmp_path.glob("results/a/bare/*.json")] == ["1"]
     assert "No RM" in (tmp_path / "tables.md").read_text()
@@ -179,7 +181,7 @@ def test_figures_show_all_methods(done, tmp_path, monkeypatch):
 
     watched("learning_figure")
     watched("reconstruction_figure")
-    found = command.read(values())
+    found = read_study(values())
     comparison.write(found, cells.finished(found, done), copy_of(done, tmp_path))
     methods = ["K-Space Transformer", "No RM"]
     assert shown["learning_figure"] == methods
@@ -193,7 +195,7 @@ def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
     changed["data"]["test"] = str(tmp_path / "elsewhere" / TINY.data.test)
     changed["data"]["workers"] = 1
     changed["eval"]["batch_size"] = 4
-    command.run(command.read(changed), tmp_path, ["a/kst/0"])
+    run_study(read_study(changed), tmp_path, ["a/kst/0"])
     assert "a/kst/0: finished" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     before, after = ((x / "tables.json").read_text() for x in (done, tmp_path))
@@ -205,7 +207,7 @@ def test_a_result_tells_all_devices_that_the_cell_was_trained_on(done, tmp_path)
     sittings = tmp_path / "runs/a/bare/1/sittings.txt"
     sittings.write_text(f"100.0 1 x NVIDIA H200\n{sittings.read_text()}")
     (tmp_path / "results/a/bare/1.json").unlink()
-    command.run(command.read(values()), tmp_path, ["a/bare/1"])
+    run_study(read_study(values()), tmp_path, ["a/bare/1"])
     found = result(tmp_path, "a/bare/1")
     assert found["device"] == "1 x NVIDIA H200, 8 x cpu"
     assert found["train_s"] > 100
@@ -223,7 +225,7 @@ def test_minutes_of_different_devices_are_not_averaged(done, tmp_path):
         changed["config"]["mask"] = values()["settings"][setting]
         (tmp_path / f"results/{name}.json").write_text(json.dumps(changed))
     shutil.rmtree(tmp_path / "results/b/kst")
-    found = command.read(values())
+    found = read_study(values())
     tables = comparison.tabulate(found, cells.finished(found, tmp_path))
     text = comparison.markdown(found, tables)
     assert " | 2 (8 x cpu); 10 (1 x NVIDIA H200) | " in text
@@ -241,7 +243,7 @@ def test_results_of_another_study_are_refused(done):
             part = part[name]
         part[key] = value
         with pytest.raises(InputError, match=rf"a/kst/0.json.*{key}"):
-            command.run(command.read(changed), done)
+            run_study(read_study(changed), done)
 
 
 def test_results_of_other_slices_are_refused(done, tmp_path):
@@ -250,14 +252,14 @@ def test_results_of_other_slices_are_refused(done, tmp_path):
     changed["per_slice"] = changed["per_slice"][::-1]
     path.write_text(json.dumps(changed))
     with pytest.raises(InputError, match=r"bare/0.json: its test slices.*a/kst/0"):
-        cells.finished(command.read(values()), tmp_path)
+        cells.finished(read_study(values()), tmp_path)
 
 
 def test_a_damaged_result_is_told(done, tmp_path):
     copy_of(done, tmp_path)
     (tmp_path / "results/a/kst/0.json").write_text('{"config": ')
     with pytest.raises(InputError, match="delete it to rerun the cell"):
-        command.run(command.read(values()), tmp_path)
+        run_study(read_study(values()), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_what_is_no_study_is_refused(path, value, match):
     else:
         section[name] = value
     with pytest.raises(InputError, match=match):
-        command.read(changed)
+        read_study(changed)
 
 
 def test_the_interval_is_the_bootstraps():
@@ -342,10 +344,10 @@ def test_people_do_not_lend_each_other_slices():
 
 @pytest.mark.parametrize("config", [small, paper_oasis, paper_fastmri])
 def test_the_studies_are_whole(config):
-    whole = command.read(config.get_config())
+    whole = read_study(config.get_config())
     assert whole.order[:2] == ("uniform1d_5x", "gaussian2d_5x")
-    for cell in cells.of(whole):
-        config = cells.config_of(whole, cell)
+    for cell in cells_of(whole):
+        config = config_of(whole, cell)
         assert config.train.steps * config.train.batch_size >= 2_000
 
 
@@ -382,7 +384,7 @@ def test_seeds_are_chosen_on_the_command_line(monkeypatch, tmp_path):
 def test_published_tables_are_made_from_published_results(config, tmp_path):
     folder = ROOT / "studies" / config.__name__.rpartition(".")[2]
     shutil.copytree(folder / "results", tmp_path / "results")
-    found = command.read(config.get_config())
+    found = read_study(config.get_config())
     comparison.write(found, cells.finished(found, tmp_path), tmp_path)
     assert (tmp_path / "tables.md").read_text() == (folder / "tables.md").read_text()
     made, kept = (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kst_jax.convert import torch_file
+from tests.conftest import AUTHORS_CHECKPOINT
 from tests.torch_files import (
     FLOATS,
     Call,
@@ -145,9 +146,8 @@ def test_views_of_one_storage_share_memory_and_cannot_be_written(saved):
         part[0] = 1
 
 
-def test_the_authors_checkpoint(shared):
-    path = shared / "goldens" / "authors_small.pth"
-    checkpoint = torch_file.load(path)
+def test_the_authors_checkpoint():
+    checkpoint = torch_file.load(AUTHORS_CHECKPOINT)
     assert checkpoint["stage"] == "RM"
     assert checkpoint["epoch"] == 7
     weights = checkpoint["model_state_dict"]
@@ -158,7 +158,7 @@ def test_the_authors_checkpoint(shared):
     )
     embed = weights["module.encoder_embed_layer.0.weight"]
     assert embed.shape == (32, 2)
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(AUTHORS_CHECKPOINT) as archive:
         first = np.frombuffer(archive.read("authors_small/data/0"), "<f4")
     np.testing.assert_array_equal(embed.ravel(), first)
 

@@ -21,8 +21,6 @@ from kst_jax.runs.checkpoints import Checkpoints, read_parameters
 from kst_jax.stages import first_steps, reached, require_trained, stage_at
 from kst_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TINY = Config(
     data=DataConfig(
         train="demo:train",
@@ -110,9 +108,13 @@ def test_a_finished_run_trains_no_further(finished):
 
 
 def test_what_does_not_change_a_run_may_change(finished):
+    workdir, whole = finished
+    before = rows(workdir)
     changed = with_train(log_every=7, keep=9)
     model = dataclasses.replace(changed.model, remat="layers")
-    loop.train(dataclasses.replace(changed, model=model), finished[0])
+    state = loop.train(dataclasses.replace(changed, model=model), workdir)
+    assert rows(workdir) == before
+    jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
 
 
 def test_another_config_does_not_overwrite_a_run(finished):

@@ -24,8 +24,6 @@ from kst_jax.training import loop
 from kst_jax.training.loop import train
 from tests.test_training import TINY, rows
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PEOPLE = ("sub-1", "sub-2", "sub-3", "sub-4", "sub-5")
 
 

@@ -10,6 +10,8 @@ from kst_jax.evaluation.evaluate import evaluate
 from kst_jax.runs import checkpoints
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("full_compilation")
+
 SHIPPED = ROOT / "weights" / "uniform1d_5x"
 
 

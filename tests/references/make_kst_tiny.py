@@ -74,6 +74,7 @@ def outputs() -> dict[str, np.ndarray]:
         return jax.value_and_grad(loss_of)(params)
 
     optimizer = optax.adamw(5e-4, weight_decay=0.0)
+    update = jax.jit(optimizer.update)
     state, losses = optimizer.init(params), []
     for step in range(3):
         value, gradient = gradient_of(params)
@@ -81,7 +82,7 @@ def outputs() -> dict[str, np.ndarray]:
         if step == 0:
             norms = [jnp.linalg.norm(g.ravel()) for g in jax.tree.leaves(gradient)]
             found["gradient_norms"] = jnp.stack(norms)
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
     found["losses"] = jnp.stack(losses)
     return {name: np.asarray(value) for name, value in found.items()}
