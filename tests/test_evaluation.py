@@ -21,17 +21,14 @@ from tests.conftest import AUTHORS_CHECKPOINT
 from tests.programs import TINY, refused, run_apart, run_here
 from tests.scans import write_h5
 
-# A mask with the centre of k-space, so that zero-filling keeps the mean.
-RUN = [*TINY, "--config.mask.calibration=2"]
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "tiny"
-    done = run_apart("train.py", *RUN, f"--workdir={path}")
+    done = run_apart("train.py", *TINY, f"--workdir={path}")
     assert done.returncode == 0, done.stderr
     assert "images/s" in done.stderr
-    done = run_here("eval.py", *RUN, f"--workdir={path}")
+    done = run_here("eval.py", *TINY, f"--workdir={path}")
     assert done.returncode == 0, done.stderr
     (path / "printed.txt").write_text(done.stdout)
     return path
@@ -72,17 +69,13 @@ def expected(config):
     for item in (source[n] for n in range(len(source))):
         image = transforms.field_of_view(item.image, config.data, "")
         target = transforms.fourier_resize(image, config.data.size)
-        # What was measured, and zeros: it knows neither mean nor deviation.
+        # What was measured, and zeros, in units of its own root mean square.
         mask = sampler.fixed(item.file, item.index, config.eval.seed)
-        kspace = mask * transform(np.fft.fft2, target)
-        pair = target, transform(np.fft.ifft2, kspace)
-        values = target.real, target.imag
-        mean, std = np.mean(values) * (1 + 1j), np.std(values)
-        for images, normalised, image in zip(
-            found["input"], found["normalised"], pair, strict=True
-        ):
-            images.append(np.abs(image))
-            normalised.append(np.abs(image - mean) / std)
+        zero_filled = transform(np.fft.ifft2, mask * transform(np.fft.fft2, target))
+        unit = np.sqrt(np.mean([zero_filled.real**2, zero_filled.imag**2]))
+        for number, image in enumerate((target, zero_filled)):
+            found["input"][number].append(np.abs(image))
+            found["normalised"][number].append(np.abs(image) / unit)
     return jax.tree.map(np.stack, found, is_leaf=lambda x: isinstance(x, list))
 
 
@@ -172,7 +165,7 @@ def test_any_batch_size_gives_the_same_mean(workdir, report):
     out = workdir / "one_by_one"
     done = run_here(
         "eval.py",
-        *RUN,
+        *TINY,
         f"--workdir={workdir}",
         "--config.eval.batch_size=3",
         f"--config.eval.out={out}",
@@ -232,14 +225,14 @@ def test_a_converted_checkpoint_is_evaluated(tmp_path):
 
 
 def test_eval_without_a_checkpoint_or_with_another_model(workdir, tmp_path):
-    assert "no checkpoint here" in refused("eval.py", *RUN, f"--workdir={tmp_path}")
-    error = refused("eval.py", *RUN, f"--workdir={workdir}", "--config.model.width=16")
+    assert "no checkpoint here" in refused("eval.py", *TINY, f"--workdir={tmp_path}")
+    error = refused("eval.py", *TINY, f"--workdir={workdir}", "--config.model.width=16")
     assert "model.width is 8 there and 16 here" in error
 
 
 def test_results_of_other_scans_are_not_overwritten(workdir):
     error = refused(
-        "eval.py", *RUN, f"--workdir={workdir}", "--config.mask.acceleration=3.0"
+        "eval.py", *TINY, f"--workdir={workdir}", "--config.mask.acceleration=3.0"
     )
     assert "eval.out" in error
 
@@ -323,10 +316,9 @@ def test_a_slice_of_which_all_is_sampled_has_no_attention_to_show(workdir, tmp_p
     """fastMRI's random masks are full now and then, at a low acceleration often."""
     done = run_here(
         "eval.py",
-        *RUN,
+        *TINY,
         f"--workdir={workdir}",
         "--config.mask.kind=fastmri_random",
-        "--config.mask.calibration=0",
         "--config.mask.acceleration=1.01",
         f"--config.eval.out={tmp_path}",
     )
