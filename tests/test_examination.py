@@ -11,8 +11,11 @@ import pytest
 
 from kst_jax.config import DataConfig, Selection
 from kst_jax.data import volumes
+from kst_jax.data.contents import content_of
 from kst_jax.data.fourier import fft2c
-from kst_jax.doctor.examination import content_of, examine, examine_other
+from kst_jax.data.sources import open_source
+from kst_jax.doctor.examination import examine, examine_others
+from kst_jax.errors import InputError
 from tests.scans import with_nan, write_h5, write_nifti, write_npy
 
 DATA = DataConfig(size=(16, 16))
@@ -76,7 +79,7 @@ def test_slices_that_cannot_be_used_are_listed(tmp_path):
     path = tmp_path / "a.h5"
     write_h5(path, blank(1, 4))
     (what,) = findings(path, "error")
-    assert what.startswith("2 slices (1, 4): every value of the slice is the same")
+    assert what.startswith("2 slices (1, 4): every measured value is zero")
     assert not findings(path, "error", slices=(0.3, 0.5))
     write_h5(path, with_nan(KSPACE, 2))
     (what,) = findings(path, "error")
@@ -110,6 +113,10 @@ def test_empty_slices_of_volumes_are_a_note(tmp_path):
 CONTENTS = {
     "web page": b"  <!DOCTYPE html><html>",
     "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "git-annex pointer": b"/annex/objects/MD5E-s11353021--5d41402abc4b2a76b9719.h5\n",
+    "git-annex": b"../../.git/annex/objects/Xw/9K/MD5E-s1--5d41.nii/MD5E-s1--5d41.nii",
+    "BART": b"# Dimensions\n128 128 1 8 1 1 1 1 1 1 1 1 1 1 1 1 \n",
+    "PAR/REC": b"# === DATA DESCRIPTION FILE ======\n#\n# CAUTION - Investigational\n",
     "DICOM": bytes(128) + b"DICM" + bytes(300),
     "MATLAB": b"MATLAB 5.0 MAT-file",
     "zip": b"PK\3\4" + bytes(400),
@@ -125,6 +132,8 @@ def test_what_is_no_scan_is_recognised(tmp_path, content, suffix):
     (what,) = findings(path, "error")
     assert f"is named {suffix}, but its content is" in what
     assert content in what
+    with pytest.raises(InputError, match=f"its content is .*{content}"):
+        open_source(str(path))
 
 
 def test_scans_under_another_kinds_name(tmp_path):
@@ -145,10 +154,61 @@ def test_what_runs_pass_over_in_silence(tmp_path):
     write_h5(tmp_path / "a.hdf5", KSPACE)
     write_h5(tmp_path / "b.h5", KSPACE)
     (tmp_path / "notes.txt").write_text("no scan")
-    others = map(examine_other, tmp_path.iterdir())
-    (found,) = (other for other in others if other)
-    assert found.path.name == "a.hdf5"
-    assert "does not end in .h5" in found.findings[0].what
+    (found,) = examine_others(tmp_path.iterdir())
+    assert (found.path.name, found.kind) == ("a.hdf5", "HDF5")
+    assert "is left out. Rename it to end in .h5 if" in found.findings[0].what
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "remedy"),
+    [
+        ("T1.mgz", "MGH", "mri_convert"),
+        ("a.nii.bz2", "bzip2", "bunzip2"),
+        ("a.NII.XZ", "xz", "unxz"),
+        ("a.mnc", "MINC", "mnc2nii"),
+        ("a.img.gz", "gzip", "gunzip"),
+        ("scan.par", "PAR/REC", "dcm2niix"),
+        ("IM0001", "DICOM", "dcm2niix"),
+    ],
+)
+def test_scans_in_other_formats_come_with_their_converter(tmp_path, name, kind, remedy):
+    contents = {"DICOM": CONTENTS["DICOM"], "PAR/REC": CONTENTS["PAR/REC"]}
+    (tmp_path / name).write_bytes(contents.get(kind, b"some bytes"))
+    (found,) = examine_others([tmp_path / name])
+    assert found.kind == kind
+    (finding,) = found.findings
+    assert finding.level == "warning"
+    assert remedy in finding.what
+
+
+def test_a_series_of_dicom_files_is_one_finding(tmp_path):
+    for series in ("t1", "t2"):
+        (tmp_path / series).mkdir()
+        for number in range(30):
+            (tmp_path / series / f"IM{number:04}").write_bytes(CONTENTS["DICOM"])
+    examined = examine_others(sorted(tmp_path.rglob("IM*")))
+    assert [found.path.parent.name for found in examined] == ["t1", "t2"]
+    for found in examined:
+        assert "so are 29 more of its folder. Convert" in found.findings[0].what
+
+
+def test_negative_values_show_in_the_range_and_are_a_warning(tmp_path):
+    shifted = (VOLUME - VOLUME.mean()) / VOLUME.std()
+    write_nifti(tmp_path / "a.nii.gz", shifted)
+    found = examine(tmp_path / "a.nii.gz", DATA, Selection(min_foreground=0))
+    assert found.low == pytest.approx(shifted.min())
+    assert found.high == pytest.approx(shifted.max())
+    (finding,) = found.findings
+    assert finding.level == "warning"
+    assert f"({shifted.min():.3g} to {shifted.max():.3g})" in finding.what
+
+
+def test_files_that_git_annex_did_not_fetch(tmp_path):
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    path.symlink_to("../.git/annex/objects/Xw/9K/MD5E-s1--5d41/MD5E-s1--5d41.nii.gz")
+    (what,) = findings(path, "error")
+    assert "leads nowhere" in what
+    assert "git annex get" in what
 
 
 def test_a_gzip_file_that_is_damaged_at_once_is_no_surprise(tmp_path):

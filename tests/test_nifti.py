@@ -8,6 +8,7 @@ import tracemalloc
 import nibabel as nib
 import numpy as np
 import pytest
+import scipy.io
 
 from kst_jax.config import Selection
 from kst_jax.data.readers import nifti
@@ -186,11 +187,15 @@ def write_truncated(path):
 
 
 BAD_NIFTI = {
-    "ImageFileError": lambda p: p.write_text("<html>log in first</html>"),
-    "cannot be read": lambda p: p.write_bytes(b""),
+    "its content is a web page": lambda p: p.write_text("<html>log in first</html>"),
+    "its content is empty": lambda p: p.write_bytes(b""),
+    "no header of NIfTI": lambda p: p.write_text("some text"),
     "could the file be damaged": lambda p: write_header(p, bitpix=64, datatype=64),
     r"shape \(5, 6, 7, 2\).* Split series": lambda p: write_nifti(
         p, np.stack([VOLUME, VOLUME], -1)
+    ),
+    r"shape \(5, 6, 7, 1, 2\).* Split series": lambda p: write_nifti(
+        p, np.stack([VOLUME, VOLUME], -1)[:, :, :, None]
     ),
     r"shape \(5, 6\)": lambda p: write_nifti(p, VOLUME[..., 0]),
     "-7": lambda p: write_header(p, dim=[3, 5, 6, -7, 1, 1, 1, 1]),
@@ -221,6 +226,153 @@ def test_truncated_gzip(tmp_path):
     write_truncated(tmp_path / "bad.nii.gz")
     with pytest.raises(InputError, match="EOFError"):
         read_all(tmp_path)
+
+
+def members(data, count):
+    """A gzip file of several streams, as `cat` and parallel compressors make it."""
+    size = -(-len(data) // count)
+    parts = [data[start : start + size] for start in range(0, len(data), size)]
+    return b"".join(map(gzip.compress, parts))
+
+
+def flipped(data, place, bits=255):
+    data = bytearray(data)
+    data[place] ^= bits
+    return bytes(data)
+
+
+# Changes that leave every value readable, but for the last.
+DAMAGE = {
+    "wrong checksum": lambda raw: flipped(gzip.compress(raw), -6),
+    "wrong length": lambda raw: flipped(gzip.compress(raw), -2),
+    "checksum cut off": lambda raw: gzip.compress(raw)[:-8],
+    "length cut off": lambda raw: gzip.compress(raw)[:-1],
+    "wrong checksum of the last stream": lambda raw: flipped(members(raw, 3), -6),
+    "wrong checksum after the values": lambda raw: flipped(
+        members(raw, 1) + gzip.compress(bytes(1000)), -6
+    ),
+    "another value": lambda raw: flipped(gzip.compress(raw, 0), 600, 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_gzip(tmp_path, damage):
+    write_nifti(tmp_path / "raw.nii")
+    raw = (tmp_path / "raw.nii").read_bytes()
+    (tmp_path / "bad.nii.gz").write_bytes(DAMAGE[damage](raw))
+    with pytest.raises(InputError, match=r"bad\.nii\.gz: cannot be read .*copy"):
+        open_source(str(tmp_path / "bad.nii.gz"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("padding", [0, 700])
+def test_gzip_of_several_streams_and_padding(tmp_path, count, padding):
+    write_nifti(tmp_path / "a.nii")
+    raw = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(members(raw, count) + bytes(padding))
+    one, other = (read_all(tmp_path / name) for name in ("a.nii", "b.nii.gz"))
+    np.testing.assert_array_equal([s.image for s in other], [s.image for s in one])
+
+
+@pytest.mark.parametrize("axes", [1, 2, 4])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_trailing_axes_of_length_1(tmp_path, axes, suffix):
+    write_nifti(tmp_path / "a.nii")
+    write_nifti(tmp_path / f"b{suffix}", VOLUME.reshape(*VOLUME.shape, *[1] * axes))
+    one, other = (read_all(tmp_path / name) for name in ("a.nii", f"b{suffix}"))
+    np.testing.assert_array_equal([s.image for s in other], [s.image for s in one])
+
+
+def test_negative_values_are_kept_and_warned_of_once(tmp_path, capsys):
+    write_nifti(tmp_path / "positive.nii")
+    assert len(read_all(tmp_path)) == 7
+    assert not capsys.readouterr().err
+    for name in ("b.nii", "c.nii.gz"):
+        write_nifti(tmp_path / name, VOLUME - 75)
+    slices = read_all(tmp_path, min_foreground=0)
+    for found in slices[:14]:
+        expected = VOLUME[:, ::-1, found.index].T - 75
+        np.testing.assert_array_equal(found.image, expected)
+    (warning,) = capsys.readouterr().err.splitlines()
+    low, high = (VOLUME - 75).min(), (VOLUME - 75).max()
+    assert f"b.nii: holds negative values ({low:.3g} to {high:.3g})" in warning
+    assert "So do 1 more" in warning
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.HDR", "a.IMG"),
+        ("a.hdr", "a.IMG"),
+        ("a.HDR", "a.img"),
+        ("a.Hdr", "a.iMg"),
+        ("a.Nii",),
+        ("a.NII",),
+        ("a.NII.GZ",),
+        ("a.nii.GZ",),
+    ],
+)
+def test_suffixes_in_any_case(tmp_path, names):
+    for folder in ("given", "plain"):
+        (tmp_path / folder).mkdir()
+    plain = [tmp_path / "plain" / name.lower() for name in names]
+    if len(names) == 2:
+        nib.save(nib.Nifti1Pair(VOLUME, np.eye(4)), plain[0])
+    else:
+        write_nifti(plain[0])
+    for path, name in zip(plain, names, strict=True):
+        (tmp_path / "given" / name).write_bytes(path.read_bytes())
+    expected = [VOLUME[:, ::-1, index].T for index in range(7)]
+    for path in ("given", *(f"given/{name}" for name in names)):
+        slices = read_all(tmp_path / path)
+        np.testing.assert_array_equal([s.image for s in slices], expected)
+        assert {s.volume for s in slices} == {"a"}
+
+
+def write_matlab(path, **values):
+    scipy.io.savemat(path, values, appendmat=False)
+
+
+NO_AFFINES = {
+    "FSL's registration": lambda p: np.savetxt(p, np.diag([-1.0, 1, 1, 1])),
+    "a long text": lambda p: p.write_text("1 0 0 0\n" * 20_000),
+    "nothing": lambda p: p.write_bytes(b""),
+    "other variables": lambda p: write_matlab(p, results=np.ones(5)),
+    "a matrix of another shape": lambda p: write_matlab(p, M=np.ones((2, 3))),
+}
+
+
+@pytest.mark.parametrize("content", NO_AFFINES)
+def test_what_lies_beside_a_pair_and_is_not_spms_is_not_read(tmp_path, content):
+    volume, _ = scan_in_world("RAS")
+    nib.save(nib.AnalyzeImage(volume.astype("i2"), None), tmp_path / "a.hdr")
+    alone = [s.image for s in read_all(tmp_path, min_foreground=0)]
+    NO_AFFINES[content](tmp_path / "a.mat")
+    found = [s.image for s in read_all(tmp_path, min_foreground=0)]
+    np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.parametrize("version", ["4", "5"])
+def test_spms_affine_is_read(tmp_path, version):
+    volume, affine = scan_in_world("PIL")
+    nib.save(nib.AnalyzeImage(volume.astype("i2"), None), tmp_path / "a.hdr")
+    first = np.eye(4)
+    first[:3, 3] = -1  # MATLAB counts voxels from 1
+    scipy.io.savemat(tmp_path / "a.mat", {"mat": affine @ first}, format=version)
+    slices = read_all(tmp_path / "a.hdr", min_foreground=0)
+    x, y = np.arange(4), np.arange(5)
+    for found in slices:
+        expected = 1 + x + 10 * y[::-1, None] + 100 * found.index
+        np.testing.assert_array_equal(found.image, expected)
+
+
+def test_an_affine_of_spm_that_is_damaged_is_to_blame(tmp_path):
+    nib.save(nib.AnalyzeImage(VOLUME, None), tmp_path / "a.hdr")
+    write_matlab(tmp_path / "a.mat", M=np.eye(4))
+    data = (tmp_path / "a.mat").read_bytes()
+    (tmp_path / "a.mat").write_bytes(data[:150])
+    with pytest.raises(InputError, match=r"a\.mat: lies beside a scan, but cannot be"):
+        open_source(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ def write_masked(path):
 
 
 BAD_H5 = {
-    "not an HDF5 file": lambda p: p.write_text("<html>log in first</html>"),
+    "its content is a web page": lambda p: p.write_text("<html>log in first</html>"),
+    "not an HDF5 file": lambda p: p.write_text("some text"),
     "no dataset 'kspace'; it holds .'image'.": lambda p: write_dataset(
         p, "image", shape=(2, 2), dtype="f4"
     ),
@@ -272,8 +273,9 @@ def test_npy_in_threads(tmp_path):
 
 
 BAD_NPY = {
-    "not a readable .npy": lambda p: p.write_text("<html>log in first</html>"),
-    "not a readable": lambda p: p.write_bytes(b""),
+    "its content is a web page": lambda p: p.write_text("<html>log in first</html>"),
+    "its content is empty": lambda p: p.write_bytes(b""),
+    "not a readable .npy": lambda p: p.write_text("some text"),
     "complete": lambda p: (write_npy(p), p.write_bytes(p.read_bytes()[:-9])),
     "multi-line statement": lambda p: (
         write_npy(p),

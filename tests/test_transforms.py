@@ -101,6 +101,38 @@ def test_normalisation_by_the_target_is_a_z_score():
     assert channels.std() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("unit", [1e-36, 1e-22, 1e15, 1e30])
+def test_units_do_not_matter_to_a_z_score(unit):
+    image = image_of() + (2 - 1j)
+    expected, _, _ = transforms.normalise(image, EVERYTHING, "target", "x")
+    found, _, done = transforms.normalise(
+        (unit * image).astype(np.complex64), EVERYTHING, "target", "x"
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    channels = np.stack([image.real, image.imag]).astype(np.float64)
+    assert done.std == pytest.approx(unit * channels.std(), rel=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 254.0, 1e9])
+@pytest.mark.parametrize("shape", [(7, 5), (64, 64), (200, 130)])
+def test_a_z_score_of_usual_values_is_numpys_to_the_last_bit(unit, shape):
+    image = (unit * (np.abs(image_of(shape)) ** 3 - 0.2j)).astype(np.complex64)
+    mask = np.ones(shape, bool)
+    found, _, done = transforms.normalise(image, mask, "target", "x")
+    channels = np.stack([image.real, image.imag], -1)
+    mean, std = channels.mean(dtype=np.float64), channels.std()
+    assert (done.mean, done.std) == (float(mean), float(std))
+    np.testing.assert_array_equal(found, (channels - np.float32(mean)) / std)
+
+
+def test_values_too_large_to_subtract_their_mean_are_refused():
+    image = image_of()
+    image[3, 4] = 3e38
+    image[5, 6] = -3e38
+    with pytest.raises(InputError, match=r"a\.h5: .*too large for float32"):
+        transforms.normalise(image, EVERYTHING, "target", "a.h5")
+
+
 @pytest.mark.parametrize("unit", [1e-22, 1.0, 1e15])
 def test_normalisation_by_the_measurement_makes_the_zero_filled_image_unit(unit):
     image = (unit * image_of()).astype(np.complex64)

@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import operator
 import os
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import SupportsIndex
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kst_jax.config import Selection
+from kst_jax.data.readers.nifti import beside
 from kst_jax.data.volumes import (
     READERS,
     Volume,
@@ -137,10 +139,20 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
     """
     selection = selection or Selection()
     entries: list[tuple[Volume, int]] = []
+    doubts: list[str] = []
     for path in tqdm(find(paths), "Looking at scans", unit="file", delay=3):
         volume = open_volume(path, selection)
+        doubts += [f"{path}: {doubt}" for doubt in volume.doubts]
         entries += [(volume, index) for index in selected(volume, selection)]
+    _warn(doubts)
     return Source(tuple(entries))
+
+
+def _warn(doubts: list[str]) -> None:
+    """Prints the first of the doubts about scans, and how many more there are."""
+    for doubt in doubts[:1]:
+        more = f" So do {len(doubts) - 1} more; see kst-doctor." if doubts[1:] else ""
+        print(f"warning: {doubt}{more}", file=sys.stderr)
 
 
 def split_subjects(
@@ -216,8 +228,7 @@ def find_part(part: str) -> list[Path]:
     """
     path = Path(part).expanduser()
     files = [
-        f.with_suffix(".hdr") if f.suffix.lower() == ".img" else f
-        for f in everything(part)
+        beside(f, ".hdr") if f.suffix.lower() == ".img" else f for f in everything(part)
     ]
     # What is no file is refused when it is opened.
     scans = sorted({f for f in files if suffix_of(f) and not f.is_dir()})

@@ -207,15 +207,17 @@ def scale_of(measured_Nx2: np.ndarray, points: int, where: str) -> Normalisation
 
 def _z_score(channels_HxWx2: np.ndarray, where: str) -> Normalisation:
     """Mean and standard deviation of real and imaginary values taken together."""
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
-        mean = float(channels_HxWx2.mean(dtype=np.float64))
-        std = float(channels_HxWx2.std())
-    if not np.isfinite(std):
+    peak = np.abs(channels_HxWx2).max()
+    if not peak <= np.finfo(np.float32).max / 2:  # else x - mean could overflow
         raise InputError(
-            f"{where}: the values of the slice are too large for their squares to be "
-            "float32 numbers; store them in a larger unit"
+            f"{where}: the slice holds values that are not finite, or too large for "
+            "float32; repair the file, or store it in a larger unit"
         )
-    if not std > 0:
+    mean = float(channels_HxWx2.mean(dtype=np.float64))
+    # A power of two is exact, and squares near 1 neither overflow nor underflow.
+    exponent = int(np.frexp(peak)[1])
+    std = float(np.ldexp(channels_HxWx2, -exponent).std()) * 2.0**exponent
+    if not np.float32(std) > 0:
         raise InputError(
             f"{where}: every value of the slice is the same, nothing to reconstruct; "
             "leave it out (data.drop_first, data.slices) or repair the file"

@@ -1,4 +1,4 @@
-"""One scan: what opens it, what it is called, and which of its slices are taken."""
+"""One scan: how it is opened, what it is called, which of its slices are selected."""
 
 import argparse
 import contextlib
@@ -11,20 +11,14 @@ from typing import Protocol
 import numpy as np
 
 from kst_jax.config import Selection
+from kst_jax.data import contents
 from kst_jax.data.readers import fastmri, nifti, npy
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 
 
 class Volume(Protocol):
-    """What a reader makes of a scan: metadata now, slices on demand.
-
-    Attributes:
-      path: the scan's file.
-      subject: whose scan it is.
-      measured: whether the k-space is known to be measured.
-      depth: number of slices, empty ones too.
-    """
+    """A scan as its reader gives it: metadata at once, slices on demand."""
 
     @property
     def path(self) -> Path:
@@ -40,28 +34,32 @@ class Volume(Protocol):
 
     @property
     def depth(self) -> int:
-        """Number of slices, empty ones too."""
+        """Number of slices, including empty ones."""
 
     @property
     def slices(self) -> Sequence[int]:
-        """Numbers below `depth` of the slices that hold something."""
+        """Numbers below `depth` of the slices that are not empty."""
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is probably wrong with a scan that can be read all the same."""
 
     def read(self, index: int) -> np.ndarray:
-        """Complex64 image (H, W) of one slice."""
+        """Reads one slice as a complex64 image (H, W)."""
 
 
-# What opens each kind of file, given its path, the plane and the least foreground.
+# Each suffix's reader, which takes the path, the plane and the least foreground.
 READERS: dict[str, Callable[[Path, str, float], Volume]] = {
     ".h5": lambda path, *_: fastmri.open_volume(path),
     ".npy": lambda path, *_: npy.open_volume(path),
     ".nii": nifti.open_volume,
     ".nii.gz": nifti.open_volume,
-    ".hdr": nifti.open_volume,  # its .img comes with it
+    ".hdr": nifti.open_volume,  # with its .img
 }
 
 
 def selected(volume: Volume, selection: Selection) -> list[int]:
-    """Numbers of the slices taken; raise InputError where none is left."""
+    """Returns the numbers of the selected slices; raises InputError if none is left."""
     first = max(round(selection.slices[0] * volume.depth), selection.drop_first)
     stop = round(selection.slices[1] * volume.depth)
     kept = [index for index in volume.slices if first <= index < stop]
@@ -76,15 +74,19 @@ def selected(volume: Volume, selection: Selection) -> list[int]:
 
 
 def open_volume(path: Path, selection: Selection) -> Volume:
-    """Look at a scan's file; raise InputError where it cannot be used."""
+    """Opens a scan; raises InputError if it cannot be used."""
     require_file(path)
-    with reading(path):
-        reader = READERS[suffix_of(path)]
-        return reader(path, selection.plane, selection.min_foreground)
+    suffix = suffix_of(path)
+    try:
+        with reading(path):
+            return READERS[suffix](path, selection.plane, selection.min_foreground)
+    except InputError:
+        contents.require_content(path, suffix)  # where this is the cause
+        raise
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the fields of `Selection` to a command line."""
+    """Adds the fields of `Selection` to a command line as options."""
     add, default = parser.add_argument, Selection()
     add(
         "--plane",
@@ -98,13 +100,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         default=default.slices,
         metavar=("START", "STOP"),
-        help="part of each volume to take, as shares of its slices (0 1)",
+        help="part of each volume to use, as shares of its slices (0 1)",
     )
     add(
         "--drop_first",
         type=int,
         default=default.drop_first,
-        help="slices left out at the start of each volume (0)",
+        help="slices to leave out at the start of each volume (0)",
     )
     add(
         "--fraction",
@@ -117,46 +119,49 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--min_foreground",
         type=float,
         default=default.min_foreground,
-        help="slices with a smaller share of bright pixels are left out as empty, of "
-        f"NIfTI and Analyze volumes ({default.min_foreground})",
+        help="share of bright pixels below which slices of NIfTI and Analyze volumes "
+        f"are left out as empty ({default.min_foreground})",
     )
 
 
 def selection_of(args: argparse.Namespace) -> Selection:
-    """The `Selection` that a command line asks for; InputError for one out of range."""
+    """Returns the selection on a command line; raises InputError if out of range."""
     names = [field.name for field in dataclasses.fields(Selection)]
     options = {name: getattr(args, name) for name in names}
     return Selection(**options | {"slices": tuple(args.slices)})
 
 
 def require_file(path: Path) -> None:
-    """Raises InputError for what has the name of a scan and is none.
+    """Raises InputError if a path with the name of a scan is not a file.
 
-    A link that leads nowhere (datalad and git-annex leave one of what was not fetched),
-    a pipe, which would be read for ever, or a header whose .img is there without it.
+    It may be a link to a file that was not fetched (datalad and git-annex leave such
+    links), a folder, a pipe, which would be read for ever, or a header that is missing
+    beside its .img.
     """
     files.require_ordinary(path)
     if path.exists():
         return
-    what, remedy = "missing, though its .img is there", "Copy both files"
+    what, remedy = "is missing, though its .img is there", "Copy both files"
     if path.is_symlink():
-        what, remedy = "a link that leads nowhere", "Fetch the file it stands for"
-    raise InputError(f"{path}: is {what}. {remedy}, or leave it out by a pattern.")
+        what, remedy = "is a link that leads nowhere", "Fetch the file it stands for"
+        if ".git/annex/objects" in path.readlink().as_posix():
+            remedy = contents.GET_ANNEXED.removesuffix(".")
+    raise InputError(f"{path}: {what}. {remedy}, or leave it out by a pattern.")
 
 
 def suffix_of(path: Path) -> str:
-    """Return the known suffix that the file's name ends with, or an empty one."""
+    """Returns the suffix in `READERS` that a file's name ends with, or ""."""
     name = path.name.lower()
     return next((s for s in READERS if name.endswith(s)), "")
 
 
 def name_of(path: Path) -> str:
-    """Name of a scan: its file's without the suffix."""
+    """Returns the name of a scan: its file's name without the suffix."""
     return path.name[: -len(suffix_of(path))]
 
 
 def shuffled(items: Collection, salt: str) -> list:
-    """Shuffle by salt and the items' text alone, alike in every library version."""
+    """Shuffles by the salt and the items' text, the same way in every version."""
 
     def digest(item: object) -> bytes:
         return hashlib.sha256(files.encoded(f"{salt}:{item}")).digest()
@@ -166,7 +171,7 @@ def shuffled(items: Collection, salt: str) -> list:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever fails inside a library, on reading `path`, into an InputError."""
+    """Turns any failure of a library to read `path` into an InputError."""
     try:
         yield
     except InputError:

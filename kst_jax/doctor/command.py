@@ -2,8 +2,8 @@
 
     kst-doctor /data/singlecoil_train /data/singlecoil_val
 
-Every file is read, one after another, and reported at once, with how to mend it;
-nothing is written. `kst_jax/data/examination.py` tells what is looked at.
+It reads one file after another and reports each at once, with remedies. It writes
+nothing. `kst_jax/doctor/examination.py` has the checks.
 """
 
 import collections
@@ -23,7 +23,7 @@ from kst_jax.data.volumes import add_options, selection_of
 from kst_jax.doctor.examination import (
     Examination,
     examine,
-    examine_other,
+    examine_others,
 )
 from kst_jax.errors import InputError
 from kst_jax.programs import cli
@@ -31,44 +31,44 @@ from kst_jax.programs.arguments import Parser
 
 _ROW = "{:<9} {:<16} {:<10} {:>5} {:<11} {:>7} {:>9} {:>20} {:<9} {:>8} {:>8}  {}"
 _HEADINGS = (
-    *("kind", "array", "type", "coils", "axes", "slices", "size", "magnitudes"),
+    *("kind", "array", "type", "coils", "axes", "slices", "size", "values"),
     *("k-space", "decode", "hold", "file"),
 )
 _EPILOG = """
-An error stops a run. A warning does not, but what it tells of is probably wrong. A note
-tells of what is harmless.
+An error stops a run. A warning does not, but something is probably wrong. A note is
+harmless.
 
 columns:
   array, type   what is stored
-  axes          where the array's axes point to: right or left, anterior or posterior,
+  axes          directions of the array's axes: right or left, anterior or posterior,
                 superior or inferior
-  slices        those that a run takes, of all
-  size          rows and columns of these
-  magnitudes    the least and the largest, in the file's units
+  slices        number of slices that a run uses, and of all
+  size          rows and columns of these slices
+  values        least and largest value in the file's units; magnitudes of complex ones
   k-space       measured, or to be simulated from the images
-  decode        memory to read one slice; of NIfTI and Analyze, to decode the volume
+  decode        memory to read one slice, or to decode a NIfTI or Analyze volume
   hold          memory of all its slices as complex images
 
 memory:
-  besides the names of all files, `decode` of one file at a time
+  the names of all files, and `decode` of one file at a time
 
 exit code:
   0  nothing is wrong
   1  errors or warnings
-  2  a wrong command, or no scan found
+  2  a wrong command, or no scan was found
 """
 
 
 @dataclasses.dataclass
 class Summary:
-    """What was found in all scans together.
+    """Findings about all scans together.
 
     Attributes:
-      scans: number of scans.
-      people: whose they are.
+      scans: number of scans that could be opened.
+      people: whose scans they are.
       errors: number of errors.
       warnings: number of warnings.
-      sizes: how many scans have slices of a size (rows, columns).
+      sizes: for each size (rows, columns), number of scans that have slices of it.
     """
 
     scans: int = 0
@@ -78,7 +78,7 @@ class Summary:
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, found: Examination) -> None:
-        """Count one scan."""
+        """Adds one scan."""
         self.scans += found.slices is not None
         if found.subject is not None:
             self.people.add(found.subject)
@@ -96,22 +96,22 @@ class Summary:
         sizes = (f"{_size(size)} in {n}" for size, n in self.sizes.most_common(5))
         return (
             f"{text}\n  note: slices of {len(self.sizes)} sizes: {', '.join(sizes)}. A "
-            "run cuts all to one, data.crop, as far as they are large enough."
+            "run cuts all to data.crop, if they are large enough."
         )
 
 
 def examinations(
     paths: str, data: DataConfig, selection: Selection
 ) -> Iterator[Examination]:
-    """Looks at every scan that a run would read, and at what it would pass over.
+    """Examines the scans that a run would read, and those it would pass over.
 
     Args:
-      paths: as `sources.open_source` takes them.
+      paths: as for `sources.open_source`.
       data: size, crop and padding of a run.
-      selection: slices that it takes.
+      selection: slices that the run uses.
 
     Raises:
-      InputError: a path that does not exist, or no scan anywhere.
+      InputError: a path does not exist, or there is no scan at all.
     """
     everything = {part: sources.everything(part) for part in sources.parts_of(paths)}
     scans: dict[str, Path] = {}
@@ -127,11 +127,7 @@ def examinations(
     except InputError as error:
         failures[paths] = error
     others = {os.path.abspath(p): p for part in everything.values() for p in part}
-    passed_over = [
-        found
-        for name, path in others.items()
-        if name not in scans and (found := examine_other(path))
-    ]
+    passed_over = examine_others(p for name, p in others.items() if name not in scans)
     if failures and not (scans or passed_over):
         raise next(iter(failures.values()))
     for part, failure in failures.items():
@@ -144,7 +140,7 @@ def examinations(
 
 
 def row(found: Examination) -> str:
-    """A line of the table, and one for each finding."""
+    """Formats a line of the table, and a line for each finding."""
     simulated = {None: None, True: "measured", False: "simulated"}
     sizes = [_size(size) for size in found.sizes]
     values = (
@@ -176,7 +172,7 @@ def _mebibytes(count: int | None) -> str | None:
 
 
 def report(examined: Iterable[Examination], as_json: bool = False) -> Summary:
-    """Prints a table or lines of JSON while scans are examined, and then their sum."""
+    """Prints a line for each scan, as a table or JSON, and then the summary."""
     summary = Summary()
     for number, found in enumerate(examined):
         if not (number or as_json):
@@ -202,12 +198,12 @@ def _main() -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="what data.train takes: a folder, a file, a pattern",
+        help="as for data.train: a folder, a file or a pattern",
     )
-    add("--json", action="store_true", help="one JSON object a line, the sum at last")
+    add("--json", action="store_true", help="one JSON object a line, summary last")
     for name, what in (
         ("size", "of images in a run, as data.size"),
-        ("crop", "cut from each slice before, as data.crop; 0 0 cuts to the size"),
+        ("crop", "to cut from each slice first, as data.crop; 0 0 cuts to the size"),
     ):
         add(
             f"--{name}",
@@ -227,5 +223,5 @@ def _main() -> None:
 
 
 def main() -> None:
-    """Command line: examines scans, prints, exits with 0, 1 or 2."""
+    """Examines the scans on the command line; exits with 0, 1 or 2."""
     cli.run(_main, refusal=2)

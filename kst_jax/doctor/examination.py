@@ -1,61 +1,38 @@
-"""What a scan's file holds, and what is wrong with it.
+"""Examination of one scan: what its file holds, and what is wrong with it.
 
-A file is read as a run reads it, by the same readers and transforms, one slice after
-another. So what has no error here can be trained on, and what has one cannot.
+A file is read slice by slice, with the readers and transforms of a run. So runs accept
+a file without errors here, and refuse any other.
 """
 
 import contextlib
 import dataclasses
-import gzip
 import itertools
 import math
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from kst_jax.config import DataConfig, Selection
-from kst_jax.data import fourier, transforms, volumes
+from kst_jax.data import contents, fourier, transforms, volumes
 from kst_jax.data.readers import fastmri, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.errors import InputError
 
-_GZIP = b"\x1f\x8b"
-_GZIPPED = "gzip-compressed "
-_UNKNOWN = "unknown"
-_HDF5, _NIFTI, _ANALYZE, _NPY = "HDF5", "NIfTI", "Analyze", "NumPy"
-# What a reader takes, by the beginning of the file.
-_READABLE = {
-    ".h5": (_HDF5,),
-    ".npy": (_NPY,),
-    ".nii": (_NIFTI,),
-    ".nii.gz": (_GZIPPED + _NIFTI,),
-    ".hdr": (_ANALYZE, _NIFTI),
-}
-# What else is found under a scan's name, and what to do about it.
-_FOREIGN = {
-    "empty": "Copy or download it again.",
-    "a web page": "Log in where it comes from, then download it again.",
-    "a Git LFS pointer": "Fetch the file itself with `git lfs pull`.",
-    "DICOM": "Convert the series to NIfTI, for instance with dcm2niix.",
-    "a MATLAB file": "Store its k-space as .h5 or .npy.",
-    "a zip archive": "Unpack it.",
-}
-# The brightest point of k-space may lie this far from the centre, as a share.
+# How far the brightest point of k-space may lie from the centre, as a share.
 _OFF_CENTRE = 1 / 16
-_SHOWN = 8  # slices or faults of one file
+_SHOWN = 8  # slices, or faults, that are listed for one file
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something worth knowing of a file.
+    """Something worth knowing about a file.
 
     Attributes:
-      level: "error": a run refuses it; "warning": a run takes (or leaves out) what is
-        probably wrong; "note": nothing is wrong.
-      what: what it is, and what to do about it.
+      level: "error": a run refuses the file; "warning": a run uses it or passes it
+        over, and that is probably wrong; "note": nothing is wrong.
+      what: the finding, and what to do about it.
     """
 
     level: str
@@ -64,26 +41,26 @@ class Finding:
 
 @dataclasses.dataclass
 class Examination:
-    """What was found in one file; None where it could not be told.
+    """Findings about one file; None stands for what is not known.
 
     Attributes:
       path: the file.
-      kind: what the file is, by its content.
+      kind: format of its content.
       subject: whose scan it is.
       stored: shape of the array in the file.
       dtype: type of its values.
       coils: number of receiver coils; None for magnitudes.
-      orientation: where the array's axes point to, as nibabel has it ("RAS"), and
-        "assumed" where the file does not tell.
-      measured: whether a run takes its k-space for measured; otherwise as simulated.
-      depth: number of slices, empty ones too.
-      slices: number of slices that a run would take.
-      sizes: rows and columns of these.
-      low: least magnitude, in the file's units.
-      high: largest magnitude.
-      decoding: bytes that reading one slice takes at its peak (NIfTI and Analyze:
+      orientation: directions of the array's axes in nibabel's letters ("RAS"), with
+        "assumed" if the file does not give them.
+      measured: whether a run treats its k-space as measured rather than simulated.
+      depth: number of slices, including empty ones.
+      slices: number of slices that a run would use.
+      sizes: rows and columns of these slices.
+      low: least value in the file's units, or least magnitude if values are complex.
+      high: largest value or magnitude.
+      decoding: peak memory in bytes for reading one slice (NIfTI and Analyze: for
         decoding the whole volume).
-      holding: bytes of all slices taken, as complex64 images.
+      holding: size in bytes of all slices used, as complex64 images.
       findings: what is wrong, or worth knowing.
     """
 
@@ -105,99 +82,54 @@ class Examination:
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
     def add(self, level: str, what: object) -> None:
-        """Note a finding, without the file's name before it."""
+        """Adds a finding; drops the file's name from the start of its text."""
         self.findings.append(Finding(level, str(what).removeprefix(f"{self.path}: ")))
 
 
 def examine(path: Path, data: DataConfig, selection: Selection) -> Examination:
-    """Look at a scan's file, and read every slice of it that a run would take.
+    """Reads all slices of a scan that a run would use.
 
     Args:
       path: a file with one of the suffixes in `volumes.READERS`.
       data: size, crop and padding of a run.
-      selection: slices that it takes.
+      selection: slices that the run uses.
     """
-    found, suffix = Examination(path), suffix_of(path)
+    found = Examination(path)
     try:
         volumes.require_file(path)
-    except InputError as error:
-        found.add("error", error)
-        return found
-    found.kind = content_of(path)
-    # What cannot be told of a file that is refused stays unknown.
-    with contextlib.suppress(InputError), volumes.reading(path):
-        _LOOK[suffix](path, found)
-    try:
+        found.kind = contents.content_of(path)
+        # The metadata of a refused file are shown as far as they can be read.
+        with contextlib.suppress(InputError), volumes.reading(path):
+            _LOOK[suffix_of(path)](path, found)
         volume = volumes.open_volume(path, selection)
         numbers = volumes.selected(volume, selection)
     except InputError as error:
-        known = found.kind not in (_UNKNOWN, _GZIPPED + _UNKNOWN)
-        if known and found.kind not in _READABLE[suffix]:
-            found.add("error", _misnamed(suffix, found.kind))
-        else:
-            found.add("error", error)
+        found.add("error", error)
         return found
+    for doubt in volume.doubts:
+        found.add("warning", doubt)
     _read(volume, numbers, data, found)
     return found
 
 
-def examine_other(path: Path) -> Examination | None:
-    """What is wrong with a path that runs pass over in silence, or None."""
-    known = suffix_of(path) or path.suffix.lower() == ".img"
-    if known or not path.is_file() or not (names := _names(kind := content_of(path))):
-        return None
-    found = Examination(path, kind)
-    found.add(
-        "warning",
-        f"is left out: its content is {kind}, but its name does not end in "
-        f"{' or '.join(names)}. Rename it if it is a scan.",
-    )
-    return found
+def examine_others(paths: Iterable[Path]) -> list[Examination]:
+    """Looks for scans among files that runs pass over because of their names.
 
-
-def content_of(path: Path) -> str:
-    """What a file is by its first bytes, such as "HDF5"; or else "unknown"."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(2048)
-    except OSError:
-        return _UNKNOWN
-    if not start.startswith(_GZIP):
-        return _content(start)
-    try:
-        with gzip.open(path) as file:
-            return _GZIPPED + _content(file.read(2048))
-    except (OSError, EOFError, zlib.error):
-        return _GZIPPED + _UNKNOWN
-
-
-def _content(start: bytes) -> str:
-    text = start.lstrip().lower()
-    signs = {
-        _HDF5: start.startswith(b"\x89HDF\r\n\x1a\n"),
-        _NPY: start.startswith(b"\x93NUMPY"),
-        _NIFTI: start[344:348] in (b"n+1\0", b"ni1\0")
-        or start[4:8] in (b"n+2\0", b"ni2\0"),
-        _ANALYZE: start[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c"),
-        "empty": not start,
-        "a web page": text.startswith((b"<!doctype", b"<html", b"<?xml")),
-        "a Git LFS pointer": start.startswith(b"version https://git-lfs"),
-        "DICOM": start[128:132] == b"DICM",
-        "a MATLAB file": start.startswith(b"MATLAB "),
-        "a zip archive": start.startswith(b"PK\3\4"),
-    }
-    return next((kind for kind, holds in signs.items() if holds), _UNKNOWN)
-
-
-def _names(content: str) -> list[str]:
-    return [suffix for suffix, contents in _READABLE.items() if content in contents]
-
-
-def _misnamed(suffix: str, content: str) -> str:
-    remedy = _FOREIGN.get(content.removeprefix(_GZIPPED), "Leave it out.")
-    if names := _names(content):
-        remedy = f"Rename it to end in {' or '.join(names)}."
-    return f"is named {suffix}, but its content is {content}. {remedy}"
+    A series may have hundreds of files, so those of one folder and format share an
+    examination, which names the first of them.
+    """
+    groups: dict[tuple[Path, str, str], list[Path]] = {}
+    for path in paths:
+        named = suffix_of(path) or path.suffix.lower() == ".img"
+        if not named and path.is_file() and (told := contents.passed_over(path)):
+            groups.setdefault((path.parent, *told), []).append(path)
+    examined = []
+    for (_, kind, remedy), alike in groups.items():
+        found = Examination(alike[0], kind)
+        more = f", and so are {len(alike) - 1} more of its folder" if alike[1:] else ""
+        found.add("warning", f"is left out{more}. {remedy}")
+        examined.append(found)
+    return examined
 
 
 def _look_fastmri(path: Path, found: Examination) -> None:
@@ -207,7 +139,7 @@ def _look_fastmri(path: Path, found: Examination) -> None:
         if kspace.shape and len(kspace.shape) in (3, 4):
             found.coils = 1 if len(kspace.shape) == 3 else kspace.shape[1]
             itemsize = kspace.dtype.itemsize
-            # A chunk is looked at packed and unpacked before it is read.
+            # A chunk is unpacked once to check its size, and again to read it.
             chunk = 2 * math.prod(kspace.chunks or (0,)) * itemsize
             found.decoding = chunk + _decoding(math.prod(kspace.shape[-2:]), itemsize)
 
@@ -216,7 +148,7 @@ def _look_nifti(path: Path, found: Examination) -> None:
     image = nifti.load(path)
     found.stored, dtype = tuple(image.shape), image.get_data_dtype()
     found.dtype = str(dtype)
-    # As float32 three times while empty slices are looked for; scaled, as float64.
+    # The search for empty slices holds three float32 copies; scaling needs float64.
     found.decoding = math.prod(found.stored) * max(16, 2 * dtype.itemsize)
     found.orientation = "".join(c or "?" for c in nib.aff2axcodes(image.affine))
     header = image.header
@@ -227,8 +159,8 @@ def _look_nifti(path: Path, found: Examination) -> None:
         found.orientation += " assumed"
         found.add(
             "note",
-            "does not say how its axes lie; where slices show another plane than "
-            "asked for, convert the original DICOM files to NIfTI.",
+            "does not give the directions of its axes. If slices show another plane "
+            "than asked for, convert the original DICOM files to NIfTI.",
         )
 
 
@@ -240,7 +172,7 @@ def _look_npy(path: Path, found: Examination) -> None:
 
 
 def _decoding(points: int, itemsize: int) -> int:
-    """Bytes of a slice as stored, twice, and of two images while it is transformed."""
+    """Size in bytes of two copies of a slice as stored, and of two images from it."""
     return points * 2 * (itemsize + np.dtype(np.complex64).itemsize)
 
 
@@ -269,7 +201,7 @@ def _read(
             sizes.add(image.shape)
             found.holding += image.nbytes
             with np.errstate(over="ignore"):  # `normalise` reports it
-                _span(np.abs(image), found)
+                _span(np.abs(image) if image.imag.any() else image.real, found)
                 peak.see(image)
             _normalise(image, data, number)
         except InputError as error:
@@ -286,7 +218,7 @@ def _read(
 
 
 def _normalise(image: np.ndarray, data: DataConfig, number: int) -> None:
-    """What every slice goes through on its way to a network."""
+    """Transforms a slice as a run does before it reaches a network."""
     where = f"slice {number}"
     image = transforms.field_of_view(image, data, where)
     image = transforms.fourier_resize(image, data.size, data.resize)
@@ -294,9 +226,9 @@ def _normalise(image: np.ndarray, data: DataConfig, number: int) -> None:
     transforms.normalise(image, everything, data.normalise, where)
 
 
-def _span(magnitude: np.ndarray, found: Examination) -> None:
-    largest = np.finfo(np.float32).max  # of two channels together it may be beyond
-    low, high = float(magnitude.min()), float(min(magnitude.max(), largest))
+def _span(values: np.ndarray, found: Examination) -> None:
+    largest = np.finfo(np.float32).max  # a magnitude of two channels may exceed it
+    low, high = float(values.min()), float(min(values.max(), largest))
     found.low = low if found.low is None else min(low, found.low)
     found.high = high if found.high is None else max(high, found.high)
 
@@ -311,7 +243,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 class _Peak:
-    """The brightest point of a volume's k-space."""
+    """Finds the brightest point of a volume's k-space."""
 
     def __init__(self) -> None:
         self._value = 0.0
@@ -327,7 +259,7 @@ class _Peak:
             self._place = tuple(map(int, place))
 
     def offset(self) -> str | None:
-        """What to say where it is not about the centre."""
+        """Returns a warning if the point is far from the centre."""
         centre = tuple(n // 2 for n in self._shape)
         if all(
             abs(p - c) <= max(1, _OFF_CENTRE * n)
@@ -336,6 +268,6 @@ class _Peak:
             return None
         return (
             f"k-space is not centred: its brightest point is {self._place}, not about "
-            f"{centre}. If it lies in a corner, store np.fft.fftshift(kspace, axes=) "
-            "of the two image axes; if it lies anywhere, these may be images or noise."
+            f"{centre}. If it lies in a corner, apply np.fft.fftshift to the two image "
+            "axes of the stored k-space; otherwise these may be images or noise."
         )

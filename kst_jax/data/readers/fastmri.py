@@ -36,6 +36,7 @@ class FastMRIVolume:
     path: Path
     subject: str
     depth: int
+    doubts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = True
 
     @property

@@ -1,6 +1,9 @@
-"""NIfTI and Analyze volumes: magnitudes, whose k-space is simulated."""
+"""NIfTI and Analyze volumes: magnitudes, from which k-space is simulated."""
 
 import dataclasses
+import gzip
+import io
+import itertools
 import math
 import re
 import threading
@@ -10,27 +13,30 @@ from typing import Any, ClassVar
 import cachetools
 import nibabel as nib
 import numpy as np
+import scipy.io
 
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 
-# The axis a plane's slices are counted along, once x is right, y anterior, z superior.
+# Axis across the slices of a plane, where x points right, y anterior and z superior.
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
-# Sixteen 1 mm heads of 256^3: 1 GiB as float32, and about 4 GiB while it is decoded.
+# Sixteen 1 mm heads of 256^3: 1 GiB as float32, and about 4 GiB during decoding.
 MAX_VOXELS = 2**28
-# A compressed file cannot be read slice by slice, so those read last stay decoded: as
-# many as are no larger together than the largest may be alone.
+# Compressed files cannot be read slice by slice, so the most recent ones stay decoded,
+# in no more memory than the largest volume may take.
 _MAX_DECODED_BYTES = 4 * MAX_VOXELS
 # Deflate never packs tighter, so a file cannot hold more than this times its size.
 _MAX_COMPRESSION = 1032
 _MAX_AFFINE_BYTES = 2**16
+_BLOCK_BYTES = 2**20
+_HEADER_BYTES = 1024  # more than any of the headers has
 
 _SUBJECTS = (
     re.compile(r"OAS[12]_\d{4}|OAS[34]\d{4}"),
     re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+"),
 )
-# Pipelines read with threads: one at a time decodes, the others find it cached.
+# Pipelines read in threads: one decodes a volume, the others find it in the cache.
 _DECODING = threading.Lock()
 
 
@@ -43,9 +49,10 @@ class NiftiVolume:
       plane: a key of PLANES.
       subject: see `subject_of`.
       depth: number of slices of the plane.
-      slices: numbers of those that are not empty, counted from left to right
+      slices: numbers of the slices that are not empty, counted from left to right
         (sagittal), posterior to anterior (coronal) or inferior to superior (axial).
-      stored: its values in the file.
+      doubts: see `volumes.Volume`.
+      stored: the values in the file.
     """
 
     path: Path
@@ -53,6 +60,7 @@ class NiftiVolume:
     subject: str
     depth: int
     slices: tuple[int, ...]
+    doubts: tuple[str, ...]
     stored: "_Stored" = dataclasses.field(repr=False, compare=False)
     measured: ClassVar[bool] = False
 
@@ -72,26 +80,30 @@ class NiftiVolume:
 
 
 def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
-    """Read a volume once to find the slices worth reading.
+    """Reads a volume once to find the slices that are not empty.
 
-    Orientation goes by the affine. Analyze files have none that can be relied on:
-    nibabel's default is taken (first axis from right to left, then anterior, then
-    superior), so a pair stored otherwise shows its slices under another plane's name.
+    The affine gives the orientation. Analyze files have no reliable affine, so they get
+    nibabel's default: the first axis runs from right to left, the second to anterior,
+    the third to superior. If a pair was stored otherwise, its slices appear under
+    another plane's name.
 
     Args:
       path: the file.
       plane: a key of PLANES.
-      min_foreground: slices where a smaller share of the pixels is brighter than 10 %
-        of the volume's maximum (its 99.9th percentile: outliers are common) are left
-        out as empty.
+      min_foreground: share of bright pixels below which a slice is left out as empty.
+        Bright pixels exceed 10 % of the volume's 99.9th percentile, which stands in for
+        the maximum because outliers are common.
 
     Raises:
-      InputError: not one real-valued volume with finite values and an orientation.
+      InputError: the file is not one real-valued volume with finite values and an
+        orientation, or it has no slice with a foreground.
     """
     stored = _stored(path)
     with _DECODING:  # the file may have been rewritten since
         _decode.cache.pop(_decode.cache_key(stored), None)
-    volume = np.abs(_decoded(stored) if stored.compressed else stored.read())
+    volume = _decoded(stored) if stored.compressed else stored.read()
+    doubts = _doubts(volume)
+    volume = np.abs(volume)
     axis = PLANES[plane]
     bright = volume > 0.1 * np.percentile(volume, 99.9)
     shares = bright.mean(axis=tuple({0, 1, 2} - {axis}))
@@ -107,7 +119,19 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
         subject_of(path),
         volume.shape[axis],
         tuple(slices.tolist()),
+        doubts,
         stored,
+    )
+
+
+def _doubts(volume: np.ndarray) -> tuple[str, ...]:
+    low, high = volume.min(), volume.max()
+    if low >= 0:
+        return ()
+    return (
+        f"holds negative values ({low:.3g} to {high:.3g}), which magnitudes never are. "
+        "Scores compare absolute values, and empty slices may not be found. Use the "
+        "volume as it was before its intensities were shifted or normalised.",
     )
 
 
@@ -124,8 +148,22 @@ def subject_of(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).stem
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """Returns the file of a pair that is named as `path` is, with another suffix.
+
+    Args:
+      path: one file of the pair.
+      suffix: the other's, in lower case. The file may have it in any case. If there is
+        no such file, the result has the suffix in the case of `path`'s.
+    """
+    alike = suffix.upper() if path.suffix.isupper() else suffix
+    cases = itertools.product(*zip(suffix, suffix.upper(), strict=True))
+    paths = [path.with_suffix(case) for case in (alike, *map("".join, cases))]
+    return next((path for path in paths if path.exists()), paths[0])
+
+
 class _NoExtensions(nib.nifti1.Nifti1Extensions):
-    """None are read: nothing here needs them, and they may claim to be gigabytes."""
+    """Reads no extensions: they are not needed, and they may claim to be gigabytes."""
 
     @classmethod
     def from_fileobj(cls, *_: Any) -> "_NoExtensions":
@@ -137,36 +175,76 @@ def _without_extensions(kind: type[nib.Nifti1Pair]) -> type[nib.Nifti1Pair]:
     return type("Image", (kind,), {"header_class": header})
 
 
-_NIFTI = tuple(
-    _without_extensions(kind)
-    for kind in (nib.Nifti1Pair, nib.Nifti1Image, nib.Nifti2Pair, nib.Nifti2Image)
+_SINGLE_FILES = tuple(map(_without_extensions, (nib.Nifti1Image, nib.Nifti2Image)))
+# SPM's reader takes every kind of Analyze pair.
+_PAIRS = (
+    *map(_without_extensions, (nib.Nifti1Pair, nib.Nifti2Pair)),
+    nib.Spm2AnalyzeImage,
 )
 
 
 def load(path: Path) -> Any:
-    """What nibabel makes of a file's header; nothing is decoded.
+    """Reads a file's header into one of nibabel's images; nothing is decoded.
 
-    Decoding it reads the file and closes it: one mapped into memory would stay open.
+    Decoding opens the file anew and closes it.
 
     Raises:
-      InputError: an Analyze pair comes with an affine of SPM that cannot be one.
+      InputError: the header is neither NIfTI's nor Analyze's, or SPM's affine beside it
+        is damaged.
     """
-    for kind in _NIFTI:
-        if kind.path_maybe_image(path)[0]:
-            return kind.from_filename(path, mmap="r")
-    affine = path.with_suffix(".mat")  # read where SPM wrote the pair
-    files.require_ordinary(affine)
-    if affine.exists() and affine.stat().st_size > _MAX_AFFINE_BYTES:
+    with _opened(path) as file:
+        start = file.read(_HEADER_BYTES)
+    pair = path.suffix.lower() == ".hdr"
+    kinds: tuple[Any, ...] = _PAIRS if pair else _SINGLE_FILES
+    kind = next((k for k in kinds if k.header_class.may_contain_header(start)), None)
+    if kind is None:
         raise InputError(
-            f"{affine}: lies beside a scan, but is too large for SPM's affine of it. "
-            "Rename or remove it."
+            f"{path}: has no header of NIfTI{' or Analyze' if pair else ''}. Copy or "
+            "download it again, or leave it out."
         )
-    return nib.load(path, mmap="r")
+    holder = nib.fileholders.FileHolder
+    parts = {"image": holder(str(beside(path, ".img") if pair else path))}
+    if pair:
+        parts["header"] = holder(str(path))
+    if kind is nib.Spm2AnalyzeImage:
+        parts["mat"] = holder(fileobj=io.BytesIO(_spm_affine(path)))
+    return kind.from_file_map(parts, mmap="r")
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _spm_affine(path: Path) -> bytes:
+    """Contents of the .mat in which SPM keeps an Analyze pair's affine.
+
+    Empty if there is none. Other programs write files of this name too: FSL keeps
+    registrations in them, as text, and MATLAB any variables.
+    """
+    affine = beside(path, ".mat")
+    files.require_ordinary(affine)
+    if not affine.exists():
+        return b""
+    with affine.open("rb") as file:
+        contents = file.read(_MAX_AFFINE_BYTES + 1)
+    if not (contents.startswith(b"MATLAB") or 0 in contents[:4]):  # versions 5 and 4
+        return b""
+    try:
+        if len(contents) > _MAX_AFFINE_BYTES:
+            raise ValueError(f"more than {_MAX_AFFINE_BYTES} bytes")
+        values = scipy.io.loadmat(io.BytesIO(contents), variable_names=["mat", "M"])
+    except Exception as error:  # damaged files fail in many ways inside scipy
+        raise InputError(
+            f"{affine}: lies beside a scan, but cannot be read as SPM's affine of it "
+            f"({error}). Copy it again, or rename it if it is something else."
+        ) from error
+    matrix = values.get("mat", values.get("M"))
+    return b"" if matrix is None or matrix.shape[:2] != (4, 4) else contents
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
-    """A volume's values in its file, of which nothing stays open; can be pickled."""
+    """Where a volume's values are. It holds no open file and can be pickled."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -175,13 +253,13 @@ class _Stored:
 
     @property
     def compressed(self) -> bool:
-        """Whether all of it has to be decoded for any part."""
+        """Whether the whole volume has to be decoded for any part of it."""
         return self.path.suffix.lower() == ".gz"
 
     def read(self, axis: int = 0, index: int | None = None) -> np.ndarray:
-        """Float32 (x, y, z) with x to the right, y anterior, z superior.
+        """Reads float32 (x, y, z), where x points right, y anterior and z superior.
 
-        With an index, only what lies there along the axis, whose length is then 1.
+        An index selects one place along the axis, whose length is then 1.
         """
         part = [slice(None)] * 3
         if index is not None:
@@ -189,8 +267,7 @@ class _Stored:
             forward = self.orientation[stored, 1] > 0
             place = index if forward else self.shape[stored] - 1 - index
             part[stored] = slice(place, place + 1)
-        # Mapped, and so only what is touched is read.
-        values = self.values.get_unscaled().reshape(self.shape)[tuple(part)]
+        values = self._unscaled().reshape(self.shape)[tuple(part)]
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
             scaled = nib.volumeutils.apply_read_scaling(
                 values, self.values.slope, self.values.inter
@@ -201,8 +278,26 @@ class _Stored:
                 f"{self.path}: holds values that are not finite. Repair or leave out "
                 "the file."
             )
-        # As `nib.as_closest_canonical`, which would scale to float64 on the way.
+        # Like `nib.as_closest_canonical`, which would scale to float64 on the way.
         return nib.apply_orientation(scaled, self.orientation)
+
+    def _unscaled(self) -> np.ndarray:
+        if not self.compressed:
+            return self.values.get_unscaled()  # mapped: only what is used is read
+        values, limit = self.values, _MAX_DECODED_BYTES
+        with gzip.open(self.path) as stream:
+            array = nib.volumeutils.array_from_file(
+                values.shape, values.dtype, stream, values.offset, values.order, False
+            )
+            # Checksums are at the end, and gzip looks at them only when it gets there.
+            while block := stream.read(_BLOCK_BYTES):
+                limit -= len(block)
+                if limit < 0:
+                    raise InputError(
+                        f"{self.path}: more than {_MAX_DECODED_BYTES} bytes follow its "
+                        "values. The file is probably damaged; copy it again."
+                    )
+        return array
 
 
 def _stored(path: Path) -> _Stored:
@@ -225,8 +320,8 @@ def _decode(stored: _Stored) -> np.ndarray:
 
 def _checked_shape(image: Any, path: Path) -> tuple:
     shape, dtype = tuple(image.shape), image.get_data_dtype()
-    if len(shape) == 4 and shape[3] == 1:  # OASIS stores its Analyze volumes so
-        shape = shape[:3]
+    while len(shape) > 3 and shape[-1] == 1:  # as in OASIS's Analyze volumes
+        shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(
             f"{path}: has shape {shape}, but this reader takes one volume (x, y, z). "

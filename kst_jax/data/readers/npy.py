@@ -36,6 +36,7 @@ class NpyVolume:
     path: Path
     subject: str
     depth: int
+    doubts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = False
 
     @property
