@@ -13,6 +13,7 @@ import scipy.stats
 from kst_jax.configs.studies import paper_fastmri, paper_oasis, search, small
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.metrics import psnr
+from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.runs.checkpoints import read_parameters
 from kst_jax.study import cells, comparison
 from kst_jax.study.command import run as run_study
@@ -29,19 +30,23 @@ def values():
         # One stage: a program less to compile for each of the others.
         "train": {"batch_size": 4, "log_every": 1, "stages": (0.0, 0.0, 1.0)},
     }
-    bare = copy.deepcopy(kst)
-    bare["model"]["refinement"] = False
+    d5c5 = copy.deepcopy(kst)
+    model = D5C5Config(cascades=1, layers=2, features=4)
+    d5c5["model"] = {"name": "d5c5", **dataclasses.asdict(model)}
     mask = {"kind": "gaussian_2d", "acceleration": 4.0}
     return {
         "data": dataclasses.asdict(TINY.data),
         "eval": {"batch_size": 8, "figures": 2},
         "images": 16,
         "seeds": [0, 1],
-        "references": ["kst", "bare"],
+        "references": ["kst", "d5c5"],
         "order": ["a", "b"],
         "settings": {"a": mask, "b": {**mask, "acceleration": 2.0}},
-        "methods": {"kst": kst, "bare": {**bare, "title": "No RM", "images": 8}},
-        "tables": {"One": {"settings": ["a", "b"], "methods": ["kst", "bare"]}},
+        "methods": {
+            "kst": kst,
+            "d5c5": {**d5c5, "title": "D5C5 in small", "images": 8},
+        },
+        "tables": {"One": {"settings": ["a", "b"], "methods": ["kst", "d5c5"]}},
     }
 
 
@@ -54,7 +59,7 @@ def copy_of(done, tmp_path):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    run_study(read_study(values()), folder, ["a/*/0", "a/bare/1"])
+    run_study(read_study(values()), folder, ["a/*/0", "a/d5c5/1"])
     return folder
 
 
@@ -63,18 +68,18 @@ def result(folder, name):
 
 
 def test_a_cell_is_a_run_and_its_result(done):
-    found = result(done, "a/bare/1")
+    found = result(done, "a/d5c5/1")
     assert (found["images"], found["config"]["train"]["steps"]) == (8, 2)
     assert found["config"]["train"]["seed"] == 1
     assert found["config"]["mask"]["acceleration"] == 4
     assert found["curve"]["images"] == [4, 8]
-    rows = (done / "runs/a/bare/1/train.jsonl").read_text().splitlines()
+    rows = (done / "runs/a/d5c5/1/train.jsonl").read_text().splitlines()
     assert found["curve"]["psnr"] == [json.loads(row)["psnr"] for row in rows]
-    params, *_ = read_parameters(done / "runs/a/bare/1")
+    params, *_ = read_parameters(done / "runs/a/d5c5/1")
     assert found["parameters"] == sum(x.size for x in jax.tree.leaves(params))
     assert found["train_s"] > 0
     assert found["device"] == "8 x cpu"
-    report = json.loads((done / "runs/a/bare/1/eval/metrics.json").read_text())
+    report = json.loads((done / "runs/a/d5c5/1/eval/metrics.json").read_text())
     scores = [row["normalised"]["reconstruction"]["psnr"] for row in found["per_slice"]]
     mean = report["slices"]["normalised"]["reconstruction"]["psnr"]["mean"]
     np.testing.assert_allclose(np.mean(scores), mean)
@@ -84,13 +89,13 @@ def test_a_cell_is_a_run_and_its_result(done):
 def test_only_what_a_table_shows_is_done():
     changed = values()
     changed["tables"] = {
-        "One": {"settings": ["a"], "methods": ["kst", "bare"]},
-        "Two": {"settings": ["b"], "methods": ["bare"]},
+        "One": {"settings": ["a"], "methods": ["kst", "d5c5"]},
+        "Two": {"settings": ["b"], "methods": ["d5c5"]},
     }
     names = [cell.name for cell in cells_of(read_study(changed))]
     assert names == [
-        *("a/kst/0", "a/bare/0", "a/kst/1", "a/bare/1"),
-        *("b/bare/0", "b/bare/1"),
+        *("a/kst/0", "a/d5c5/0", "a/kst/1", "a/d5c5/1"),
+        *("b/d5c5/0", "b/d5c5/1"),
     ]
 
 
@@ -117,11 +122,11 @@ def test_a_training_that_diverges_does_not_keep_others_from_theirs(
         return train(config, run)
 
     monkeypatch.setattr(cells.loop, "train", diverging)
-    with pytest.raises(InputError, match="no results for a/bare/0: training diverged"):
-        run_study(read_study(values()), tmp_path, ["a/bare/*"])
-    assert "warning: a/bare/0: loss is nan at step 1." in capsys.readouterr().err
-    assert [path.stem for path in tmp_path.glob("results/a/bare/*.json")] == ["1"]
-    assert "No RM" in (tmp_path / "tables.md").read_text()
+    with pytest.raises(InputError, match="no results for a/d5c5/0: training diverged"):
+        run_study(read_study(values()), tmp_path, ["a/d5c5/*"])
+    assert "warning: a/d5c5/0: loss is nan at step 1." in capsys.readouterr().err
+    assert [path.stem for path in tmp_path.glob("results/a/d5c5/*.json")] == ["1"]
+    assert "D5C5 in small" in (tmp_path / "tables.md").read_text()
 
 
 @pytest.mark.parametrize("method", ["zero_filled", "reconstruction"])
@@ -138,7 +143,7 @@ def test_images_of_the_figures_are_those_that_were_scored(done, method):
 
 def test_tables_tell_means_differences_and_gaps(done):
     rows = json.loads((done / "tables.json").read_text())["One"]
-    assert list(rows) == ["zero_filled", "kst", "bare"]
+    assert list(rows) == ["zero_filled", "kst", "d5c5"]
     cells = {
         name: np.array(
             [
@@ -146,20 +151,20 @@ def test_tables_tell_means_differences_and_gaps(done):
                 for row in result(done, name)["per_slice"]
             ]
         )
-        for name in ("a/kst/0", "a/bare/0", "a/bare/1")
+        for name in ("a/kst/0", "a/d5c5/0", "a/d5c5/1")
     }
-    bare = (cells["a/bare/0"] + cells["a/bare/1"]) / 2  # over seeds, slice by slice
-    found, kst = rows["bare"]["a"], rows["kst"]["a"]
-    np.testing.assert_allclose(found["normalised"]["psnr"]["mean"], bare.mean())
-    np.testing.assert_allclose(found["normalised"]["psnr"]["std"], bare.std())
-    for less, sign in ((found["less_this"]["kst"], 1), (kst["less_this"]["bare"], -1)):
+    d5c5 = (cells["a/d5c5/0"] + cells["a/d5c5/1"]) / 2  # over seeds, slice by slice
+    found, kst = rows["d5c5"]["a"], rows["kst"]["a"]
+    np.testing.assert_allclose(found["normalised"]["psnr"]["mean"], d5c5.mean())
+    np.testing.assert_allclose(found["normalised"]["psnr"]["std"], d5c5.std())
+    for less, sign in ((found["less_this"]["kst"], 1), (kst["less_this"]["d5c5"], -1)):
         gain = less["normalised"]["psnr"]["mean"]
-        np.testing.assert_allclose(gain, sign * (cells["a/kst/0"] - bare).mean())
+        np.testing.assert_allclose(gain, sign * (cells["a/kst/0"] - d5c5).mean())
     assert rows["kst"]["b"] is None
     assert found["seeds"] == [0, 1]
     text = (done / "tables.md").read_text()
-    row = next(line for line in text.splitlines() if line.startswith("| No RM"))
-    mean, std = bare.mean(), bare.std()
+    row = next(line for line in text.splitlines() if line.startswith("| D5C5 in small"))
+    mean, std = d5c5.mean(), d5c5.std()
     assert "| 8 | " in row
     assert f"{mean:.2f} +- {std:.2f}" in row
     assert row.count("| - ") == 2
@@ -183,7 +188,7 @@ def test_figures_show_all_methods(done, tmp_path, monkeypatch):
     watched("reconstruction_figure")
     found = read_study(values())
     comparison.write(found, cells.finished(found, done), copy_of(done, tmp_path))
-    methods = ["K-Space Transformer", "No RM"]
+    methods = ["K-Space Transformer", "D5C5 in small"]
     assert shown["learning_figure"] == methods
     assert shown["reconstruction_figure"] == ["Zero-filled", *methods]
 
@@ -204,11 +209,11 @@ def test_a_finished_cell_is_not_done_again(done, tmp_path, capsys):
 
 def test_a_result_tells_all_devices_that_the_cell_was_trained_on(done, tmp_path):
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
-    sittings = tmp_path / "runs/a/bare/1/sittings.txt"
+    sittings = tmp_path / "runs/a/d5c5/1/sittings.txt"
     sittings.write_text(f"100.0 1 x NVIDIA H200\n{sittings.read_text()}")
-    (tmp_path / "results/a/bare/1.json").unlink()
-    run_study(read_study(values()), tmp_path, ["a/bare/1"])
-    found = result(tmp_path, "a/bare/1")
+    (tmp_path / "results/a/d5c5/1.json").unlink()
+    run_study(read_study(values()), tmp_path, ["a/d5c5/1"])
+    found = result(tmp_path, "a/d5c5/1")
     assert found["device"] == "1 x NVIDIA H200, 8 x cpu"
     assert found["train_s"] > 100
 
@@ -217,8 +222,8 @@ def test_minutes_of_different_devices_are_not_averaged(done, tmp_path):
     copy_of(done, tmp_path)
     shutil.copytree(tmp_path / "results/a", tmp_path / "results/b")
     for name, seconds, device in (
-        *((f"a/bare/{seed}", 60.0 + 120 * seed, "8 x cpu") for seed in (0, 1)),
-        *((f"b/bare/{seed}", 600.0, "1 x NVIDIA H200") for seed in (0, 1)),
+        *((f"a/d5c5/{seed}", 60.0 + 120 * seed, "8 x cpu") for seed in (0, 1)),
+        *((f"b/d5c5/{seed}", 600.0, "1 x NVIDIA H200") for seed in (0, 1)),
     ):
         changed = result(tmp_path, name) | {"train_s": seconds, "device": device}
         setting = name.partition("/")[0]
@@ -247,11 +252,11 @@ def test_results_of_another_study_are_refused(done):
 
 
 def test_results_of_other_slices_are_refused(done, tmp_path):
-    path = copy_of(done, tmp_path) / "results/a/bare/0.json"
+    path = copy_of(done, tmp_path) / "results/a/d5c5/0.json"
     changed = json.loads(path.read_text())
     changed["per_slice"] = changed["per_slice"][::-1]
     path.write_text(json.dumps(changed))
-    with pytest.raises(InputError, match=r"bare/0.json: its test slices.*a/kst/0"):
+    with pytest.raises(InputError, match=r"d5c5/0.json: its test slices.*a/kst/0"):
         cells.finished(read_study(values()), tmp_path)
 
 
@@ -279,7 +284,11 @@ def test_a_damaged_result_is_told(done, tmp_path):
         ("seeds", [0, 0], r"config\.seeds=\(0, 0\).*each once"),
         ("seeds", [], "at least one"),
         ("order", ["a"], "each of config.settings once"),
-        ("methods.kst.title", "No RM", "more than one has the title 'No RM'"),
+        (
+            "methods.kst.title",
+            "D5C5 in small",
+            "more than one has the title 'D5C5 in small'",
+        ),
         ("methods.kst.train.batch_size", 0, r"methods\.kst.*batch_size=0"),
         ("methods.kst.train.warmup_steps", 4, r"methods\.kst.*below train.steps=4"),
         ("eval.figures", 0, "a study needs figures"),
