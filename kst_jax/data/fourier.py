@@ -8,18 +8,30 @@ from collections.abc import Callable
 
 import numpy as np
 
+_SPATIAL = (-2, -1)
+
 
 def fft2c(image: np.ndarray) -> np.ndarray:
     """Complex images (..., H, W) to centred k-space, complex64."""
-    return _centred(np.fft.fft2, image)
+    return fftc(image, _SPATIAL)
 
 
 def ifft2c(kspace: np.ndarray) -> np.ndarray:
     """Centred k-space (..., H, W) to complex images, complex64."""
-    return _centred(np.fft.ifft2, kspace)
+    return ifftc(kspace, _SPATIAL)
 
 
-def _centred(transform: Callable, x: np.ndarray) -> np.ndarray:
-    x = np.fft.ifftshift(x, axes=(-2, -1))
-    x = transform(x, axes=(-2, -1), norm="ortho")
-    return np.fft.fftshift(x, axes=(-2, -1)).astype(np.complex64, copy=False)
+def fftc(image: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """The centred Fourier transform along some axes, complex64."""
+    return _centred(np.fft.fftn, image, axes)
+
+
+def ifftc(kspace: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `fftc`, complex64."""
+    return _centred(np.fft.ifftn, kspace, axes)
+
+
+def _centred(transform: Callable, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    x = np.fft.ifftshift(x, axes=axes)
+    x = transform(x, axes=axes, norm="ortho")
+    return np.fft.fftshift(x, axes=axes).astype(np.complex64, copy=False)

@@ -13,6 +13,7 @@ import numpy as np
 from kst_jax.config import Selection
 from kst_jax.data import contents
 from kst_jax.data.readers import fastmri, nifti, npy
+from kst_jax.data.samples import Sample
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 
@@ -44,8 +45,15 @@ class Volume(Protocol):
     def doubts(self) -> tuple[str, ...]:
         """What is probably wrong with a scan that can be read all the same."""
 
+    @property
+    def undersampled(self) -> bool:
+        """Whether the file tells that its k-space is not complete."""
+
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W)."""
+
+    def sample(self, index: int) -> Sample:
+        """One slice as it was measured."""
 
 
 # Each suffix's reader, which takes the path, the plane and the least foreground.
@@ -74,7 +82,23 @@ def selected(volume: Volume, selection: Selection) -> list[int]:
 
 
 def open_volume(path: Path, selection: Selection) -> Volume:
-    """Opens a scan; raises InputError if it cannot be used."""
+    """Opens a fully sampled scan.
+
+    Raises:
+      InputError: the file cannot be used, or its k-space is undersampled.
+    """
+    volume = open_scan(path, selection)
+    if volume.undersampled:
+        raise InputError(
+            f"{path}: holds a 'mask', so its k-space is undersampled and there is "
+            "nothing to compare with. Reconstruct it with kst-reconstruct; train and "
+            "test on fully sampled files (fastMRI's train and val)."
+        )
+    return volume
+
+
+def open_scan(path: Path, selection: Selection) -> Volume:
+    """Opens a scan, undersampled or not; raises InputError if it cannot be used."""
     require_file(path)
     suffix = suffix_of(path)
     try:

@@ -50,6 +50,19 @@ def run(main: Callable[[], None], refusal: int = 1) -> None:
         sys.exit(128 + signal.SIGINT)  # the shells' code for it
 
 
+def keep_programs() -> None:
+    """Caches compiled programs for the next start.
+
+    JAX's own settings take precedence: JAX_COMPILATION_CACHE_DIR sets another folder,
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if os.path.isabs(cache):  # false if a container's user has no home
+            folder = os.path.join(cache, "kst_jax", "programs")
+            jax.config.update("jax_compilation_cache_dir", folder)
+
+
 def _spelt(word: str) -> str:
     """Turns `--batch-sizes=1-2` into `--batch_sizes=1-2`; keeps non-options."""
     if not word.startswith("--"):

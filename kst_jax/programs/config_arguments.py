@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -64,7 +63,7 @@ def run(
         if not args.workdir:
             raise InputError("--workdir is missing; give a folder, such as runs/demo")
         config = read(_load(args.config, changes))
-        _keep_programs()
+        cli.keep_programs()
         joined = may_join and _connect(args)
         with _first_speaks() if joined else contextlib.nullcontext():
             main(config, os.path.expanduser(args.workdir), args)
@@ -152,19 +151,6 @@ def _flat(error: BaseException) -> str:
     while isinstance(text, BaseException) and text.args:
         text = text.args[0]
     return " ".join(str(text).split())
-
-
-def _keep_programs() -> None:
-    """Caches compiled programs for the next start.
-
-    JAX's own settings take precedence: JAX_COMPILATION_CACHE_DIR sets another folder,
-    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
-    """
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        if os.path.isabs(cache):  # false if a container's user has no home
-            folder = os.path.join(cache, "kst_jax", "programs")
-            jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def _add_processes(parser: Parser) -> None:

@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 
 from kst_jax.data.fourier import ifft2c
+from kst_jax.data.readers.ismrmrd_header import geometry_of
+from kst_jax.data.samples import Sample
 from kst_jax.errors import InputError
 
 # Far beyond any scan, and what keeps a damaged header from claiming all memory.
@@ -31,11 +33,13 @@ class FastMRIVolume:
         pickled and read from several processes.
       subject: the attribute `patient_id`, or the file's stem where there is none.
       depth: number of slices.
+      undersampled: the file has a mask, so its k-space is not complete.
     """
 
     path: Path
     subject: str
     depth: int
+    undersampled: bool = False
     doubts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = True
 
@@ -46,11 +50,38 @@ class FastMRIVolume:
 
     def read(self, index: int) -> np.ndarray:
         """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
+        return to_image(self._kspace(index), self._where(index))
+
+    def sample(self, index: int) -> Sample:
+        """K-space of one slice as it was measured, with the file's mask if it has one.
+
+        Raises:
+          InputError: values that are not finite, or a header that is not one.
+        """
+        kspace, where = self._kspace(index), self._where(index)
+        to_image(kspace, where)  # refuses values that cannot be transformed
+        with open_file(self.path) as file:
+            mask = _small(file, "mask", self.path) if self.undersampled else None
+            geometry = None
+            if "ismrmrd_header" in file:
+                header = _small(file, "ismrmrd_header", self.path).item()
+                geometry = geometry_of(header, str(self.path))
+        return Sample(
+            kspace=np.asarray(kspace, np.complex64),
+            mask=mask,
+            where=where,
+            geometry=geometry,
+        )
+
+    def _kspace(self, index: int) -> np.ndarray:
         with open_file(self.path) as file:
             kspace = file["kspace"]
             if kspace.chunks:
                 _require_honest_chunks(kspace, index, self.path)
-            return to_image(kspace[index], f"{self.path}: slice {index}")
+            return kspace[index]
+
+    def _where(self, index: int) -> str:
+        return f"{self.path}: slice {index}"
 
 
 def open_volume(path: Path) -> FastMRIVolume:
@@ -65,12 +96,7 @@ def open_volume(path: Path) -> FastMRIVolume:
         _require_single_coil(kspace, path)
         if kspace.chunks:
             _require_plain_storage(kspace, path)
-        if "mask" in file:
-            raise InputError(
-                f"{path}: holds a 'mask': its k-space is undersampled already, and "
-                "there is nothing to compare with. Use fastMRI's train or val files."
-            )
-        return FastMRIVolume(path, _subject(file, path), len(kspace))
+        return FastMRIVolume(path, _subject(file, path), len(kspace), "mask" in file)
 
 
 def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
@@ -116,6 +142,24 @@ def kspace_of(file: h5py.File, path: Path) -> h5py.Dataset:
             f"{path}: 'kspace' keeps its values in other files. Store them in this one."
         )
     return kspace
+
+
+def _small(file: h5py.File, name: str, path: Path) -> np.ndarray:
+    """A dataset of metadata; InputError for what is larger than any slice, or none."""
+    link, data = file.get(name, getlink=True), file[name]
+    if (
+        not isinstance(link, h5py.HardLink)
+        or not isinstance(data, h5py.Dataset)
+        or data.size is None
+        or data.is_virtual
+        or data.external
+        or max(data.size, math.prod(data.chunks or ())) > MAX_POINTS
+    ):
+        raise InputError(
+            f"{path}: '{name}' is no array of a slice's size in this file. Copy the "
+            "file again, or store it as fastMRI does."
+        )
+    return np.asarray(data[()])
 
 
 def _require_single_coil(kspace: h5py.Dataset, path: Path) -> None:

@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 import scipy.io
 
+from kst_jax.data.fourier import fft2c
+from kst_jax.data.samples import Sample
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 
@@ -63,6 +65,7 @@ class NiftiVolume:
     doubts: tuple[str, ...]
     stored: "_Stored" = dataclasses.field(repr=False, compare=False)
     measured: ClassVar[bool] = False
+    undersampled: ClassVar[bool] = False
 
     def read(self, index: int) -> np.ndarray:
         """Complex64 image (H, W) of one slice, in the volume's units.
@@ -77,6 +80,15 @@ class NiftiVolume:
         else:
             plane = self.stored.read(axis, index).squeeze(axis)
         return plane[:, ::-1].T.astype(np.complex64, order="C")
+
+    def sample(self, index: int) -> Sample:
+        """Simulated k-space of one slice, complete."""
+        return Sample(
+            kspace=fft2c(self.read(index)),
+            mask=None,
+            where=f"{self.path}: slice {index}",
+            simulated=True,
+        )
 
 
 def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from kst_jax.data.readers.fastmri import MAX_POINTS, MAX_SLICES, to_image
+from kst_jax.data.samples import Sample
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 
@@ -38,6 +39,7 @@ class NpyVolume:
     depth: int
     doubts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = False
+    undersampled: ClassVar[bool] = False
 
     @property
     def slices(self) -> range:
@@ -46,12 +48,21 @@ class NpyVolume:
 
     def read(self, index: int) -> np.ndarray:
         """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
+        return to_image(self._kspace(index), f"{self.path}: slice {index}")
+
+    def sample(self, index: int) -> Sample:
+        """K-space of one slice; what was not measured is zero in it."""
+        kspace, where = self._kspace(index), f"{self.path}: slice {index}"
+        to_image(kspace, where)  # refuses values that cannot be transformed
+        return Sample(kspace=kspace.astype(np.complex64), mask=None, where=where)
+
+    def _kspace(self, index: int) -> np.ndarray:
         kspace = memory_map(self.path)[index]
-        if kspace.dtype.kind == "f":
-            with np.errstate(over="ignore", invalid="ignore"):  # `to_image` reports it
-                channels = np.ascontiguousarray(kspace, np.float32)
-            kspace = channels.view(np.complex64)[..., 0]
-        return to_image(kspace, f"{self.path}: slice {index}")
+        if kspace.dtype.kind != "f":
+            return kspace
+        with np.errstate(over="ignore", invalid="ignore"):  # `to_image` reports it
+            channels = np.ascontiguousarray(kspace, np.float32)
+        return channels.view(np.complex64)[..., 0]
 
 
 def open_volume(path: Path) -> NpyVolume:

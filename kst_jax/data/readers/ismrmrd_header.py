@@ -1,0 +1,51 @@
+"""The ISMRMRD header in fastMRI's files: the sizes of a scan."""
+
+import re
+from xml.etree import ElementTree
+
+from kst_jax.data.samples import Geometry
+from kst_jax.errors import InputError
+
+_MAX_BYTES = 2**20
+_SPACE = "{*}encoding/{*}reconSpace"
+
+
+def geometry_of(header: bytes | str, where: str) -> Geometry:
+    """The reconstructed matrix and its voxel size, from `encoding/reconSpace`.
+
+    Args:
+      header: XML, as the dataset `ismrmrd_header` holds it.
+      where: names the file.
+
+    Raises:
+      InputError: not such a header, or sizes that no image has.
+    """
+    text = header if isinstance(header, bytes) else header.encode()
+    try:
+        # Declarations could make a short text expand without end.
+        if len(text) > _MAX_BYTES or re.search(rb"<!(DOCTYPE|ENTITY)", text):
+            raise ValueError("too long, or with declarations")
+        space = ElementTree.fromstring(text).find(_SPACE)
+        if space is None:
+            raise ValueError("no encoding/reconSpace")
+        # x is the readout, which are the rows of k-space in fastMRI's files.
+        rows, columns = (int(_value(space, "matrixSize", axis)) for axis in "xy")
+        extent = [float(_value(space, "fieldOfView_mm", axis)) for axis in "xyz"]
+        depth = max(1, int(_value(space, "matrixSize", "z")))
+        if not (0 < rows <= 2**14 and 0 < columns <= 2**14 and min(extent) > 0):
+            raise ValueError(f"a matrix of {rows} x {columns} over {extent} mm")
+    except (ElementTree.ParseError, ValueError, UnicodeError) as error:
+        cause = " ".join(str(error).split())
+        raise InputError(
+            f"{where}: 'ismrmrd_header' does not tell the size of the image ({cause}). "
+            "Copy the file again, or remove the header to keep the size of k-space."
+        ) from error
+    voxel = extent[0] / rows, extent[1] / columns, extent[2] / depth
+    return Geometry((rows, columns), voxel)
+
+
+def _value(space: ElementTree.Element, group: str, axis: str) -> str:
+    found = space.findtext(f"{{*}}{group}/{{*}}{axis}")
+    if found is None:
+        raise ValueError(f"no {group}/{axis}")
+    return found

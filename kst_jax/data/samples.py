@@ -1,0 +1,119 @@
+"""One slice as it was measured: its k-space, its sampled points, its sizes."""
+
+import dataclasses
+
+import numpy as np
+
+from kst_jax.data.fourier import fftc, ifftc
+from kst_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What a scan's header tells of its grid.
+
+    Attributes:
+      matrix: rows and columns of the image that the scanner reconstructs; the readout
+        (rows) is often measured with more.
+      voxel: size of a voxel of that image along rows, columns and slices, in mm.
+    """
+
+    matrix: tuple[int, int]
+    voxel: tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """The k-space of one slice.
+
+    Attributes:
+      kspace: complex64 (H, W), centred and orthonormal, in the scan's units. Rows are
+        the readout, columns the phase encoding.
+      mask: (H, W), True where sampled, or (W,) for whole columns; None if the scan
+        does not tell.
+      where: names the slice in messages.
+      geometry: of the scan; None if the scan does not tell.
+      simulated: k-space was computed from a magnitude image.
+    """
+
+    kspace: np.ndarray
+    mask: np.ndarray | None
+    where: str
+    geometry: Geometry | None = None
+    simulated: bool = False
+
+
+def sampling_mask(sample: Sample) -> np.ndarray:
+    """Finds which points (H, W) of a slice's k-space were measured.
+
+    A scan that has no mask tells by its zeros.
+
+    Raises:
+      InputError: the mask does not fit the k-space or contradicts it, or nothing was
+        measured.
+    """
+    measured = sample.kspace != 0
+    if not measured.any():
+        raise InputError(
+            f"{sample.where}: all of its k-space is zero, so nothing was measured. "
+            "Leave the slice out, or copy the file again."
+        )
+    if sample.mask is None:
+        columns = np.broadcast_to(measured.any(axis=0), measured.shape)
+        # Values within a measured column may be zero by chance, but hardly many.
+        return columns if measured[columns].mean() > 0.99 else measured
+    mask = fitting(sample.mask, sample.kspace.shape, sample.where)
+    if (measured & ~mask).any():
+        raise InputError(
+            f"{sample.where}: k-space is not zero at {int((measured & ~mask).sum())} "
+            "points that the mask calls unsampled. Use the mask that belongs to the "
+            "file (--mask)."
+        )
+    if not measured[:, mask.any(axis=0)].any(axis=0).all():
+        empty = np.flatnonzero(mask.any(axis=0) & ~measured.any(axis=0))
+        raise InputError(
+            f"{sample.where}: the mask calls column {empty[0]} sampled ({len(empty)} "
+            "such columns), but its k-space is zero. Use the mask that belongs to the "
+            "file (--mask), or copy the file again."
+        )
+    return mask
+
+
+def fitting(mask: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """A mask (W,) or (H, W) as bool (H, W).
+
+    Raises:
+      InputError: another shape, values other than 0 and 1, or no sampled point.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
+        raise InputError(
+            f"{where}: the mask holds values other than 0 and 1 ({mask.dtype}). Give "
+            "True or 1 where k-space is sampled."
+        )
+    if mask.shape not in (shape, shape[-1:], (1, shape[-1])):
+        raise InputError(
+            f"{where}: a mask of shape {mask.shape} does not fit k-space of "
+            f"{shape[0]} rows and {shape[1]} columns. Give one of shape {shape[-1:]}, "
+            f"for whole columns, or {shape}."
+        )
+    if not mask.any():
+        raise InputError(
+            f"{where}: the mask samples nothing. Use the mask that belongs to the file."
+        )
+    return np.broadcast_to(mask.astype(bool), shape)
+
+
+def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:
+    """Crops the readout in image space, which leaves the sampling of columns alone.
+
+    Args:
+      kspace: (H, W) complex64 of whole columns, each measured or zero.
+      rows: rows to keep about the centre, at most H.
+
+    Returns:
+      (rows, W) complex64: the k-space of the cropped image.
+    """
+    lines = ifftc(kspace, axes=(0,))
+    first = (len(lines) - rows) // 2
+    return fftc(lines[first : first + rows], axes=(0,))

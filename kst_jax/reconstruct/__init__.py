@@ -1,0 +1,1 @@
+"""Images from scans that are really undersampled."""

@@ -1,0 +1,82 @@
+r"""Reconstructs scans that are really undersampled.
+
+    kst-reconstruct runs/knee /data/singlecoil_test out
+
+RUN is the folder of a run, of released weights (weights/uniform1d_5x) or of a
+converted checkpoint. SCANS are files of k-space: fastMRI's single-coil .h5, with the
+`mask` of its test files, or .npy; a folder, a file, a pattern, or several with commas.
+OUT gets
+
+    NAME.h5             `reconstruction`, float32 magnitudes (slices, H, W), in the
+                        units of the scan, as fastMRI takes them
+    reconstruct.json    run, step, scans, their accelerations, seconds
+
+or with --format=nifti NAME.nii, with --format=png a picture NAME.png.
+
+The mask of a file is taken; in a file without, what is zero was not measured. An
+oversampled readout is cropped, and images are cut to the matrix that the file's header
+names. A scan that differs from what the network was trained on gets a warning. To try a
+network on a fully sampled scan, undersample it:
+
+    kst-reconstruct runs/knee scan.h5 out --acceleration=4
+
+The same command carries on where it was interrupted.
+"""
+
+from pathlib import Path
+
+from kst_jax.data.readers.npy import memory_map
+from kst_jax.errors import InputError
+from kst_jax.programs import cli
+from kst_jax.programs.arguments import Parser
+from kst_jax.reconstruct.inputs import Undersampling
+from kst_jax.reconstruct.outputs import FORMATS
+from kst_jax.reconstruct.runner import Options, reconstruct
+
+
+def _main() -> None:
+    parser = Parser("kst-reconstruct", __doc__)
+    add = parser.add_argument
+    add("run", help="folder of a run, of released weights or of a converted checkpoint")
+    add("scans", help="undersampled k-space: a folder, a file, a pattern, or several")
+    add("out", help="folder to write")
+    add("--format", choices=FORMATS, default="h5", help="of the files in OUT (h5)")
+    add("--complex", action="store_true", help="write the phase too (h5, nifti)")
+    add("--mask", metavar="FILE.npy", help="mask (W,) or (H, W) for all scans")
+    add(
+        "--acceleration",
+        type=float,
+        default=0.0,
+        help="undersample fully sampled scans, for a try, by the network's pattern",
+    )
+    add(
+        "--checkpoint",
+        choices=("latest", "best"),
+        default="latest",
+        help="which one of the run (latest)",
+    )
+    add("--batch_size", type=int, default=4, help="slices at a time (4)")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size={args.batch_size} must be at least 1")
+    if args.acceleration and not args.acceleration > 1:
+        raise InputError(f"--acceleration={args.acceleration} must be above 1")
+    if args.complex and args.format == "png":
+        raise InputError("--complex: a picture has no phase; take --format=h5 or nifti")
+    mask = None if args.mask is None else memory_map(Path(args.mask))
+    options = Options(
+        args.format,
+        args.complex,
+        args.checkpoint,
+        args.batch_size,
+        Undersampling(mask, args.acceleration),
+    )
+    cli.keep_programs()
+    found = reconstruct(args.run, args.scans, args.out, options)
+    count = sum(about["slices"] for about in found["scans"].values())
+    print(f"{count} slices of {len(found['scans'])} scans written to {args.out}")
+
+
+def main() -> None:
+    """Command line."""
+    cli.run(_main)

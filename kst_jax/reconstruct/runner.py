@@ -1,0 +1,251 @@
+"""Reconstructs undersampled scans with a trained network, one file after another."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from kst_jax import parallel, tokens
+from kst_jax.config import Config, Selection
+from kst_jax.data import sources, transforms, volumes
+from kst_jax.data.samples import Geometry
+from kst_jax.data.volumes import Volume
+from kst_jax.errors import InputError
+from kst_jax.models.contract import Reconstructor
+from kst_jax.models.registry import build
+from kst_jax.programs import files
+from kst_jax.reconstruct import inputs, outputs
+from kst_jax.reconstruct.inputs import Measurement, Undersampling
+from kst_jax.runs import checkpoints
+from kst_jax.stages import require_trained
+from kst_jax.tokens import Batch
+
+RECORD = "reconstruct.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is made of the scans.
+
+    Attributes:
+      kind: format of the files, a key of `outputs.FORMATS`.
+      phase: write the phase, too.
+      checkpoint: "latest" or "best" of the run.
+      batch_size: slices at a time, over all devices.
+      undersampling: where masks come from, if not from the scans.
+    """
+
+    kind: str = "h5"
+    phase: bool = False
+    checkpoint: str = "latest"
+    batch_size: int = 4
+    undersampling: Undersampling = dataclasses.field(default_factory=Undersampling)
+
+
+def reconstruct(
+    run: str | Path, scans: str, out: str | Path, options: Options | None = None
+) -> dict[str, Any]:
+    """Reconstructs every slice of some scans and writes a file for each scan.
+
+    The same call carries on where one was interrupted.
+
+    Args:
+      run: folder of a run, of released weights or of a converted checkpoint.
+      scans: as `data.test` names them; .h5 and .npy of k-space, and for a try any.
+      out: folder to write.
+      options: how.
+
+    Returns:
+      What OUT/reconstruct.json holds.
+
+    Raises:
+      InputError: a run or scans that cannot be used, or a folder with the results of
+        other options; nothing is written then.
+    """
+    options = options or Options()
+    params, config, step = checkpoints.read_parameters(run, options.checkpoint)
+    require_trained(config.train, step, build(config.model).stages, str(run))
+    selection = Selection(min_foreground=0.0)
+    opened = [volumes.open_scan(path, selection) for path in sources.find(scans)]
+    out = Path(out).expanduser().absolute()
+    record = _record(run, step, options)
+    done = _finished(out, record)
+    todo = [volume for volume in opened if volume.path.name not in done]
+    _look(todo, config, options.undersampling)
+    files.make_folder(out)
+    mesh = parallel.make_mesh(options.batch_size)
+    everywhere = parallel.replicate(params, mesh)
+    total = sum(len(volume.slices) for volume in todo)
+    with tqdm(desc="Reconstructing", unit="slice", total=total) as bar:
+        for volume in todo:
+            started = time.monotonic()
+            images, accelerations, geometry = _scan(
+                volume, config, everywhere, mesh, options, bar
+            )
+            name = volumes.name_of(volume.path) + outputs.FORMATS[options.kind][0]
+            outputs.write(out / name, images, options.kind, geometry, options.phase)
+            done[volume.path.name] = {
+                "file": name,
+                "slices": len(images),
+                "size": list(images.shape[1:]),
+                "acceleration": round(float(np.mean(accelerations)), 3),
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            with files.whole(out / RECORD) as partial:
+                partial.write_text(json.dumps(record | {"scans": done}, indent=1))
+    return record | {"scans": done}
+
+
+def _record(run: str | Path, step: int, options: Options) -> dict[str, Any]:
+    """What the images are made from, apart from the scans."""
+    mask = options.undersampling.mask
+    return {
+        "run": str(Path(run).absolute()),
+        "step": step,
+        "format": options.kind,
+        "complex": options.phase,
+        "acceleration": options.undersampling.acceleration,
+        "mask": None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
+    }
+
+
+def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
+    """The scans that an earlier call has done in the folder.
+
+    Raises:
+      InputError: the folder holds something else.
+    """
+    if not (out / RECORD).exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(
+                f"{out}: is not empty, and not of kst-reconstruct. Name another folder."
+            )
+        return {}
+    found = files.read_json(out / RECORD)
+    for name, value in record.items():
+        if not isinstance(found, dict) or found.get(name) != value:
+            there = found.get(name) if isinstance(found, dict) else None
+            raise InputError(
+                f"{out}: holds reconstructions with another {name} ({there}, here "
+                f"{value}). Name another folder."
+            )
+    return {
+        scan: about
+        for scan, about in found["scans"].items()
+        if (out / about["file"]).is_file()
+    }
+
+
+def _look(todo: list[Volume], config: Config, undersampling: Undersampling) -> None:
+    """Refuses scans that cannot be reconstructed; warns of those unlike training."""
+    warned: set[str] = set()
+    if config.data.normalise == "target" and todo:
+        print(
+            "warning: the network was trained on slices normalised by their targets "
+            "(data.normalise); the zero-filled image takes the target's place here",
+            file=sys.stderr,
+        )
+    for volume in todo:
+        with volumes.reading(volume.path):
+            index = volume.slices[len(volume.slices) // 2]
+            measurement = inputs.measure(volume, index, config, undersampling)
+        _model_for(config, measurement)
+        simulated = not volume.measured
+        for kind, what in inputs.differences(measurement, config, simulated).items():
+            if kind not in warned:
+                print(f"warning: {volume.path.name}: {what}", file=sys.stderr)
+            warned.add(kind)
+
+
+def _model_for(config: Config, measurement: Measurement) -> Reconstructor:
+    """The network for the matrix of a scan."""
+    shape = measurement.mask.shape
+    try:
+        model = config.model.resized(config.data.size, shape)
+        model.require_size(shape)
+    except InputError as error:
+        raise InputError(
+            f"the network cannot reconstruct a matrix of {shape[0]} x {shape[1]}: "
+            f"{error}. Take a network without a low-resolution decoder "
+            "(model.lr_decoder=False), or one whose low-resolution grid divides it."
+        ) from None
+    return build(model)
+
+
+def _scan(
+    volume: Volume,
+    config: Config,
+    params: dict,
+    mesh: Mesh,
+    options: Options,
+    bar: tqdm,
+) -> tuple[np.ndarray, list[float], Geometry | None]:
+    """Complex images (S, H, W) of a scan, accelerations of its slices, geometry."""
+    with volumes.reading(volume.path):
+        slices = [
+            inputs.measure(volume, index, config, options.undersampling)
+            for index in volume.slices
+        ]
+    shapes = {one.mask.shape for one in slices}
+    if len(shapes) > 1:
+        raise InputError(f"{volume.path}: its slices differ in size: {sorted(shapes)}.")
+    geometry, sampled = slices[0].geometry, [int(one.mask.sum()) for one in slices]
+    network = _compiled(_model_for(config, slices[0]), mesh)
+    images = []
+    for batch, mean, std, count in _batches(volume, slices, config, options):
+        shards = parallel.shard((batch, mean, std), mesh)
+        found = np.asarray(parallel.fetch(network(params, *shards)))[:count]
+        images.append(found[..., 0] + 1j * found[..., 1])
+        bar.update(count)
+    whole = np.concatenate(images)
+    matrix = whole.shape[1:] if geometry is None else geometry.matrix
+    size = [min(n, m) for n, m in zip(whole.shape[1:], matrix, strict=True)]
+    cropped = np.stack([transforms.centre_crop(x, tuple(size)) for x in whole])
+    return cropped, [slices[0].mask.size / n for n in sampled], geometry
+
+
+def _batches(
+    volume: Volume, slices: list[Measurement], config: Config, options: Options
+) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, int]]:
+    """Batches of equal shape; the last one is padded with its last slice."""
+    sampled = [int(one.mask.sum()) for one in slices]
+    counts = min(sampled), max(sampled)
+    for first in range(0, len(slices), options.batch_size):
+        part = slices[first : first + options.batch_size]
+        padded = part + [part[-1]] * (options.batch_size - len(part))
+        prepared = [
+            inputs.tokenise(one, config, counts, f"{volume.path}: slice {first + n}")
+            for n, one in enumerate(padded)
+        ]
+        mean, std = (
+            np.array([getattr(n, name) for _, n in prepared], np.float32)
+            for name in ("mean", "std")
+        )
+        yield tokens.batch_of([fields for fields, _ in prepared]), mean, std, len(part)
+
+
+def _compiled(model: Reconstructor, mesh: Mesh) -> Callable:
+    """Images (B, H, W, 2) of a batch, in the units of its k-space."""
+    model = model.clone(query_axis=parallel.QUERY)
+
+    def network(
+        params: dict, batch: Batch, mean: jax.Array, std: jax.Array
+    ) -> jax.Array:
+        image = model.reconstruct(params, batch).image
+        return transforms.denormalise(image, mean, std)
+
+    return parallel.map_over_devices(
+        network,
+        mesh,
+        in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 3),
+        out_specs=parallel.SHARDED,
+    )
