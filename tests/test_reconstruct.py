@@ -1,0 +1,314 @@
+"""kst-reconstruct: what it makes of undersampled scans, and what it refuses."""
+
+import json
+
+import h5py
+import jax
+import matplotlib.image
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kst_jax import fourier
+from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig
+from kst_jax.data import samples
+from kst_jax.data.samples import Sample
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
+from kst_jax.reconstruct.runner import reconstruct
+from kst_jax.runs.checkpoints import write_parameters
+from tests.programs import refused, run_here
+from tests.references import make_kst_tiny
+
+PROGRAM = "kst-reconstruct"
+RNG = np.random.default_rng(0)
+SLICES, SIZE = 6, (16, 16)
+COLUMNS = np.arange(16) % 3 != 0
+HEADER = """<?xml version="1.0"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>
+<encodedSpace><matrixSize><x>32</x><y>16</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>64</x><y>24</y><z>5</z></fieldOfView_mm></encodedSpace>
+<reconSpace><matrixSize><x>16</x><y>12</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>32</x><y>18</y><z>5</z></fieldOfView_mm></reconSpace>
+</encoding></ismrmrdHeader>"""
+
+
+def kspace_of(shape=(SLICES, *SIZE), seed=1):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+
+
+def write(path, kspace, mask=None, header=None):
+    with h5py.File(path, "w") as file:
+        file["kspace"] = kspace
+        if mask is not None:
+            file["mask"] = mask
+        if header is not None:
+            file["ismrmrd_header"] = header
+    return path
+
+
+def ifft(kspace):
+    x = np.fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1)), norm="ortho")
+    return np.fft.fftshift(x, axes=(-2, -1))
+
+
+def fft(image):
+    x = np.fft.fft2(np.fft.ifftshift(image, axes=(-2, -1)), norm="ortho")
+    return np.fft.fftshift(x, axes=(-2, -1))
+
+
+def network(folder, **data):
+    """A checkpoint of a small network with random parameters."""
+    config = Config(
+        data=DataConfig(train="knee.h5", size=SIZE, **data),
+        mask=MaskConfig(kind="uniform_1d", acceleration=1.6),
+        model=KSTConfig(
+            width=8,
+            heads=2,
+            mlp=8,
+            encoder_layers=1,
+            lr_layers=1,
+            hr_layers=1,
+            lr_size=(8, 8),
+            refinement_features=4,
+        ),
+    )
+    model = KSpaceTransformer(config.model)
+    params = model.init(jax.random.key(0), make_kst_tiny.example())["params"]
+    write_parameters(folder, params, config)
+    return model, params
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, *network(folder)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A file as fastMRI's test files are: zeros where the mask samples nothing."""
+    path = tmp_path_factory.mktemp("scans") / "file1.h5"
+    return write(path, kspace_of() * COLUMNS, COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def images(run, scan, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    done = run_here(PROGRAM, run[0], scan, out, "--complex")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    with h5py.File(out / "file1.h5") as file:
+        return file["reconstruction"][()] * np.exp(1j * file["phase"][()])
+
+
+def test_images_are_those_of_the_network(run, scan, images):
+    """By hand: divided by the root mean square, reconstructed, multiplied."""
+    _, model, params = run
+    mask = np.broadcast_to(COLUMNS, SIZE)
+    for measured, image in zip(kspace_of() * COLUMNS, images, strict=True):
+        scale = np.sqrt(np.mean(np.abs(ifft(measured)) ** 2) / 2)
+        channels = np.stack([measured.real, measured.imag], -1) / scale
+        output = reconstruct_slice(model, params, channels.astype(np.float32), mask)
+        wanted = np.asarray(fourier.to_complex(output.image[0])) * scale
+        np.testing.assert_allclose(image, wanted, atol=1e-4)
+
+
+def test_measured_values_stay(images):
+    found = fft(images)[..., COLUMNS]
+    np.testing.assert_allclose(found, kspace_of()[..., COLUMNS], atol=1e-4)
+    assert np.abs(fft(images)[..., ~COLUMNS]).max() > 1e-3  # and others are filled in
+
+
+@pytest.mark.parametrize("name", ["zeros.h5", "zeros.npy"])
+def test_without_a_mask_zeros_tell_what_was_measured(run, images, name, tmp_path):
+    kspace = kspace_of() * COLUMNS
+    if name.endswith("npy"):
+        np.save(tmp_path / name, kspace)
+    else:
+        write(tmp_path / name, kspace)
+    reconstruct(run[0], str(tmp_path / name), tmp_path / "out")
+    with h5py.File(tmp_path / "out" / "zeros.h5") as file:
+        np.testing.assert_allclose(file["reconstruction"], np.abs(images), atol=1e-5)
+
+
+def test_a_mask_of_ones_own_and_fully_sampled_scans(run, images, tmp_path):
+    """--acceleration keeps to the network's pattern, alike each time."""
+    np.save(tmp_path / "mask.npy", COLUMNS)
+    write(tmp_path / "scan.h5", kspace_of() * COLUMNS)
+    full = write(tmp_path / "full.h5", kspace_of())
+    out = tmp_path / "mine"
+    mask = f"--mask={tmp_path / 'mask.npy'}"
+    assert run_here(PROGRAM, run[0], tmp_path / "scan.h5", out, mask).returncode == 0
+    with h5py.File(out / "scan.h5") as file:
+        np.testing.assert_allclose(file["reconstruction"], np.abs(images), atol=1e-5)
+    for name in ("once", "again"):
+        done = run_here(PROGRAM, run[0], full, tmp_path / name, "--acceleration=2")
+        assert done.returncode == 0, done.stderr
+    once, again = (tmp_path / n / "full.h5" for n in ("once", "again"))
+    with h5py.File(once) as one, h5py.File(again) as other:
+        np.testing.assert_array_equal(one["reconstruction"], other["reconstruction"])
+    record = json.loads((tmp_path / "once" / "reconstruct.json").read_text())
+    assert record["scans"]["full.h5"]["acceleration"] == 2
+
+
+def test_an_oversampled_readout_is_cropped_and_columns_to_the_header(run, tmp_path):
+    """As cropping the rows of the fully sampled image does, by numpy."""
+    kspace = kspace_of((2, 32, 16))
+    wanted = fft(ifft(kspace)[:, 8:24]) * COLUMNS
+    write(tmp_path / "long.h5", kspace * COLUMNS, COLUMNS, HEADER)
+    write(tmp_path / "short.h5", wanted.astype(np.complex64), COLUMNS)
+    reconstruct(run[0], str(tmp_path), tmp_path / "out")
+    found = {}
+    for name in ("long", "short"):
+        with h5py.File(tmp_path / "out" / f"{name}.h5") as file:
+            found[name] = file["reconstruction"][()]
+    assert found["long"].shape == (2, 16, 12)
+    np.testing.assert_allclose(found["long"], found["short"][..., 2:14], atol=1e-4)
+
+
+def test_cropping_the_readout_leaves_columns_that_are_zero(tmp_path):
+    cropped = samples.crop_readout(kspace_of((32, 16)) * COLUMNS, 16)
+    assert cropped.shape == (16, 16)
+    assert not cropped[:, ~COLUMNS].any()
+
+
+def test_nifti_has_the_voxels_of_the_header(run, tmp_path):
+    write(tmp_path / "scan.h5", kspace_of((3, 32, 16)) * COLUMNS, COLUMNS, HEADER)
+    scan = tmp_path / "scan.h5"
+    for kind in ("nifti", "h5"):
+        done = run_here(PROGRAM, run[0], scan, tmp_path / kind, f"--format={kind}")
+        assert done.returncode == 0, done.stderr
+    volume = nib.load(tmp_path / "nifti" / "scan.nii")
+    assert volume.shape == (12, 16, 3)
+    np.testing.assert_allclose(volume.header.get_zooms(), (1.5, 2, 5))
+    with h5py.File(tmp_path / "h5" / "scan.h5") as file:
+        wanted = file["reconstruction"][1]
+    np.testing.assert_allclose(volume.get_fdata()[:, ::-1, 1].T, wanted, rtol=1e-6)
+
+
+def test_a_picture_shows_all_slices(run, scan, tmp_path):
+    done = run_here(PROGRAM, run[0], scan, tmp_path / "out", "--format=png")
+    assert done.returncode == 0, done.stderr
+    picture = matplotlib.image.imread(tmp_path / "out" / "file1.png")
+    assert picture.shape[:2] == (2 * 16, 3 * 16)
+    assert picture[..., 0].max() == 1
+
+
+def test_it_carries_on_and_does_nothing_twice(run, scan, tmp_path):
+    out = tmp_path / "out"
+    first = reconstruct(run[0], str(scan), out)
+    written = (out / "file1.h5").stat().st_mtime_ns
+    other = write(tmp_path / "file2.h5", kspace_of() * COLUMNS, COLUMNS)
+    second = reconstruct(run[0], f"{scan},{other}", out)
+    assert (out / "file1.h5").stat().st_mtime_ns == written
+    assert set(second["scans"]) == {"file1.h5", "file2.h5"}
+    assert second["scans"]["file1.h5"] == first["scans"]["file1.h5"]
+    (out / "file1.h5").unlink()  # lost: made again
+    reconstruct(run[0], f"{scan},{other}", out)
+    assert (out / "file1.h5").is_file()
+
+
+def test_other_options_or_another_folder_are_refused(run, scan, tmp_path):
+    out = tmp_path / "out"
+    reconstruct(run[0], str(scan), out)
+    assert "another format" in refused(PROGRAM, run[0], scan, out, "--format=png")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    assert "is not empty" in refused(PROGRAM, run[0], scan, tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("mask", "change", "message"),
+    [
+        (np.ones(15, bool), None, r"a mask of shape (15,) does not fit k-space of 16"),
+        (np.zeros(16, bool), None, "the mask samples nothing"),
+        (COLUMNS * 3, None, "values other than 0 and 1"),
+        (~COLUMNS, None, "not zero at 160 points that the mask calls unsampled"),
+        (np.ones(16, bool), None, "the mask calls column 0 sampled (6 such columns)"),
+        (COLUMNS, lambda k: k * 0, "all of its k-space is zero"),
+        (COLUMNS, lambda k: k * np.nan, "values that are not finite"),
+        (None, lambda k: kspace_of(), "fully sampled, so nothing is to reconstruct"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(run, mask, change, message, tmp_path):
+    kspace = kspace_of() * COLUMNS
+    scan = write(tmp_path / "scan.h5", change(kspace) if change else kspace, mask)
+    error = refused(PROGRAM, run[0], scan, tmp_path / "out")
+    assert message in error
+    assert "scan.h5" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_fit_are_refused(run, scan, tmp_path):
+    out = tmp_path / "out"
+    given = (PROGRAM, run[0], scan, out)
+    assert "leave out --acceleration" in refused(*given, "--acceleration=2")
+    assert "must be above 1" in refused(*given, "--acceleration=0.5")
+    assert "a picture has no phase" in refused(*given, "--format=png", "--complex")
+    assert "invalid choice" in refused(*given, "--format=dicom")
+    odd = write(tmp_path / "odd.h5", kspace_of((1, 16, 15)), np.arange(15) > 99)
+    assert "samples nothing" in refused(PROGRAM, run[0], odd, out)
+    zeros = np.arange(15) % 2 > 0
+    odd = write(tmp_path / "odd.h5", kspace_of((1, 16, 15)) * zeros, zeros)
+    assert "cannot reconstruct a matrix of 16 x 15" in refused(
+        PROGRAM, run[0], odd, out
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("no XML", "does not tell the size"),
+        ("<ismrmrdHeader/>", "no encoding/reconSpace"),
+        (HEADER.replace("<y>12</y>", ""), "no matrixSize/y"),
+        (HEADER.replace("<x>16</x>", "<x>-16</x>"), "a matrix of -16 x 12"),
+        (f"<!DOCTYPE a [<!ENTITY b 'c'>]>{HEADER[21:]}", "with declarations"),
+    ],
+)
+def test_headers_that_are_none_are_refused(run, header, message, tmp_path):
+    scan = write(tmp_path / "scan.h5", kspace_of() * COLUMNS, COLUMNS, header)
+    assert message in refused(PROGRAM, run[0], scan, tmp_path / "out")
+
+
+def test_scans_unlike_the_training_get_one_warning_each(tmp_path):
+    network(tmp_path / "run", normalise="target", augment=AugmentConfig())
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace("knee.h5", "head_T1w.nii.gz"))
+    few = np.arange(32) % 4 == 0
+    for name in ("a.h5", "b.h5"):
+        write(tmp_path / name, kspace_of((2, 16, 32)) * few, few)
+    scans = f"{tmp_path / 'a.h5'},{tmp_path / 'b.h5'}"
+    done = run_here(PROGRAM, tmp_path / "run", scans, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "warning: " in line]
+    assert len(warnings) == 3
+    for what in ("by their targets", "16 x 32", "4.0 times"):
+        assert sum(what in line for line in warnings) == 1
+
+
+def test_a_phase_is_noticed_where_training_had_none():
+    """A real image, even turned as a whole, has k-space of conjugate pairs."""
+    from kst_jax.reconstruct.inputs import Measurement, differences
+
+    config = Config(
+        data=DataConfig(train="demo:train", size=SIZE), model=KSTConfig(lr_size=(8, 8))
+    )
+    rows, columns = np.meshgrid(*[np.linspace(-1, 1, 16)] * 2, indexing="ij")
+    real = RNG.normal(size=SIZE)
+    everything = np.ones(SIZE, bool)
+    for image, noticed in (
+        (real, False),
+        (real * np.exp(0.7j), False),
+        (real * np.exp(2j * rows * columns), True),
+    ):
+        measurement = Measurement(fft(image).astype(np.complex64), everything, None)
+        assert ("phase" in differences(measurement, config, False)) == noticed
+
+
+def test_single_points_that_were_measured_are_found():
+    mask = RNG.random((16, 16)) < 0.3
+    sample = Sample(kspace=kspace_of((16, 16)) * mask, mask=None, where="x")
+    np.testing.assert_array_equal(samples.sampling_mask(sample), mask)
