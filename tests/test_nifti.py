@@ -206,10 +206,10 @@ BAD_NIFTI = {
     "not finite": lambda p: write_nifti(p, with_nan(VOLUME, (1, 2, 3))),
     "are not finite": lambda p: write_nifti(p, VOLUME.astype("f8") * 1e99),
     "blank": lambda p: write_nifti(p, VOLUME * 0),
-    "does not say how the axes lie": lambda p: write_header(
+    "does not give the directions": lambda p: write_header(
         p, sform_code=1, srow_x=0, srow_y=0, srow_z=0
     ),
-    "affine does not say": lambda p: write_header(p, sform_code=1, srow_x=np.nan),
+    "affine does not give": lambda p: write_header(p, sform_code=1, srow_x=np.nan),
     "claims the shape": lambda p: write_header(p, dim=[3, 900, 900, 900, 1, 1, 1, 1]),
     "a file of": lambda p: write_header(p, dim=[3, 600, 600, 600, 1, 1, 1, 1]),
 }
@@ -272,6 +272,18 @@ def test_gzip_of_several_streams_and_padding(tmp_path, count, padding):
     (tmp_path / "b.nii.gz").write_bytes(members(raw, count) + bytes(padding))
     one, other = (read_all(tmp_path / name) for name in ("a.nii", "b.nii.gz"))
     np.testing.assert_array_equal([s.image for s in other], [s.image for s in one])
+
+
+def test_what_follows_the_values_is_not_read_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(nifti, "_MAX_DECODED_BYTES", 2**21)
+    write_nifti(tmp_path / "a.nii")
+    raw = (tmp_path / "a.nii").read_bytes()
+    path = tmp_path / "b.nii.gz"
+    path.write_bytes(gzip.compress(raw + bytes(2**20)))
+    assert read_all(path)
+    path.write_bytes(gzip.compress(raw + bytes(2**22)))
+    with pytest.raises(InputError, match=r"b\.nii\.gz: more than 2097152 bytes follow"):
+        read_all(path)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 4])

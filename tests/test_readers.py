@@ -178,7 +178,7 @@ def write_masked(path):
 BAD_H5 = {
     "its content is a web page": lambda p: p.write_text("<html>log in first</html>"),
     "not an HDF5 file": lambda p: p.write_text("some text"),
-    "no dataset 'kspace'; it holds .'image'.": lambda p: write_dataset(
+    "has no dataset 'kspace', only .'image'.": lambda p: write_dataset(
         p, "image", shape=(2, 2), dtype="f4"
     ),
     "is a group": lambda p: write_dataset(p, "kspace/deep", shape=(2, 2), dtype="f4"),

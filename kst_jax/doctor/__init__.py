@@ -1,1 +1,1 @@
-"""What scans are and what is wrong with them, before a run stops at them."""
+"""Tells what scans are and what is wrong with them, before a run refuses them."""

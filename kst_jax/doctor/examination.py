@@ -119,7 +119,7 @@ def examine_others(paths: Iterable[Path]) -> list[Examination]:
     examination, which names the first of them.
     """
     groups: dict[tuple[Path, str, str], list[Path]] = {}
-    for path in paths:
+    for path in sorted(paths):
         named = suffix_of(path) or path.suffix.lower() == ".img"
         if not named and path.is_file() and (told := contents.passed_over(path)):
             groups.setdefault((path.parent, *told), []).append(path)

@@ -1,1 +1,1 @@
-"""One file for each kind of scan."""
+"""Readers of scans, one module for each format."""

@@ -16,7 +16,7 @@ from kst_jax.data.readers.ismrmrd_header import geometry_of
 from kst_jax.data.samples import Sample
 from kst_jax.errors import InputError
 
-# Far beyond any scan, and what keeps a damaged header from claiming all memory.
+# Far beyond any scan; keeps a damaged header from claiming all memory.
 MAX_POINTS = 2**26  # in one slice or one HDF5 chunk: 512 MiB of complex64
 MAX_SLICES = 2**16
 _CHECKSUM = 4  # bytes that fletcher32 adds to a chunk
@@ -29,11 +29,11 @@ class FastMRIVolume:
     """One file in fastMRI's single-coil layout.
 
     Attributes:
-      path: the file. It is opened anew for every slice, so that the volume can be
-        pickled and read from several processes.
+      path: the file. It is opened again for every slice, so that the volume can be
+        pickled and read in several processes.
       subject: the attribute `patient_id`, or the file's stem where there is none.
       depth: number of slices.
-      undersampled: the file has a mask, so its k-space is not complete.
+      undersampled: whether the file has a mask, so that its k-space is incomplete.
     """
 
     path: Path
@@ -49,14 +49,14 @@ class FastMRIVolume:
         return range(self.depth)
 
     def read(self, index: int) -> np.ndarray:
-        """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
+        """Reads one slice as a complex64 image (H, W), in the units of its k-space."""
         return to_image(self._kspace(index), self._where(index))
 
     def sample(self, index: int) -> Sample:
-        """K-space of one slice as it was measured, with the file's mask if it has one.
+        """Reads one slice's k-space as measured, and the file's mask if it has one.
 
         Raises:
-          InputError: values that are not finite, or a header that is not one.
+          InputError: values are not finite, or the file's header is damaged.
         """
         kspace, where = self._kspace(index), self._where(index)
         to_image(kspace, where)  # refuses values that cannot be transformed
@@ -85,11 +85,11 @@ class FastMRIVolume:
 
 
 def open_volume(path: Path) -> FastMRIVolume:
-    """Look at a file's metadata; raise InputError where it cannot be used."""
+    """Reads a file's metadata; raises InputError if the file cannot be used."""
     if not h5py.is_hdf5(path):
         raise InputError(
-            f"{path}: not an HDF5 file, though its name says so. Look at its first "
-            "bytes: a web page saved by a failed download is the usual case."
+            f"{path}: is not an HDF5 file, though its name says so. Copy or download "
+            "it again."
         )
     with open_file(path) as file:
         kspace = kspace_of(file, path)
@@ -100,10 +100,10 @@ def open_volume(path: Path) -> FastMRIVolume:
 
 
 def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
-    """Complex64 image (H, W) of a slice's centred k-space.
+    """Transforms a slice's centred k-space into a complex64 image (H, W).
 
     Raises:
-      InputError: non-finite values; `where` names the slice.
+      InputError: values are not finite; `where` names the slice.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
         image_HxW = ifft2c(np.asarray(kspace_HxW, np.complex64))
@@ -116,18 +116,21 @@ def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
 
 
 def open_file(path: Path) -> h5py.File:
-    """Open an HDF5 file to read."""
-    # Nobody writes here, and network file systems often refuse locks.
+    """Opens an HDF5 file for reading."""
+    # Reading needs no lock, and network file systems often refuse locks.
     return h5py.File(path, "r", locking=False)
 
 
 def kspace_of(file: h5py.File, path: Path) -> h5py.Dataset:
-    """The dataset `kspace`, of any shape and type; InputError where there is none."""
+    """Returns the dataset `kspace`; raises InputError if the file has none of its own.
+
+    Its shape and type may be any.
+    """
     link = file.get("kspace", getlink=True)
     if link is None:
         raise InputError(
-            f"{path}: no dataset 'kspace'; it holds {sorted(file)[:20]}. Give files "
-            "in fastMRI's single-coil layout."
+            f"{path}: has no dataset 'kspace', only {sorted(file)[:20]}. Use fastMRI's "
+            "single-coil layout."
         )
     if not isinstance(link, h5py.HardLink):
         raise InputError(
@@ -175,8 +178,8 @@ def _require_single_coil(kspace: h5py.Dataset, path: Path) -> None:
         )
     if dtype.kind != "c":
         raise InputError(
-            f"{path}: 'kspace' is of type {dtype}, not complex. Store real and "
-            "imaginary part as one complex64 array (slices, H, W)."
+            f"{path}: 'kspace' has type {dtype}, not complex. Store real and "
+            "imaginary parts as one complex64 array (slices, H, W)."
         )
     if 0 in shape or kspace.id.get_storage_size() == 0:
         raise InputError(

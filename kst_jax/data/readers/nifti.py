@@ -68,10 +68,10 @@ class NiftiVolume:
     undersampled: ClassVar[bool] = False
 
     def read(self, index: int) -> np.ndarray:
-        """Complex64 image (H, W) of one slice, in the volume's units.
+        """Reads one slice as a complex64 image (H, W), in the volume's units.
 
-        Superior is the top row (anterior in the axial plane); columns run from left
-        to right (from posterior to anterior in the sagittal plane).
+        The top row is superior (in the axial plane, anterior). Columns run from left
+        to right (in the sagittal plane, from posterior to anterior).
         """
         axis = PLANES[self.plane]
         if self.stored.compressed:
@@ -111,7 +111,7 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
         orientation, or it has no slice with a foreground.
     """
     stored = _stored(path)
-    with _DECODING:  # the file may have been rewritten since
+    with _DECODING:  # the file may have changed since it was decoded
         _decode.cache.pop(_decode.cache_key(stored), None)
     volume = _decoded(stored) if stored.compressed else stored.read()
     doubts = _doubts(volume)
@@ -287,8 +287,8 @@ class _Stored:
             scaled = np.asarray(scaled, dtype=np.float32)
         if not np.isfinite(scaled).all():
             raise InputError(
-                f"{self.path}: holds values that are not finite. Repair or leave out "
-                "the file."
+                f"{self.path}: holds values that are not finite. Repair the file or "
+                "leave it out."
             )
         # Like `nib.as_closest_canonical`, which would scale to float64 on the way.
         return nib.apply_orientation(scaled, self.orientation)
@@ -336,13 +336,13 @@ def _checked_shape(image: Any, path: Path) -> tuple:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(
-            f"{path}: has shape {shape}, but this reader takes one volume (x, y, z). "
-            "Split series into single volumes first."
+            f"{path}: has shape {shape}, but must be one volume (x, y, z). Split "
+            "series into single volumes first."
         )
     if dtype.kind not in "iuf":
         raise InputError(
-            f"{path}: holds values of type {dtype}, not real numbers. Save its "
-            "magnitude as a volume of its own."
+            f"{path}: holds values of type {dtype}, not real numbers. Save their "
+            "magnitude as another volume."
         )
     size = Path(image.file_map["image"].filename).stat().st_size
     voxels = math.prod(shape)
@@ -351,7 +351,7 @@ def _checked_shape(image: Any, path: Path) -> tuple:
         raise InputError(
             f"{path}: its header claims the shape {shape} of {dtype}, more than "
             f"{largest} voxels or than a file of {size} bytes can hold. The file is "
-            "probably damaged."
+            "probably damaged; copy or download it again."
         )
     return shape
 
@@ -363,6 +363,6 @@ def _orientation(image: nib.spatialimages.SpatialImage, path: Path) -> np.ndarra
         if np.isfinite(orientation).all():
             return orientation
     raise InputError(
-        f"{path}: its affine does not say how the axes lie. Set a valid affine, for "
-        "instance by converting the original DICOM files again."
+        f"{path}: its affine does not give the directions of the axes. Set a valid "
+        "affine, for example by converting the original DICOM files again."
     )

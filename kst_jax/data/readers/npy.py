@@ -1,4 +1,4 @@
-"""NumPy files in the layout of the paper's authors: k-space and banks of masks."""
+"""NumPy files in the layout of the paper's authors: k-space and mask banks."""
 
 import dataclasses
 import math
@@ -13,23 +13,23 @@ from kst_jax.data.samples import Sample
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 
-# numpy reads headers with `ast`, which in Python 3.11 now and then fails in threads
+# NumPy parses headers with `ast`, which sometimes fails in threads in Python 3.11
 # ("AST constructor recursion depth mismatch").
 _PARSING = threading.Lock()
-_MAX_BANK = 2**28  # points of all masks: 16,384 masks of 128x128
-_MAX_HEADER = 2**16  # bytes, what version 1 of the format can say
+_MAX_BANK = 2**28  # points in all masks together: 16,384 masks of 128x128
+_MAX_HEADER = 2**16  # bytes; the limit of the format's version 1
 
 
 @dataclasses.dataclass(frozen=True)
 class NpyVolume:
     """One array of k-space: (N, H, W, 2) real and imaginary, or complex (N, H, W).
 
-    The file says neither whose slices it holds nor where they come from. So one file
-    counts as one subject, and its k-space as simulated (`measured` False): output
-    then claims no more than is known.
+    The file does not say whose slices it holds or how they were made. So one file
+    counts as one subject, and its k-space as simulated (`measured` is False), which
+    keeps results from claiming too much.
 
     Attributes:
-      path: the file; it is mapped into memory anew for every slice.
+      path: the file; it is mapped into memory again for every slice.
       subject: the file's stem.
       depth: number of slices N.
     """
@@ -47,11 +47,11 @@ class NpyVolume:
         return range(self.depth)
 
     def read(self, index: int) -> np.ndarray:
-        """Complex64 image (H, W) of one slice, in the units of the file's k-space."""
+        """Reads one slice as a complex64 image (H, W), in the units of its k-space."""
         return to_image(self._kspace(index), f"{self.path}: slice {index}")
 
     def sample(self, index: int) -> Sample:
-        """K-space of one slice; what was not measured is zero in it."""
+        """Reads one slice's k-space, which is zero where it was not measured."""
         kspace, where = self._kspace(index), f"{self.path}: slice {index}"
         to_image(kspace, where)  # refuses values that cannot be transformed
         return Sample(kspace=kspace.astype(np.complex64), mask=None, where=where)
@@ -66,7 +66,7 @@ class NpyVolume:
 
 
 def open_volume(path: Path) -> NpyVolume:
-    """Look at a file's header; raise InputError where it is not k-space."""
+    """Reads a file's header; raises InputError if the file is not k-space."""
     array = memory_map(path)
     shape, kind = array.shape, array.dtype.kind
     if not (
@@ -75,32 +75,32 @@ def open_volume(path: Path) -> NpyVolume:
     ):
         raise InputError(
             f"{path}: holds {array.dtype} of shape {shape}, but k-space is float "
-            "(N, H, W, 2) or complex (N, H, W). Name the k-space file itself, not the "
-            "folder, where masks or other arrays lie beside it."
+            "(N, H, W, 2) or complex (N, H, W). If a folder also holds masks or other "
+            "arrays, give the k-space file itself instead."
         )
     if math.prod(shape[1:3]) > MAX_POINTS or len(array) > MAX_SLICES:
         raise InputError(
             f"{path}: shape {shape} means more than {MAX_POINTS} points a slice or "
-            f"{MAX_SLICES} slices. Check the order of its axes, or divide the file."
+            f"{MAX_SLICES} slices. Check the order of its axes, or split the file."
         )
     return NpyVolume(path, path.stem, len(array))
 
 
 def read_mask_bank(path: str | Path) -> np.ndarray:
-    """Read the authors' undersampling masks (M, H, W), True where sampled.
+    """Reads the authors' undersampling masks (M, H, W), True where sampled.
 
     Raises:
-      InputError: the file is unreadable, has another rank, values besides 0 and 1, or
-        a mask without a sampled point.
+      InputError: the file is unreadable, has another rank, holds values other than 0
+        and 1, or holds a mask without a sampled point.
     """
     bank = memory_map(Path(path).expanduser())
     if bank.ndim != 3:
         raise InputError(
-            f"{path}: has shape {bank.shape}. A bank of masks is (M, H, W)."
+            f"{path}: has shape {bank.shape}. Store masks as one array (M, H, W)."
         )
     if bank.size > _MAX_BANK:
         raise InputError(
-            f"{path}: shape {bank.shape} means more than {_MAX_BANK} points. Keep "
+            f"{path}: shape {bank.shape} means more than {_MAX_BANK} points. Store "
             "fewer masks."
         )
     if bank.dtype.kind not in "biuf" or not ((bank == 0) | (bank == 1)).all():
@@ -117,26 +117,30 @@ def read_mask_bank(path: str | Path) -> np.ndarray:
 
 
 def memory_map(path: Path) -> np.ndarray:
-    """Map the file's array, so that only what is touched is read; never unpickle."""
+    """Maps a file's array into memory, so that only what is used is read.
+
+    Raises:
+      InputError: the file is damaged, or holds pickled objects, which are never loaded.
+    """
     files.require_ordinary(path)
     try:
         _require_short_header(path)
         with _PARSING:
             array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # damaged headers fail in many ways inside numpy
+    except Exception as error:  # damaged headers fail in many ways inside NumPy
         raise InputError(
             f"{path}: not a readable .npy file ({error}). Check that it is complete "
-            "and was saved with numpy.save without pickled objects."
+            "and that numpy.save wrote it without pickled objects."
         ) from error
     if array.size == 0:
         raise InputError(
-            f"{path}: empty array of shape {array.shape}. Leave out the file."
+            f"{path}: holds an empty array of shape {array.shape}. Leave out the file."
         )
     return array
 
 
 def _require_short_header(path: Path) -> None:
-    """Versions 2 and 3 may claim 4 GiB of header, which numpy would read at once."""
+    """Raises ValueError for a huge header: NumPy would read up to 4 GiB at once."""
     with path.open("rb") as file:
         start = file.read(12)
     size = int.from_bytes(start[8:12], "little")
