@@ -10,6 +10,8 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 demo: $(VENV)/.installed  ## Reconstruct with the shipped network; train one and test it
 	$(BIN)/python eval.py --config=saved:weights/uniform1d_5x \
 		--workdir=weights/uniform1d_5x --config.eval.out=runs/shipped
+	$(BIN)/python -m kst_jax.reconstruct weights/uniform1d_5x demo:undersampled \
+		runs/reconstructed --format=png
 	$(BIN)/python train.py --config=demo --workdir=runs/demo
 	$(BIN)/python eval.py --config=demo --workdir=runs/demo
 

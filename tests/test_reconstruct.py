@@ -8,15 +8,17 @@ import matplotlib.image
 import nibabel as nib
 import numpy as np
 import pytest
+from skimage.metrics import peak_signal_noise_ratio
 
 from kst_jax import fourier
 from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig
-from kst_jax.data import samples
+from kst_jax.data import samples, sources, transforms
 from kst_jax.data.samples import Sample
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.reconstruct.runner import reconstruct
 from kst_jax.runs.checkpoints import write_parameters
+from tests.conftest import ROOT
 from tests.programs import refused, run_here
 from tests.references import make_kst_tiny
 
@@ -151,6 +153,35 @@ def test_a_mask_of_ones_own_and_fully_sampled_scans(run, images, tmp_path):
         np.testing.assert_array_equal(one["reconstruction"], other["reconstruction"])
     record = json.loads((tmp_path / "once" / "reconstruct.json").read_text())
     assert record["scans"]["full.h5"]["acceleration"] == 2
+
+
+def test_the_shipped_network_on_the_bundled_scan(tmp_path):
+    """The person of demo:test, whom it has not seen, at a quarter of the resolution."""
+    reconstruct(ROOT / "weights" / "uniform1d_5x", "demo:undersampled", tmp_path)
+    view = DataConfig(size=(48, 48), crop=(192, 192), pad=True)
+    whole = sources.open_source("demo:test")
+    targets = [
+        np.abs(
+            transforms.fourier_resize(
+                transforms.field_of_view(whole[n].image, view, ""), view.size
+            )
+        )
+        for n in range(0, len(whole), 2)
+    ]
+    scan = sources.DEMO["demo:undersampled"]
+    with h5py.File(scan) as file, h5py.File(tmp_path / scan.name) as found:
+        images = np.abs(ifft(file["kspace"][()])), found["reconstruction"][()]
+    zero_filled, reconstructed = (
+        np.mean(
+            [
+                peak_signal_noise_ratio(y, x, data_range=np.ptp(y))
+                for y, x in zip(targets, each, strict=True)
+            ]
+        )
+        for each in images
+    )
+    assert zero_filled == pytest.approx(15.26, abs=0.02)
+    assert reconstructed == pytest.approx(21.12, abs=0.05)
 
 
 def test_an_oversampled_readout_is_cropped_and_columns_to_the_header(run, tmp_path):

@@ -31,6 +31,7 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 DEMO = {
     "demo:train": DEMO_FOLDER / "sub-0017_T1w.nii.gz",
     "demo:test": DEMO_FOLDER / "sub-0042_T1w.nii.gz",
+    "demo:undersampled": DEMO_FOLDER / "sub-0042_uniform1d_5x.h5",
 }
 
 

@@ -5,10 +5,10 @@
     OUT/figures/*.png                the paper's Figs. 2 to 4 (3 and 4 as far as the
                                      network has these parts)
 
-Slices are scored on two scales, which differ because normalisation subtracts a mean.
-"normalised" compares magnitudes of the images that the network sees, like the authors'
-code. "input" compares magnitudes in the input's units, the images that a reader looks
-at. Zero-filled images come from the same normalised k-space as the network's input.
+Slices are scored on two scales. "normalised" compares magnitudes of the images that the
+network sees, like the authors' code. "input" compares magnitudes in the input's units,
+the images that a reader looks at; there, zero-filled images are of the measured k-space
+alone. The two differ if normalisation subtracts a mean (data.normalise="target").
 """
 
 from pathlib import Path

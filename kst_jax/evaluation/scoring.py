@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -51,6 +52,10 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
             {name: transforms.denormalise(x, mean, std) for name, x in group.items()}
             for group in (images, stages)
         )
+        # A mean that normalisation took off was measured with the centre of k-space
+        # alone: zero-filling must not know it otherwise.
+        seen = jnp.where(_centre(batch.mask), mean, 0)
+        shown["zero_filled"] = transforms.denormalise(images["zero_filled"], seen, std)
         return {
             "images": {name: magnitude(x) for name, x in shown.items()},
             "scores": {"normalised": _scores(images), "input": _scores(shown)},
@@ -64,6 +69,12 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
         in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 3),
         out_specs=parallel.SHARDED,
     )
+
+
+def _centre(mask_BxHxW: jax.Array) -> jax.Array:
+    """Whether the centre of k-space is sampled, (B,)."""
+    rows, columns = mask_BxHxW.shape[1:]
+    return mask_BxHxW[:, rows // 2, columns // 2]
 
 
 def _scores(images: dict[str, jax.Array]) -> dict:
