@@ -271,7 +271,7 @@ def test_command_line_sweeps_sizes(tmp_path, monkeypatch):
     ("flag", "message"),
     [
         ("--batch-sizes=many", "'many' is not a whole number"),
-        ("--sweep=17", "--sweep: 17 cannot be: "),
+        ("--sweep=7", "--sweep: 7 cannot be: "),
         ("--attention=sparse", "model.attention='sparse' is out of range"),
         ("--what=backward", "none of forward"),
         ("--what=", "nothing to measure"),

@@ -75,3 +75,13 @@ def test_average_pool_over_unequal_factors():
     x = np.arange(2 * 6 * 4 * 2, dtype=np.float32).reshape(2, 6, 4, 2)
     pooled = average_pool(jnp.asarray(x), (2, 2))
     np.testing.assert_allclose(pooled[1, 1, 0], x[1, 3:6, :2].mean(axis=(0, 1)))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 3), (5, 7), (3, 4)])
+def test_average_pool_where_patches_end_within_pixels(rows, columns):
+    """Each pixel divided into as many as there are patches: then these are equal."""
+    x = np.random.default_rng(0).normal(size=(2, 6, 10, 2)).astype(np.float32)
+    fine = x.repeat(rows, axis=1).repeat(columns, axis=2)
+    wanted = fine.reshape(2, rows, 6, columns, 10, 2).mean(axis=(2, 4))
+    pooled = average_pool(jnp.asarray(x), (rows, columns))
+    np.testing.assert_allclose(pooled, wanted, atol=1e-5)

@@ -108,15 +108,15 @@ def at_size(case: Case, size: int) -> Case:
     """The case with square images, and a low-resolution grid of the same share.
 
     Raises:
-      InputError: a size that the share does not divide.
+      InputError: a size that the network cannot have.
     """
     config = case.config
-    data = dataclasses.replace(config.data, size=(size, size), crop=(0, 0))
     try:
+        data = dataclasses.replace(config.data, size=(size, size), crop=(0, 0))
         model = config.model.resized(config.data.size, data.size)
+        changed = dataclasses.replace(config, data=data, model=model)
     except InputError as error:
         raise InputError(f"--sweep: {size} cannot be: {error}") from None
-    changed = dataclasses.replace(config, data=data, model=model)
     return dataclasses.replace(case, config=changed)
 
 

@@ -72,7 +72,7 @@ class KSTConfig(ModelConfig):
       encoder_layers: layers of the encoder.
       lr_layers: layers of the low-resolution decoder.
       hr_layers: layers of the high-resolution decoder.
-      lr_size: rows and columns of the low-resolution grid; must divide the image's.
+      lr_size: rows and columns of the low-resolution grid, at most the image's.
       lr_decoder: False leaves the low-resolution decoder out (paper Table 3): queries
         attend to the encoder's output and start from the zero-filled spectrum.
       refinement: False leaves the image-domain refinement out (paper Table 3).
@@ -139,23 +139,22 @@ class KSTConfig(ModelConfig):
         )
 
     def require_size(self, size: tuple[int, int]) -> None:
-        """Raises InputError if the low-resolution grid does not divide the image."""
+        """Raises InputError if the low-resolution grid is larger than the image."""
         if not self.lr_decoder:
             return
         require(
-            not any(s % n for s, n in zip(size, self.lr_size, strict=True)),
+            all(n <= s for s, n in zip(size, self.lr_size, strict=True)),
             "config.model.lr_size",
             self.lr_size,
-            f"whole fractions of data.size={size}",
+            f"at most data.size={size}",
         )
 
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "KSTConfig":
         """Scales the low-resolution grid with the image."""
-        self.require_size(size)
         if not self.lr_decoder:
             return self
-        shares = [s // n for s, n in zip(size, self.lr_size, strict=True)]
-        lr_size = new[0] // shares[0], new[1] // shares[1]
-        resized = dataclasses.replace(self, lr_size=lr_size)
-        resized.require_size(new)
-        return resized
+        rows, columns = (
+            max(1, round(n * low / s))
+            for s, low, n in zip(size, self.lr_size, new, strict=True)
+        )
+        return dataclasses.replace(self, lr_size=(rows, columns))

@@ -8,7 +8,6 @@ from kst_jax import sampling, tokens
 from kst_jax.config import Config
 from kst_jax.data import samples, transforms
 from kst_jax.data.fourier import ifft2c
-from kst_jax.data.pipeline import open_sampler
 from kst_jax.data.samples import Geometry, Sample
 from kst_jax.data.transforms import Normalisation
 from kst_jax.data.volumes import Volume
@@ -81,18 +80,13 @@ def measure(
 def _drawn(
     volume: Volume, index: int, shape: tuple, config: Config, acceleration: float
 ) -> np.ndarray:
-    changed = dataclasses.replace(
-        config,
-        mask=dataclasses.replace(config.mask, acceleration=acceleration),
-        data=dataclasses.replace(config.data, size=shape, crop=(0, 0)),
-        model=config.model.resized(config.data.size, shape),
-    )
     if config.mask.kind == "bank":
         raise InputError(
             "--acceleration: the network's masks come from a bank; give one of them "
             "with --mask"
         )
-    sampler = open_sampler(changed)
+    pattern = dataclasses.replace(config.mask, acceleration=acceleration)
+    sampler = sampling.sampler(pattern, shape)
     return sampler.fixed(volume.path.name, index, config.eval.seed)
 
 

@@ -175,8 +175,7 @@ def _model_for(config: Config, measurement: Measurement) -> Reconstructor:
     except InputError as error:
         raise InputError(
             f"the network cannot reconstruct a matrix of {shape[0]} x {shape[1]}: "
-            f"{error}. Take a network without a low-resolution decoder "
-            "(model.lr_decoder=False), or one whose low-resolution grid divides it."
+            f"{error}. Take another network, such as the K-Space Transformer."
         ) from None
     return build(model)
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kst_jax.config import TrainConfig
 from kst_jax.models.contract import Reconstruction
@@ -55,10 +56,26 @@ def loss(
 
 
 def average_pool(image_BxHxWx2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Averages (B, H, W, 2) over equal patches down to (B, *shape, 2)."""
+    """Averages (B, H, W, 2) over equal patches down to (B, *shape, 2).
+
+    Where patches do not end between pixels, the pixels at their edges count as far as
+    they lie inside.
+    """
     batch, height, width, channels = image_BxHxWx2.shape
     rows, columns = shape
+    if height % rows or width % columns:
+        down, across = (_areas(height, rows), _areas(width, columns))
+        return jnp.einsum("hH,BHWC,wW->BhwC", down, image_BxHxWx2, across)
     patches = image_BxHxWx2.reshape(
         batch, rows, height // rows, columns, width // columns, channels
     )
     return patches.mean(axis=(2, 4))
+
+
+def _areas(pixels: int, patches: int) -> np.ndarray:
+    """Share (patches, pixels) of each patch that lies in each pixel."""
+    size = pixels / patches
+    start = size * np.arange(patches)[:, None]
+    pixel = np.arange(pixels)
+    inside = np.minimum(start + size, pixel + 1) - np.maximum(start, pixel)
+    return (np.maximum(inside, 0) / size).astype(np.float32)
