@@ -144,8 +144,11 @@ class DataConfig:
       resize: how the spectrum is cropped to an even size. "symmetric" halves the
         highest frequency between its two signs, so that real images stay real; "plain"
         keeps one sign alone, as versions before 0.2 did.
-      seed: seed of the training order, masks and augmentation, of the splits and the
-        draw of slices, and of the validation masks.
+      seed: seed of the training order, masks and augmentation.
+      split_seed: seed of who is set apart for testing and validation, and of the
+        validation masks, so that trainings with other seeds are validated alike.
+      draw_seed: seed of the draw of slices (`fraction`), except from `test`, where
+        `eval.seed` draws.
       workers: processes on each host that prepare batches; with 0 the training process
         does it. Workers help if `threads` cannot keep up with the devices.
       threads: threads in each worker that prepare batches, one thread to a batch.
@@ -169,6 +172,8 @@ class DataConfig:
     normalise: str = "measured"
     resize: str = "symmetric"
     seed: int = 0
+    split_seed: int = 0
+    draw_seed: int = 0
     workers: int = 0
     threads: int = 2
     prefetch: int = 32
@@ -178,7 +183,7 @@ class DataConfig:
         for name in ("size", "crop", "slices"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _require(min(self.size) >= 8, "data.size", self.size, "at least (8, 8)")
-        self.selection(self.seed)
+        self.selection(self.draw_seed)
         for name, valid in (("normalise", NORMALISATIONS), ("resize", RESIZES)):
             value = getattr(self, name)
             _require(value in valid, f"data.{name}", value, f"one of {valid}")
@@ -472,9 +477,14 @@ class Config:
             self.data.validation,
             "empty if train.validate_every=0, which turns validation off",
         )
-        for name in ("data", "train", "eval"):
-            seed = getattr(self, name).seed
-            _require(0 <= seed < 2**32, f"{name}.seed", seed, "from 0 to 2^32 - 1")
+        for name, seed in {
+            "data.seed": self.data.seed,
+            "data.split_seed": self.data.split_seed,
+            "data.draw_seed": self.data.draw_seed,
+            "train.seed": self.train.seed,
+            "eval.seed": self.eval.seed,
+        }.items():
+            _require(0 <= seed < 2**32, name, seed, "from 0 to 2^32 - 1")
 
 
 def require_config(config: object) -> None:

@@ -15,7 +15,8 @@ from kst_jax.errors import InputError
 from kst_jax.models import registry
 from kst_jax.models.config import KSTConfig, ModelConfig
 
-# Values of settings in `data` that version 0.1 did not have.
+# Values of settings in `data` that version 0.1 did not have. Its `data.seed` was the
+# seed of the split and of the draw of slices as well.
 _BEFORE_0_2 = {"normalise": "target", "resize": "plain"}
 
 
@@ -56,7 +57,9 @@ def from_saved(values: Mapping) -> Config:
       InputError: as `from_dict`.
     """
     if isinstance(values, Mapping) and isinstance(values.get("data"), Mapping):
-        values = {**values, "data": _BEFORE_0_2 | values["data"]}
+        data = values["data"]
+        seeds = dict.fromkeys(("split_seed", "draw_seed"), data.get("seed", 0))
+        values = {**values, "data": _BEFORE_0_2 | seeds | data}
     return from_dict(values)
 
 

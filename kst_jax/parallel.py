@@ -56,6 +56,22 @@ def connect(
         ) from error
 
 
+def lack_of_devices() -> str | None:
+    """Says why JAX has no device and what to do; None if it has one."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = jax.config.values["jax_platforms"]  # from JAX_PLATFORMS
+        cause = str(error).partition(" (set JAX_PLATFORMS")[0]
+        return (
+            f"JAX_PLATFORMS={wanted}: JAX finds no such device here"
+            + (f" ({cause})" if cause else "")
+            + ". Unset JAX_PLATFORMS to use what there is, set JAX_PLATFORMS=cpu, or "
+            f"install JAX for {wanted} (README.md explains)"
+        )
+    return None
+
+
 def is_first() -> bool:
     """Returns whether this process writes the files and messages for all of them."""
     return jax.process_index() == 0

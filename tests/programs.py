@@ -46,11 +46,12 @@ PROGRAMS = {
 }
 
 
-def run_apart(program, *arguments):
+def run_apart(program, *arguments, env=None):
     """Runs `python PROGRAM ARGUMENTS` in a process of its own."""
     return subprocess.run(
         [sys.executable, program, *map(str, arguments)],
         cwd=ROOT,
+        env=env,
         capture_output=True,
         text=True,
     )

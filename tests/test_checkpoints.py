@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,59 @@ def test_written_parameters_are_read_back(tmp_path):
     assert checkpoints.read_config(tmp_path / "out") == CONFIG
 
 
+# Patterns that match a folder beside them, and what paths rarely hold.
+ODD_NAMES = [
+    "study 2026",
+    "study [2026]",
+    "a",
+    "ab",
+    "a*",
+    "a?",
+    "{a,b}",
+    "back\\slash",
+]
+ODD_NAMES += [
+    "-x",
+    "~me",
+    "50%",
+    "%20",
+    "a#b",
+    "two\nlines",
+    "$HOME",
+    "K\udcf6rper",
+    "日本",
+]
+
+
+def test_folders_may_have_any_name(tmp_path):
+    for number, name in enumerate(ODD_NAMES, 1):
+        folder = tmp_path / name
+        saved(folder / "run", [number])
+        params = {"a": {"kernel": np.full((2, 3), -number, np.float32)}}
+        checkpoints.write_parameters(folder / "out", params, CONFIG)
+    for number, name in enumerate(ODD_NAMES, 1):
+        with contextlib.closing(Checkpoints(tmp_path / name / "run", CONFIG)) as run:
+            assert run.restore(state(0)).step == number, name
+        read, _, _ = checkpoints.read_parameters(tmp_path / name / "out")
+        assert set(np.ravel(read["a"]["kernel"])) == {-number}, name
+
+
+def test_a_temporary_folder_with_an_odd_name_is_told(tmp_path, monkeypatch):
+    (tmp_path / "[t]").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "[t]"))
+    with pytest.raises(InputError, match="set TMPDIR"):
+        saved(tmp_path / "[2026]", [1])
+
+
+def test_parameters_that_are_not_finite_are_refused(tmp_path):
+    for value in (np.nan, np.inf):
+        params = {"a": {"kernel": np.array([0, value, value], np.float32)}}
+        params["b"] = {"bias": np.full(2, value, np.float32)}
+        checkpoints.write_parameters(tmp_path / str(value), params, CONFIG)
+        with pytest.raises(InputError, match="2 of the 3 values of a/kernel are not"):
+            checkpoints.read_parameters(tmp_path / str(value))
+
+
 def test_a_folder_with_checkpoints_is_not_written_again(tmp_path):
     checkpoints.write_parameters(tmp_path, PARAMS, CONFIG)
     with pytest.raises(InputError, match="already holds checkpoints"):
@@ -52,7 +106,7 @@ def test_a_conversion_that_was_interrupted_can_be_repeated(tmp_path, monkeypatch
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(InputError, match=r"no checkpoint here.*train\.py"):
+    with pytest.raises(InputError, match=r"no checkpoint here.*kst-train"):
         checkpoints.read_parameters(tmp_path)
     with pytest.raises(InputError, match=r"config\.json: not found"):
         checkpoints.read_config(tmp_path)

@@ -1,15 +1,17 @@
 """Command lines: what every program answers to mistakes, --help and signals."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import pytest
 
 from kst_jax.config_dict import require_key
-from kst_jax.programs import cli
+from kst_jax.programs import cli, config_arguments
 from tests.conftest import ROOT
 from tests.programs import TINY, refused, run_apart, run_here
 
@@ -35,6 +37,62 @@ def test_mistakes_get_one_message(change, message, tmp_path):
     error = refused("train.py", *TINY, f"--workdir={tmp_path / 'x'}", *change)
     assert message in error
     assert not (tmp_path / "x" / "checkpoints" / "4").exists()
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://x", "file:///tmp/x"])
+def test_folders_elsewhere_are_refused_at_the_start(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workdir = f"--workdir={url}"
+    for program, *arguments in (
+        ("kst-train", *TINY, workdir),
+        ("kst-eval", *TINY, workdir),
+        ("kst-study", "--config=studies/small", workdir),
+        ("kst-benchmark", *TINY, workdir),
+        ("kst-export", url, "out"),
+        ("kst-export", "run", url),
+        ("kst-release", url, "out"),
+        ("kst-release", "run", url),
+        ("kst-convert", "a.pth", url),
+        ("kst-reconstruct", "run", "scans", url),
+    ):
+        done = run_here(program, *arguments, cwd=tmp_path)
+        assert done.returncode == 1, program
+        assert f"error: {url}: runs and results need a folder" in done.stderr, program
+        assert not list(tmp_path.iterdir()), program
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "tpu", "nonsense"])
+def test_a_platform_without_a_device_is_told(platform, tmp_path):
+    done = run_apart(
+        "train.py",
+        *TINY,
+        f"--workdir={tmp_path}",
+        env=os.environ | {"JAX_PLATFORMS": platform},
+    )
+    assert done.returncode == 1
+    (line,) = (s for s in done.stderr.splitlines() if s.startswith("error"))
+    assert f"JAX_PLATFORMS={platform}: JAX finds no such device" in line
+    assert "set JAX_PLATFORMS=cpu" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_programs_compute_in_float32_whatever_jax_is_told(monkeypatch):
+    found = []
+    monkeypatch.setattr(sys, "argv", ["program"])
+    before = signal.getsignal(signal.SIGTERM)
+    jax.config.update("jax_enable_x64", True)
+    try:
+        cli.run(lambda: found.append(jax.numpy.zeros(()).dtype))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        jax.config.update("jax_enable_x64", False)
+    assert found == [jax.numpy.float32]
+
+
+def test_warnings_as_errors_do_not_concern_how_a_config_is_loaded():
+    with warnings.catch_warnings(action="error"):
+        config = config_arguments._load("demo", [])
+    assert config.data.train == "demo:train"
 
 
 def test_missing_flags_and_configs(tmp_path):

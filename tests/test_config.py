@@ -87,6 +87,8 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"train": {"last_weight": 0.0}}, r"train\.last_weight=0\.0.*above 0"),
         ({"data": {"validation": "a.nii"}}, r"data\.validation.*validate_every=0"),
         ({"data": {"seed": -1}}, r"data\.seed=-1.*from 0"),
+        ({"data": {"split_seed": -1}}, r"data\.split_seed=-1.*from 0"),
+        ({"data": {"draw_seed": 2**32}}, r"data\.draw_seed=4294967296"),
         ({"train": {"seed": 2**32}}, r"train\.seed=4294967296"),
         ({"eval": {"seed": -1}}, r"eval\.seed=-1"),
     ],
@@ -105,10 +107,13 @@ def test_a_run_takes_a_checked_config(tmp_path):
 def test_a_config_of_version_0_1_means_what_it_meant():
     saved = as_config_dict(Config()).to_dict()
     assert from_saved(saved) == Config()
-    for name in ("normalise", "resize"):
+    for name in ("normalise", "resize", "split_seed", "draw_seed"):
         del saved["data"][name]
     data = from_saved(saved).data
     assert (data.normalise, data.resize) == ("target", "plain")
+    saved["data"]["seed"] = 3
+    data = from_saved(saved).data
+    assert (data.seed, data.split_seed, data.draw_seed) == (3, 3, 3)
     assert from_dict(saved).data.normalise == "measured"
 
 

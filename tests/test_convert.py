@@ -153,6 +153,38 @@ def test_each_weight_finds_its_place(tmp_path):
     np.testing.assert_array_equal(all_of_ours, all_of_theirs)
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda name: name,
+        lambda name: f"module.module.{name}",
+        lambda name: f"_orig_mod.module._orig_mod.{name}",
+        lambda name: name.replace("encoder.", "encoder._orig_mod.", 1),
+    ],
+)
+def test_names_that_torch_wraps_are_found(wrapped):
+    state = {
+        name.removeprefix("module."): np.zeros(shape, "f4")
+        for name, shape in authors_shapes().items()
+    }
+    found = parameters({wrapped(name): weight for name, weight in state.items()})
+    assert jax.tree.structure(found) == jax.tree.structure(parameters(state))
+    with pytest.raises(
+        InputError, match=r"encoder\.layers\.0\.norm\.bias' is there twice"
+    ):
+        parameters(state | {"module.encoder.layers.0.norm.bias": np.zeros(8)})
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = {name: np.zeros(shape, "f4") for name, shape in authors_shapes().items()}
+    state["module.encoder.layers.1.norm.bias"][3] = np.nan
+    source = write_checkpoint(tmp_path / "a.pth", state)
+    with pytest.raises(
+        InputError, match=r"a\.pth: 1 of .* encoder/mlp/norm/bias are not"
+    ):
+        load(source, lr_size=(8, 8))
+
+
 def test_the_names_are_those_of_the_authors():
     state = torch_file.load(AUTHORS_CHECKPOINT)
     shapes = {name: w.shape for name, w in state["model_state_dict"].items()}

@@ -16,6 +16,7 @@ from kst_jax.data import pipeline
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
+from tests.scans import write_nifti
 
 SMALL = Config(
     data=DataConfig(
@@ -288,6 +289,30 @@ def test_a_late_step_is_reached_without_going_through_the_others(people):
 def test_seed_changes_the_stream(people):
     other = dataclasses.replace(SMALL, data=dataclasses.replace(SMALL.data, seed=1))
     assert not equal(next(batches(SMALL, people)), next(batches(other, people)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"), [("seed", ""), ("split_seed", "people"), ("draw_seed", "draw")]
+)
+def test_each_seed_changes_one_thing_alone(name, changed, tmp_path):
+    """Who is tested and which slices are drawn stay when a training is reseeded."""
+    for person in range(8):
+        write_nifti(tmp_path / f"sub-{person}.nii", np.ones((32, 24, 12), "f4"))
+    data = dataclasses.replace(SMALL.data, train=str(tmp_path), test="", fraction=0.5)
+    data = dataclasses.replace(data, crop=(0, 0), slices=(0.0, 1.0))
+
+    def parts(**seeds):
+        seeded = dataclasses.replace(data, **seeds)
+        sides = pipeline.open_sources(dataclasses.replace(SMALL, data=seeded))
+        drawn = {
+            (item.file, item.index)
+            for side in sides
+            for item in map(side.describe, range(len(side)))
+        }
+        return {"people": [side.subjects for side in sides], "draw": drawn}
+
+    before, after = parts(), parts(**{name: 1})
+    assert [part for part in before if before[part] != after[part]] == changed.split()
 
 
 @pytest.mark.parametrize(

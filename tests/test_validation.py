@@ -50,6 +50,7 @@ def config_of(folder, people=PEOPLE[:4], validation="", **changes):
         validation=validation,
         size=(16, 16),
         normalise="target",
+        split_seed=2,
     )
     settings = {"steps": 6, "batch_size": 2, "log_every": 1, "image_every": 0}
     settings |= {"ema": 0.5, "learning_rate": 1e-2, "validate_every": 2, "keep": 9}
@@ -97,7 +98,7 @@ def test_scores_are_scikit_images_of_people_set_apart(
     model = KSpaceTransformer(config.model)
     psnr, ssim = [], []
     for item in (source[n] for n in range(len(source))):
-        mask = sampler.fixed(item.file, item.index, config.data.seed)
+        mask = sampler.fixed(item.file, item.index, config.data.split_seed)
         target, kspace, _ = transforms.normalise(item.image, mask, "target", "")
         output = image_of(reconstruct_slice(model, params, kspace, mask))
         image, target = np.asarray(magnitude(output[0])), np.hypot(*target.T).T
@@ -209,7 +210,10 @@ def test_people_a_model_was_made_on_are_not_tested(finished, folder, part):
         evaluate(dataclasses.replace(config, data=data), workdir)
 
 
-def test_people_are_set_apart_by_the_seed_alone(folder):
+@pytest.mark.parametrize(
+    ("name", "counts"), [("split_seed", True), ("seed", False), ("draw_seed", False)]
+)
+def test_people_are_set_apart_by_their_seed_alone(name, counts, folder):
     config = config_of(folder)
     kept, apart = sources(config)
     assert sorted(kept.subjects + apart.subjects) == list(PEOPLE[:4])
@@ -217,11 +221,13 @@ def test_people_are_set_apart_by_the_seed_alone(folder):
     assert sources(config)[1].subjects == apart.subjects
     seeded = (
         sources(
-            dataclasses.replace(config, data=dataclasses.replace(config.data, seed=n))
+            dataclasses.replace(
+                config, data=dataclasses.replace(config.data, **{name: n})
+            )
         )
         for n in range(8)
     )
-    assert len({other.subjects for _, other in seeded}) > 1
+    assert (len({other.subjects for _, other in seeded}) > 1) == counts
 
 
 def test_named_validation_scans(folder):

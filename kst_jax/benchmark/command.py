@@ -175,7 +175,8 @@ def _parser() -> Parser:
 def _measure(config: Config, workdir: str, args: argparse.Namespace) -> None:
     """Measures, prints the table, writes JSON and plot."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of the cases' processes
-    cases, path, rate = _cases(config, args), Path(workdir) / "benchmark.json", None
+    path = files.local_folder(workdir) / "benchmark.json"
+    cases, rate = _cases(config, args), None
     files.make_folder(path.parent)
     files.require_same_json(
         path,

@@ -25,7 +25,7 @@ from kst_jax.convert import torch_file
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
-from kst_jax.programs import cli
+from kst_jax.programs import cli, files
 from kst_jax.programs.arguments import Parser
 from kst_jax.runs import agreement, checkpoints
 
@@ -69,20 +69,25 @@ _PARTS = {
     **dict.fromkeys(("2", "3"), "output"),
 }
 _CONSTANTS = ("pe_layer.div_term",)
+# Parts of a name that come from torch's wrappers of a network or of a part of it.
+_WRAPPERS = ("module", "_orig_mod")
 
 
 def parameters(state: Mapping[str, np.ndarray]) -> dict:
     """Parameters of KSpaceTransformer from the authors' `model_state_dict`.
 
     Raises:
-      InputError: a name that the authors' network does not have, or layers missing.
+      InputError: a name that the authors' network does not have, one that is there
+        twice, or layers missing.
     """
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for key, weight in state.items():
-        name = key.removeprefix("module.")
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         if name not in _CONSTANTS:
             path, layer, leaf = _translate(name, weight)
-            stacks.setdefault(path, {})[layer] = leaf
+            if layer in stacks.setdefault(path, {}):
+                raise InputError(f"the weight {name!r} is there twice; keep one of it")
+            stacks[path][layer] = leaf
     tree: dict = {}
     for path, layers in stacks.items():
         *parents, last = path.split("/")
@@ -177,7 +182,8 @@ def load(
       Parameters of KSpaceTransformer and its config.
 
     Raises:
-      InputError: not a readable checkpoint of the authors' network.
+      InputError: not a readable checkpoint of the authors' network, or one whose
+        training diverged.
     """
     checkpoint = torch_file.load(path)
     state = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
@@ -194,6 +200,7 @@ def load(
         params = parameters(state)
         config = model_config(params, heads, lr_size)
         _require_whole(params, config)
+        agreement.require_finite(params)
         return params, config
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -221,12 +228,13 @@ def _main() -> None:
         help="low-resolution grid (64 64); images have twice its size",
     )
     args = parser.parse_args()
+    out = files.local_folder(args.out)
     params, model = load(args.checkpoint, args.heads, tuple(args.lr_size))
     size = 2 * model.lr_size[0], 2 * model.lr_size[1]
     config = dataclasses.replace(
         Config(), model=model, data=DataConfig(size=size, normalise="target")
     )
-    checkpoints.write_parameters(args.out, params, config)
+    checkpoints.write_parameters(out, params, config)
     print(f"wrote {args.out}; evaluate it with")
     print(
         f"  kst-eval --config=saved:{args.out} --workdir={args.out} "

@@ -51,12 +51,12 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     """
     data = config.data
     if not data.test:
-        everyone = _open(data, data.train, data.seed)
+        everyone = _open(data, data.train, data.draw_seed)
         kept, apart = sources.split_subjects(
-            everyone.subjects, 1 - data.test_fraction, data.seed
+            everyone.subjects, 1 - data.test_fraction, data.split_seed
         )
         return everyone.select(kept), everyone.select(apart)
-    train = _open(data, data.train, data.seed)
+    train = _open(data, data.train, data.draw_seed)
     test = _open(data, data.test, config.eval.seed)
     sources.require_disjoint(train, test)
     return train, test
@@ -80,7 +80,7 @@ def set_validation_apart(
     if not config.train.validate_every:
         return train, None
     if data.validation:
-        validation = _open(data, data.validation, data.seed)
+        validation = _open(data, data.validation, data.draw_seed)
         sources.require_disjoint(train, validation, "validation")
         sources.require_disjoint(test, validation, "validation", "test")
         return train, validation
@@ -91,7 +91,7 @@ def set_validation_apart(
             "--config.data.validation, or set --config.train.validate_every=0"
         )
     kept, apart = sources.split_subjects(
-        train.subjects, 1 - data.validation_fraction, data.seed
+        train.subjects, 1 - data.validation_fraction, data.split_seed
     )
     return train.select(kept), train.select(apart)
 

@@ -50,7 +50,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     agreement.require_fit(
         params, model, pipeline.example_batch(config, sampler), workdir
     )
-    out = Path(config.eval.out or Path(workdir) / "eval").expanduser().absolute()
+    out = files.local_folder(config.eval.out or Path(workdir) / "eval")
     files.make_folder(out)
     test = reports.identify(out, config, workdir)
     reports.require_same_test(out, test)

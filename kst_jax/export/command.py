@@ -116,8 +116,7 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
     Raises:
       InputError: there is something at `out` already, or nothing can be written there.
     """
-    out = Path(out).absolute()
-    _require_new(out)
+    out = _require_new(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
         folder = Path(temporary) / "out"
         folder.mkdir()
@@ -133,10 +132,13 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
         os.replace(folder, out)
 
 
-def _require_new(out: Path) -> None:
+def _require_new(out: str | Path) -> Path:
+    """Returns the path of a folder that can be made; raises InputError otherwise."""
+    out = files.local_folder(out)
     if out.exists():
         raise InputError(f"{out}: exists already; choose a new folder")
     files.make_folder(out.parent)
+    return out
 
 
 def _main() -> None:
@@ -159,11 +161,11 @@ def _main() -> None:
         help="which of the run's checkpoints (latest); best is by validation",
     )
     args = parser.parse_args()
-    _require_new(Path(args.out).absolute())
+    out = _require_new(args.out)
     params, config, step = checkpoints.read_parameters(args.workdir, args.checkpoint)
     model = build(config.model)
     require_trained(config.train, step, model.stages, args.workdir)
-    write(export(config, params, tuple(args.platforms)), args.out)
+    write(export(config, params, tuple(args.platforms)), out)
     print(f"wrote {args.out}: the network of {args.workdir} at step {step}")
     print(f"  python {args.out}/reconstruct.py INPUT.npz IMAGE.npy")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 from absl import logging
 
+from kst_jax import parallel
 from kst_jax.errors import InputError
 
 
@@ -30,6 +31,8 @@ def run(main: Callable[[], None], refusal: int = 1) -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax logs every step and error
     # As an exception, so that unfinished files are removed; training saves first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Parameters, data and checkpoints are float32, whatever JAX_ENABLE_X64 says.
+    jax.config.update("jax_enable_x64", False)
     try:
         main()
     except BrokenPipeError:  # `| head` has closed the pipe
@@ -46,6 +49,13 @@ def run(main: Callable[[], None], refusal: int = 1) -> None:
         print(f"error: {error}", file=sys.stderr)
         print("docs/training.md explains how to use less memory", file=sys.stderr)
         sys.exit(1)
+    except (RuntimeError, AssertionError):
+        # What fails without a device depends on the program and on JAX; why does not.
+        lack = parallel.lack_of_devices()
+        if debug or not lack:
+            raise
+        print(f"error: {lack}", file=sys.stderr)
+        sys.exit(refusal)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)  # the shells' code for it
 

@@ -6,6 +6,7 @@ import difflib
 import os
 import pathlib
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,7 +83,10 @@ def _load(config: str | None, changes: list[str]) -> ConfigDict:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        surplus = values(argv)[1:]
+        with warnings.catch_warnings():
+            # How ml_collections loads a file; with -W error it would be an error.
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+            surplus = values(argv)[1:]
     except Exception as error:  # a config file is code, and may fail in any way
         raise InputError(_cause(error, path, config)) from error
     if surplus:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -30,6 +31,51 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def local_folder(path: str | os.PathLike) -> Path:
+    """Returns the absolute path of a folder, which need not exist.
+
+    Raises:
+      InputError: a URL, such as gs://bucket/run; a Path has only one slash left.
+    """
+    if scheme := re.match(r"[A-Za-z][\w+.-]+:/", os.fspath(path)):
+        raise InputError(
+            f"{os.fspath(path)}: runs and results need a folder of this machine; "
+            f"{scheme[0]}/ is not supported. Give a local or mounted folder, and copy "
+            "it to the storage afterwards"
+        )
+    # Unlike Path.expanduser, this keeps ~name where there is no such user.
+    return Path(os.path.expanduser(path)).absolute()
+
+
+@contextlib.contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """Yields a path of a folder for libraries that misread some names.
+
+    Orbax takes *, ? and [ in the names of parent folders for patterns, and TensorStore
+    takes neither backslashes nor names that are not UTF-8. Any but a plain path goes by
+    a temporary link.
+
+    Raises:
+      InputError: the folder for temporary files has such a name too.
+    """
+    if _is_plain(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="kst-") as name:
+        link = Path(name).absolute() / "folder"
+        if not _is_plain(link):
+            raise InputError(
+                f"{name}: checkpoints cannot be reached through this folder; set "
+                "TMPDIR to one whose name has letters and digits alone"
+            )
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _is_plain(path: Path) -> bool:
+    return bool(re.fullmatch(r"[\w ./+=,@:%~-]*", str(path)))
 
 
 def encoded(name: str) -> bytes:

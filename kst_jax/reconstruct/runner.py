@@ -72,11 +72,11 @@ def reconstruct(
         other options; nothing is written then.
     """
     options = options or Options()
+    out = files.local_folder(out)
     params, config, step = checkpoints.read_parameters(run, options.checkpoint)
     require_trained(config.train, step, build(config.model).stages, str(run))
     selection = Selection(min_foreground=0.0)
     opened = [volumes.open_scan(path, selection) for path in sources.find(scans)]
-    out = Path(out).expanduser().absolute()
     record = _record(run, step, options)
     done = _finished(out, record)
     todo = [volume for volume in opened if volume.path.name not in done]

@@ -16,7 +16,7 @@ import dataclasses
 from pathlib import PurePath
 
 from kst_jax.models import registry
-from kst_jax.programs import cli
+from kst_jax.programs import cli, files
 from kst_jax.programs.arguments import Parser
 from kst_jax.runs import checkpoints, subjects
 from kst_jax.stages import require_trained
@@ -35,6 +35,7 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
       InputError: the checkpoint does not exist, some of its parts are not trained yet,
         or the output folder already holds a checkpoint.
     """
+    out = str(files.local_folder(out))
     params, config, step = checkpoints.read_parameters(run, which)
     model = registry.build(config.model)
     require_trained(config.train, step, model.stages, run)

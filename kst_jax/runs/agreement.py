@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 
 from kst_jax.config import Config
@@ -37,6 +38,18 @@ def require_same_model(saved: Config, config: Config, workdir: str | Path) -> No
             f"the checkpoint in {workdir} does not fit the config: {difference}; use "
             f"--config=saved:{workdir}, the config it was trained with"
         )
+
+
+def require_finite(params: dict) -> None:
+    """Raises InputError if a parameter is not finite, naming the first."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if bad := int(np.sum(~np.isfinite(np.asarray(leaf, np.float32)))):
+            name = "/".join(key.key for key in path)
+            raise InputError(
+                f"{bad} of the {leaf.size} values of {name} are not finite, so the "
+                "network cannot reconstruct: its training diverged. Use an earlier "
+                "checkpoint"
+            )
 
 
 def require_fit(params: dict, model: nn.Module, batch: Batch, where: Any) -> None:

@@ -49,7 +49,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, config: Config):
-        self.workdir = Path(workdir).absolute()
+        self.workdir = files.local_folder(workdir)
         self._folder = self.workdir / "checkpoints"
         self._config = config
         _require_own_run(self.workdir, config)
@@ -59,8 +59,9 @@ class Checkpoints:
                 open_things.enter_context(files.alone_in(self.workdir))
             integrity.set_damaged_aside(self._folder)
             _write_config(self.workdir, config)
-            self._manager = _manager(self.workdir, config.train)
-            open_things.callback(self._manager.close)
+            self._manager = open_things.enter_context(
+                _manager(self.workdir, config.train)
+            )
             self._open_things = open_things.pop_all()
 
     def close(self) -> None:
@@ -168,9 +169,10 @@ def read_parameters(
       which: "latest", or "best" in validation.
 
     Raises:
-      InputError: the folder has no such checkpoint, or none that can be read.
+      InputError: the folder has no such checkpoint, none that can be read, or one with
+        parameters that are not finite.
     """
-    folder = Path(workdir).absolute() / "checkpoints"
+    folder = files.local_folder(workdir) / "checkpoints"
     if not folder.is_dir():
         raise InputError(
             f"{workdir}: no checkpoint here; train first (kst-train "
@@ -188,14 +190,22 @@ def read_parameters(
     found = _read(
         path, {name: ocp.args.StandardRestore(), "config": ocp.args.JsonRestore()}
     )
+    try:
+        agreement.require_finite(found[name])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return jax.device_put(found[name]), from_saved(found["config"]), step
 
 
 def _read(path: Path, items: dict) -> ocp.args.Composite:
     """Reads items of an undamaged checkpoint."""
     reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    with _unreadable(path), contextlib.closing(reader):
-        return reader.restore(path, args=ocp.args.Composite(**items))
+    with (
+        _unreadable(path),
+        contextlib.closing(reader),
+        files.plainly_named(path) as plain,
+    ):
+        return reader.restore(plain, args=ocp.args.Composite(**items))
 
 
 @contextlib.contextmanager
@@ -214,8 +224,12 @@ def _require_plausible(item: Path) -> None:
     """Refuses arrays larger than their files, which Orbax would fill with zeros."""
     # A Checkpointer would warn about a missing file that is not needed.
     handler = ocp.StandardCheckpointHandler()
-    with _unreadable(item), contextlib.closing(handler):
-        metadata = handler.metadata(item)
+    with (
+        _unreadable(item),
+        contextlib.closing(handler),
+        files.plainly_named(item) as plain,
+    ):
+        metadata = handler.metadata(plain)
         if metadata is None:
             raise ValueError("the description of its arrays is missing")
         arrays = jax.tree.leaves(metadata.tree)
@@ -246,7 +260,7 @@ def write_parameters(
     Raises:
       InputError: the folder already holds a run, or cannot be written to.
     """
-    workdir = Path(workdir).absolute()
+    workdir = files.local_folder(workdir)
     if _has_checkpoints(workdir):
         raise InputError(f"{workdir}: already holds checkpoints; choose a new folder")
     files.make_folder(workdir)
@@ -277,7 +291,7 @@ def read_config(workdir: str | Path) -> Config:
     Raises:
       InputError: the folder holds no run, or its config is unreadable.
     """
-    path = Path(workdir) / "config.json"
+    path = files.local_folder(workdir) / "config.json"
     try:
         return from_saved(files.read_json(path))
     except FileNotFoundError:
@@ -295,7 +309,8 @@ def _write_config(workdir: Path, config: Config) -> None:
             partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def _manager(workdir: Path, config: TrainConfig) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def _manager(workdir: Path, config: TrainConfig) -> Iterator[ocp.CheckpointManager]:
     folder = workdir / "checkpoints"
 
     def note_checksums() -> None:
@@ -315,7 +330,11 @@ def _manager(workdir: Path, config: TrainConfig) -> ocp.CheckpointManager:
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=note_checksums),
     )
-    return ocp.CheckpointManager(folder, options=options)
+    with (
+        files.plainly_named(workdir) as plain,
+        ocp.CheckpointManager(plain / "checkpoints", options=options) as manager,
+    ):
+        yield manager
 
 
 def _psnr(scores: dict) -> float:

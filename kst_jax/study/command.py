@@ -27,7 +27,7 @@ import jax
 
 from kst_jax.config_dict import require_key
 from kst_jax.errors import DivergedError, InputError
-from kst_jax.programs import config_arguments
+from kst_jax.programs import config_arguments, files
 from kst_jax.programs.arguments import Parser, words
 from kst_jax.study import cells, comparison
 from kst_jax.study.protocol import Cell, Study, cells_of, read
@@ -57,7 +57,7 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
         results of another study, or, after all other cells, a training diverged.
       SystemExit: after SIGTERM, with the current cell saved.
     """
-    folder = Path(workdir).absolute()
+    folder = files.local_folder(workdir)
     chosen = _chosen(study, patterns)
     cells.finished(study, folder)  # raises for results of another study
     diverged = []

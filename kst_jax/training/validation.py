@@ -27,7 +27,7 @@ class Validator:
         self, config: Config, source: Source, sampler: Sampler, model: Reconstructor
     ):
         # The test's seed may change when a run resumes; these masks must not.
-        masks = dataclasses.replace(config.eval, seed=config.data.seed)
+        masks = dataclasses.replace(config.eval, seed=config.data.split_seed)
         self._config = dataclasses.replace(config, eval=masks)
         self._source, self._sampler, self._model = source, sampler, model
         self._mesh = parallel.make_mesh(
