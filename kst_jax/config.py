@@ -6,6 +6,7 @@ from config files.
 
 import dataclasses
 import pathlib
+import re
 import typing
 
 from kst_jax.errors import InputError, require
@@ -76,7 +77,7 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which slices of a scan are used.
+    """Which slices of a scan are used, and whose scan it is.
 
     Attributes:
       plane: axial, coronal or sagittal: the plane in which NIfTI and Analyze volumes
@@ -90,6 +91,8 @@ class Selection:
       seed: seed of that draw.
       min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
         fraction of their pixels exceeds 10 % of the volume's maximum.
+      subjects: regular expression that finds a person's label in a scan's path; see
+        `DataConfig.subjects`.
     """
 
     plane: str = "axial"
@@ -98,6 +101,7 @@ class Selection:
     fraction: float = 1.0
     seed: int = 0
     min_foreground: float = 0.05
+    subjects: str = ""
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
@@ -108,8 +112,22 @@ class Selection:
             ("drop_first", self.drop_first >= 0, "0 or more"),
             ("fraction", 0 < self.fraction <= 1, "a fraction in (0, 1]"),
             ("min_foreground", 0 <= self.min_foreground <= 1, "a fraction in [0, 1]"),
+            (
+                "subjects",
+                not self.subjects or _group_count(self.subjects) == 1,
+                "a regular expression with one group, the person's label, such as "
+                "'([0-9]{6})/'",
+            ),
         ):
             require(holds, name, getattr(self, name), valid)
+
+
+def _group_count(pattern: str) -> int | None:
+    """Counts the groups of a regular expression; None if it is not one."""
+    try:
+        return re.compile(pattern).groups
+    except (re.error, RecursionError, OverflowError):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +144,10 @@ class DataConfig:
         of the training people are held out.
       validation_fraction: fraction of the training people, at least one person, held
         out if `validation` is empty and training is validated.
+      subjects: whose scans they are: a regular expression with one group, which is the
+        person's label, such as '(IXI[0-9]+)' or, for HCP, '([0-9]{6})/'. It is searched
+        in each scan's path below what `train`, `test` or `validation` names, and then
+        in the whole path. If empty, `kst_jax.data.labels` decides.
       size: rows and columns of the reconstructed images.
       crop: rows and columns of the field of view, cut from the centre of each slice and
         then reduced to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
@@ -160,6 +182,7 @@ class DataConfig:
     test_fraction: float = 0.25
     validation: str = ""
     validation_fraction: float = 0.1
+    subjects: str = ""
     size: tuple[int, int] = (128, 128)
     crop: tuple[int, int] = (0, 0)
     pad: bool = False
@@ -215,12 +238,16 @@ class DataConfig:
     def by_name(self) -> "DataConfig":
         """Cuts paths to file names, so that it does not matter where the data is."""
         names: dict[str, typing.Any] = {
-            part: ",".join(
-                pathlib.PurePath(path).name for path in getattr(self, part).split(",")
-            )
+            part: last_names(getattr(self, part))
             for part in ("train", "test", "validation")
         }
         return dataclasses.replace(self, **names)
+
+
+def last_names(paths: str) -> str:
+    """Cuts each path of a list with commas to its last name."""
+    parts = (pathlib.PurePath(path.strip()).name for path in paths.split(","))
+    return ",".join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +317,10 @@ class MaskConfig:
             self.acceleration,
             "a whole number; for others use mask.kind=fastmri_equispaced_fraction",
         )
+
+    def by_name(self) -> "MaskConfig":
+        """Cuts the bank's path to its file name."""
+        return dataclasses.replace(self, bank=pathlib.PurePath(self.bank).name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,6 +516,12 @@ class Config:
             "eval.seed": self.eval.seed,
         }.items():
             _require(0 <= seed < 2**32, name, seed, "from 0 to 2^32 - 1")
+
+    def by_name(self) -> "Config":
+        """Cuts paths of inputs to file names; it does not matter where they are."""
+        return dataclasses.replace(
+            self, data=self.data.by_name(), mask=self.mask.by_name()
+        )
 
 
 def require_config(config: object) -> None:

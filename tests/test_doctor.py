@@ -15,7 +15,7 @@ from kst_jax.data.readers.npy import NpyVolume
 from kst_jax.doctor.command import examinations, report
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
-from tests.programs import run_here
+from tests.programs import run_apart, run_here
 from tests.scans import write_h5, write_nifti, write_npy
 from tests.test_examination import DATA, KSPACE, VOLUME, blank
 from tests.test_nifti import BAD_NIFTI
@@ -171,6 +171,40 @@ def test_two_scans_of_one_name(tmp_path):
     assert not taken(tmp_path, DATA)
 
 
+# --- people ---
+
+
+def remarks(path, **options):
+    found = examinations(str(path), DATA, Selection(**options))
+    return [(f.level, f.what) for each in found for f in each.findings]
+
+
+def test_scans_that_may_be_one_persons(tmp_path):
+    for name in ("IXI002-Guys-0828-T1.npy", "IXI002-Guys-0828-T2.npy"):
+        write_npy(tmp_path / name, KSPACE)
+    ((level, what),) = remarks(tmp_path)
+    assert level == "warning"
+    assert what.startswith("IXI002-Guys-0828-T1 and IXI002-Guys-0828-T2 count as two")
+    assert not remarks(tmp_path, subjects="(IXI[0-9]+)")
+    ((level, what),) = remarks(tmp_path, subjects="(sub-[0-9]+)")
+    assert level == "error"
+    assert "data.subjects='(sub-[0-9]+)' does not match" in what
+
+
+def test_people_are_those_of_a_run(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_h5(tmp_path / "a" / "scan.h5", KSPACE, patient_id="p7")
+    write_npy(tmp_path / "b" / "scan.npy", KSPACE)
+    write_npy(tmp_path / "b" / "sub-2.npy", KSPACE)
+    for pattern in ("", "/(.)/"):
+        found = examinations(str(tmp_path), DATA, Selection(subjects=pattern))
+        people = {each.subject for each in found} - {None}
+        source = sources.open_source(str(tmp_path), Selection(subjects=pattern))
+        assert people == set(source.subjects)
+    assert people == {"a", "b"}
+
+
 # --- the command line ---
 
 
@@ -196,6 +230,19 @@ def test_a_healthy_folder(folder):
     assert "simulated" in second
     assert total == "2 scans of 2 people opened; 0 errors, 0 warnings"
     assert "slices of 2 sizes: 20x18 in 1, 18x20 in 1" in note
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    try:
+        write_npy(os.fsdecode(os.fsencode(tmp_path) + b"/K\xf6rper.npy"), KSPACE)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    for json_or_not in ((), ("--json",)):
+        done = run_apart(
+            "-m", "kst_jax.doctor", "--size", 16, 16, tmp_path, *json_or_not
+        )
+        assert done.returncode == 0, done.stderr
+    assert "K" in done.stdout
 
 
 def test_json_has_a_line_for_each_file(folder):

@@ -1,10 +1,12 @@
 """What eval.py writes of a run that train.py made, and what it does not write over."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import jax
@@ -245,6 +247,21 @@ def test_results_move_with_their_run_and_its_scans(workdir, config, tmp_path):
     of_a_copy = reports.identify(workdir / "eval", config, moved)
     with pytest.raises(InputError, match="another run"):
         reports.require_same_test(workdir / "eval", of_a_copy)
+
+
+def test_results_of_scans_that_were_moved_may_be_replaced(config, tmp_path):
+    def identify(test):
+        return reports.identify(tmp_path, with_data(config, test=test), tmp_path)
+
+    earlier = {"test": identify("/mnt/a/scans"), "per_volume": {"x": {}, "y": {}}}
+    del earlier["test"]["data"]["subjects"]  # as an earlier version wrote it
+    (tmp_path / "metrics.json").write_text(json.dumps(earlier))
+    reports.require_same_test(tmp_path, identify("/mnt/b/scans/"))
+    with pytest.raises(InputError, match="other scans"):
+        reports.require_same_test(tmp_path, identify("/mnt/a/others"))
+    for volumes, same in ((("y", "x"), True), (("x", "z"), False), (("x",), False)):
+        with contextlib.nullcontext() if same else pytest.raises(InputError):
+            reports.require_same_volumes(tmp_path, SimpleNamespace(volumes=volumes))
 
 
 def test_whom_a_test_is_set_aside_from_decides_whose_results_they_are(config):

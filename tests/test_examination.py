@@ -14,7 +14,7 @@ from kst_jax.data import volumes
 from kst_jax.data.contents import content_of
 from kst_jax.data.fourier import fft2c
 from kst_jax.data.sources import open_source
-from kst_jax.doctor.examination import examine, examine_others
+from kst_jax.doctor.examination import examine, examine_others, patient_of
 from kst_jax.errors import InputError
 from tests.scans import with_nan, write_h5, write_nifti, write_npy
 
@@ -42,7 +42,8 @@ def findings(path, level=None, data=DATA, **selection):
 def test_measured_scans(tmp_path):
     write_h5(tmp_path / "a.h5", KSPACE, patient_id="p7")
     found = examine(tmp_path / "a.h5", DATA, Selection(drop_first=1))
-    assert (found.kind, found.subject, found.stored) == ("HDF5", "p7", (6, 20, 18))
+    assert patient_of(found.path) == "p7"
+    assert (found.kind, found.stored) == ("HDF5", (6, 20, 18))
     assert (found.dtype, found.coils, found.measured) == ("complex64", 1, True)
     assert (found.slices, found.depth, found.sizes) == (5, 6, [(20, 18)])
     assert found.low == pytest.approx(np.abs(IMAGES[1:]).min(), abs=1e-6)
@@ -55,7 +56,7 @@ def test_measured_scans(tmp_path):
 def test_volumes(tmp_path, axes, flips):
     write_nifti(tmp_path / "sub-3.nii.gz", VOLUME, np.diag([*flips, 1]))
     found = examine(tmp_path / "sub-3.nii.gz", DATA, Selection())
-    assert (found.subject, found.coils, found.measured) == ("sub-3", None, False)
+    assert (found.coils, found.measured) == (None, False)
     assert (found.orientation, found.stored) == (axes, (20, 18, 6))
     assert found.sizes == [(18, 20)]
     assert not found.findings

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import pathlib
 import tracemalloc
 
 import nibabel as nib
@@ -385,23 +384,6 @@ def test_an_affine_of_spm_that_is_damaged_is_to_blame(tmp_path):
     (tmp_path / "a.mat").write_bytes(data[:150])
     with pytest.raises(InputError, match=r"a\.mat: lies beside a scan, but cannot be"):
         open_source(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("path", "subject"),
-    [
-        ("disc1/OAS1_0001_MR1/RAW/OAS1_0001_MR1_mpr-1_anon.hdr", "OAS1_0001"),
-        ("OAS2_0012_MR2/mpr-1.nii.gz", "OAS2_0012"),
-        ("OAS30001_MR_d0129/anat2/sub-OAS30001_ses-d0129_T1w.nii.gz", "OAS30001"),
-        ("bids/sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz", "sub-01"),
-        ("bids/sub-01/T1w.nii", "sub-01"),
-        ("study/aomic_sub-0017_t1w.nii.gz", "sub-0017"),
-        ("study/Patient.3.nii.gz", "Patient.3"),
-        ("study/unsub-scribed.nii", "unsub-scribed"),
-    ],
-)
-def test_subject_of(path, subject):
-    assert nifti.subject_of(pathlib.Path("/data") / path) == subject
 
 
 @pytest.mark.parametrize("name", ["s1", "colin27", "aomic_sub-0017"])

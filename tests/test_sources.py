@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kst_jax.config import MaskConfig, Selection
+from kst_jax.data import sources
 from kst_jax.data.sources import (
     DEMO_FOLDER,
     open_source,
@@ -91,10 +92,74 @@ def test_a_name_that_is_no_text(tmp_path):
         subjects.require_unseen(tmp_path, source.subjects)
 
 
-def test_two_volumes_of_one_name(folder):
-    write_npy(folder / "c.npy")
+def test_two_forms_of_one_scan(folder):
+    write_npy(folder / "b/c.npy")
     with pytest.raises(InputError, match=r"c\.npy and .*c\.h5"):
         open_source(str(folder))
+
+
+def test_names_that_meet_are_told_apart_by_folders(folder):
+    write_npy(folder / "c.npy")
+    source = open_source(str(folder))
+    assert source.volumes == ("a", "b_c", "sub-1_T1w", "c", "d")
+    assert source.subjects == ("a", "c", "d", "sub-1")
+
+
+def found_in(*paths):
+    found = sources.find(",".join(map(str, paths)))
+    return [str(scan.below) for scan in found]
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A data set whose subjects are links to folders elsewhere, as datalad makes."""
+    store = tmp_path / "store"
+    for name in ("bids/sub-09", "store/1", "store/2"):
+        (tmp_path / name).mkdir(parents=True)
+        write_npy(tmp_path / name / "T1w.npy")
+    for n in (1, 2):
+        (tmp_path / "bids" / f"sub-0{n}").symlink_to(store / str(n))
+    return tmp_path / "bids"
+
+
+@pytest.mark.parametrize("pattern", ["", "**", "**/*.npy", "**/T1w.*", "sub-*/*.npy"])
+def test_links_to_folders_are_followed(linked, pattern):
+    paths = ["sub-01/T1w.npy", "sub-02/T1w.npy", "sub-09/T1w.npy"]
+    assert found_in(linked / pattern) == paths
+    source = open_source(str(linked / pattern))
+    assert source.subjects == ("sub-01", "sub-02", "sub-09")
+    assert source.volumes == ("sub-01_T1w", "sub-02_T1w", "sub-09_T1w")
+
+
+def test_loops_of_links_end_and_no_scan_is_found_twice(linked):
+    (linked / "sub-09" / "self").symlink_to(linked / "sub-09")
+    (linked / "sub-09" / "top").symlink_to(linked)
+    (linked / "above").symlink_to(linked.parent)  # would bring in what is beside it
+    (linked / "again").symlink_to(linked / "sub-09")
+    (linked.parent / "store" / "1" / "other").symlink_to(linked.parent / "store" / "2")
+    paths = ["sub-01/T1w.npy", "sub-02/T1w.npy", "sub-09/T1w.npy"]
+    assert found_in(linked) == paths
+    assert found_in(linked / "**") == paths
+    assert found_in(linked, linked / "sub-09", linked / "again") == paths
+
+
+def test_a_folder_that_cannot_be_searched(folder):
+    (folder / "b").chmod(0)
+    try:
+        if os.access(folder / "b", os.R_OK):
+            pytest.skip("needs a user whom permissions bind")
+        with pytest.raises(InputError, match="b: cannot be searched"):
+            open_source(str(folder))
+    finally:
+        (folder / "b").chmod(0o700)
+
+
+def test_a_comma_in_a_name(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    write_npy(tmp_path / "a,b" / "x.npy")
+    with pytest.raises(InputError, match=r"Commas separate paths.*'/data/a\?b/\*\*'"):
+        open_source(f"{tmp_path}/a,b")
+    assert open_source(f"{tmp_path}/a?b/**").volumes == ("x",)
 
 
 def test_range_and_dropped_slices(tmp_path):
@@ -119,7 +184,7 @@ def test_fraction_draws_each_volume_for_itself(tmp_path):
 
     def drawn(paths, fraction, seed=0):
         source = open_source(str(paths), Selection(fraction=fraction, seed=seed))
-        return [(volume.path.stem, index) for volume, index in source.entries]
+        return [(scan.name, index) for scan, index in source.entries]
 
     together = drawn(tmp_path, 0.25)
     assert len(together) == 30

@@ -2,13 +2,13 @@
 
     kst-download .
 
-puts them into this folder, under the names that the study has for them. Scans that are
+writes them to this folder, under the names that the study uses. Scans that are already
 there are left alone.
 
-* colin27_t1w: `ch2.nii.gz` of Debian's package mricron-data (BSD-3);
-* s1_t1w: of the subject S1 in PyPI's source distribution of pycortex (BSD);
+* colin27_t1w: `ch2.nii.gz` from Debian's package mricron-data (BSD-3);
+* s1_t1w: the T1w volume of subject S1 in PyPI's source distribution of pycortex (BSD);
 * aomic_sub-0017_t1w, aomic_sub-0042_t1w: two people of AOMIC-PIOP1 (OpenNeuro
-  ds002785, CC0), from the pictures of all slices in reports that are in PyPI's source
+  ds002785, CC0), taken from the pictures of all slices in reports in PyPI's source
   distribution of mriqc: 8 bits, windowed for display and cropped to the brain.
 """
 
@@ -60,7 +60,7 @@ _MRIQC = Package(
 _REPORT = (
     "mriqc-24.0.2/mriqc/data/tests/ds002785/{0}/figures/{0}_desc-zoomed_T1w.svg"
 ).format
-# By name: the package, and the file in it.
+# Name to the package and the file in it.
 SCANS = {
     "colin27_t1w": (_MRICRON, "./usr/share/mricron/templates/ch2.nii.gz"),
     "s1_t1w": (_PYCORTEX, "pycortex-1.4.0/filestore/db/S1/anatomicals/raw.nii.gz"),
@@ -71,18 +71,18 @@ _AXIAL = 128  # slices of a report; pictures of other planes follow
 
 
 def download(folder: str | Path) -> list[Path]:
-    """Puts the scans that are not there yet into a folder.
+    """Downloads the scans that a folder does not have yet.
 
     Returns:
       The four files.
 
     Raises:
-      InputError: a package that cannot be had or is not the one that was meant, or a
-        folder that cannot be written to.
+      InputError: a package cannot be downloaded or is not the expected one, or the
+        folder cannot be written to.
     """
     folder = Path(folder)
     files.make_folder(folder)
-    get = functools.lru_cache(maxsize=1)(_get)  # two scans are of one package
+    get = functools.lru_cache(maxsize=1)(_get)  # two scans come from one package
     for name, (package, member) in SCANS.items():
         path = _path(folder, name)
         if path.exists():
@@ -118,28 +118,28 @@ def _get(package: Package) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{package.url}: cannot be downloaded ({error}). Try again later; if it "
-            "has gone, find the same file elsewhere and put the scan into the folder."
+            "is gone, find the same file elsewhere and put the scan into the folder."
         ) from error
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise InputError(
-            f"{package.url}: is not the file that was meant, or damaged on its way "
-            f"(its SHA-256 should be {package.sha256}). Try again."
+            f"{package.url}: is not the expected file, or was damaged on its way (its "
+            f"SHA-256 should be {package.sha256}). Try again."
         )
     return bytes(content)
 
 
 def _member(package: bytes, member: str) -> bytes:
-    """A file of an archive, whose checksum was right."""
+    """Returns a file of an archive whose checksum was right."""
     if package.startswith(b"!<arch>\n"):
         package = _debian_files(package)
     with tarfile.open(fileobj=io.BytesIO(package)) as archive:
         file = archive.extractfile(member)
-        assert file  # of an archive that is known
+        assert file  # the archive is a known one
         return file.read()
 
 
 def _debian_files(package: bytes) -> bytes:
-    """The archive of files in a Debian package: entries after headers of 60 bytes."""
+    """Returns the archive in a Debian package: entries follow headers of 60 bytes."""
     at = 8
     while not package.startswith(b"data.tar", at):
         size = int(package[at + 48 : at + 58])
@@ -148,13 +148,13 @@ def _debian_files(package: bytes) -> bytes:
 
 
 def _volume(report: bytes) -> bytes:
-    """The NIfTI volume whose axial slices a report shows, columns of pixels to +x."""
+    """Returns the NIfTI volume whose axial slices a report shows; columns are +x."""
     pictures = re.findall(rb'href="data:image/png;base64,([^"]+)"', report)
     slices = [
         matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))[..., 0]
         for picture in pictures[:_AXIAL]
     ]
-    # Rows of a picture are +y, from the top: it is shown upside down.
+    # Rows of a picture are +y from the top, so it is shown upside down.
     voxels_XxYxZ = np.rint(255 * np.stack(slices)).astype(np.uint8).transpose(2, 1, 0)
     image = nibabel.Nifti1Image(voxels_XxYxZ, np.eye(4))
     with io.BytesIO() as stream:

@@ -1,11 +1,12 @@
-"""Where slices come from: any number of scans as one random-access sequence."""
+"""Sources of slices: any number of scans as one random-access sequence."""
 
 import dataclasses
+import fnmatch
 import glob
 import operator
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -13,6 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kst_jax.config import Selection
+from kst_jax.data import labels
+from kst_jax.data.labels import Found
 from kst_jax.data.readers.nifti import beside
 from kst_jax.data.volumes import (
     READERS,
@@ -27,7 +30,7 @@ from kst_jax.data.volumes import (
 from kst_jax.errors import InputError
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
-# Two people: what is learnt from one is tried on the other.
+# Two people: one to train on, the other to test on.
 DEMO = {
     "demo:train": DEMO_FOLDER / "sub-0017_T1w.nii.gz",
     "demo:test": DEMO_FOLDER / "sub-0042_T1w.nii.gz",
@@ -40,12 +43,12 @@ class About:
     """Where a slice comes from.
 
     Attributes:
-      subject: whose scan it is; splits go by it.
-      volume: the file's name without its suffix; unique in a source.
-      file: the file's name.
-      index: number of the slice in the volume.
-      measured: whether the k-space is known to be measured; otherwise it is, or must
-        be taken for, simulated from a magnitude.
+      subject: person whose scan it is; splits are by subject.
+      volume: name of the scan in results; unique in a source.
+      file: the file's name, with folders before it if another file has the same stem.
+      index: index of the slice in the volume.
+      measured: whether the k-space is known to be measured; otherwise it is simulated
+        from a magnitude image, or may be.
     """
 
     subject: str
@@ -60,35 +63,54 @@ class Slice(About):
     """One slice of a scan.
 
     Attributes:
-      image: complex64 (H, W), laid out for display, in the input's units.
+      image: complex64 (H, W), oriented for display, in the input's units.
     """
 
     image: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Source:
-    """Slices by number, read when asked for: what grain calls random access.
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """A scan with its labels, which `kst_jax.data.labels` chooses.
 
-    Holds (volume, slice number) pairs and no open file, so that it can be pickled.
+    Attributes:
+      volume: what the reader made of the file.
+      file: as in About.
+      subject: as in About.
     """
 
-    entries: tuple[tuple[Volume, int], ...]
+    volume: Volume
+    file: str
+    subject: str
+
+    @property
+    def name(self) -> str:
+        """Name of the scan in results."""
+        return labels.result_name(self.file)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Source:
+    """Random access to slices, as grain needs it; slices are read on demand.
+
+    It holds pairs of a scan and a slice index, and no open file, so it can be pickled.
+    """
+
+    entries: tuple[tuple[Scan, int], ...]
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, key: SupportsIndex) -> Slice:
-        volume, index = self.entries[operator.index(key)]
-        with reading(volume.path):
-            image = volume.read(index)
+        scan, index = self.entries[operator.index(key)]
+        with reading(scan.volume.path):
+            image = scan.volume.read(index)
         return Slice(image=image, **vars(self.describe(key)))
 
     def describe(self, key: SupportsIndex) -> About:
-        """What a slice is, without reading it."""
-        volume, index = self.entries[operator.index(key)]
-        path = volume.path
-        return About(volume.subject, name_of(path), path.name, index, volume.measured)
+        """Says where a slice comes from, without reading it."""
+        scan, index = self.entries[operator.index(key)]
+        return About(scan.subject, scan.name, scan.file, index, scan.volume.measured)
 
     def __str__(self) -> str:
         counts = {
@@ -100,21 +122,36 @@ class Source:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Everyone whose scans are here, sorted."""
-        return tuple(sorted({volume.subject for volume, _ in self.entries}))
+        """The people whose scans these are, sorted."""
+        return tuple(sorted({scan.subject for scan, _ in self.entries}))
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Paths of the scans' files; links to folders are resolved."""
+        return frozenset(_own_path(scan.volume.path) for scan, _ in self.entries)
+
+    @property
+    def unlabelled_folders(self) -> frozenset[str]:
+        """Names of all folders above scans whose subject is only the file's stem."""
+        paths = {
+            scan.volume.path.absolute()
+            for scan, _ in self.entries
+            if scan.subject == name_of(scan.volume.path)
+        }
+        return frozenset(part for path in paths for part in path.parent.parts)
 
     @property
     def volumes(self) -> tuple[str, ...]:
         """Names of the volumes, in the order of their slices."""
-        return tuple(dict.fromkeys(name_of(volume.path) for volume, _ in self.entries))
+        return tuple(dict.fromkeys(scan.name for scan, _ in self.entries))
 
     @property
     def measured(self) -> bool:
-        """Whether every slice's k-space is known to be measured."""
-        return all(volume.measured for volume, _ in self.entries)
+        """Whether the k-space of all slices is known to be measured."""
+        return all(scan.volume.measured for scan, _ in self.entries)
 
     def select(self, subjects: Collection[str]) -> "Source":
-        """Keep the slices of some subjects; raise InputError for one not here."""
+        """Keeps the slices of some subjects; raises InputError for an unknown one."""
         wanted = set(subjects)
         if unknown := sorted(wanted - set(self.subjects)):
             raise InputError(
@@ -125,28 +162,47 @@ class Source:
 
 
 def open_source(paths: str, selection: Selection | None = None) -> Source:
-    """Open scans: every file is looked at once, slices are read on demand.
+    """Opens scans: reads the metadata of every file; slices are read on demand.
+
+    Prints warnings about doubtful labels of people.
 
     Args:
       paths: a folder (searched with its subfolders), a file, a pattern such as
         `/data/**/*_T1w.nii.gz`, `demo:train` or `demo:test` for the bundled scans, or
-        several of these separated by commas. The kind of a file goes by its suffix:
-        .h5 (fastMRI single-coil), .nii, .nii.gz, .hdr/.img (Analyze), .npy (the
-        authors' k-space). Other files and hidden ones are ignored.
-      selection: which slices are taken; by default all that hold something.
+        several of these separated by commas. Suffixes tell the format: .h5 (fastMRI
+        single-coil), .nii, .nii.gz, .hdr/.img (Analyze), .npy (the authors' k-space).
+        Other files and hidden ones are ignored.
+      selection: which slices to use, by default all that are not empty, and whose they
+        are.
 
     Raises:
-      InputError: nothing found, a file that cannot be used, or two volumes of one name.
+      InputError: no scan is found, a file cannot be used, or scans cannot be told
+        apart.
     """
     selection = selection or Selection()
-    entries: list[tuple[Volume, int]] = []
+    found = find(paths)
+    names = labels.file_names([scan.path for scan in found])
+    volumes: list[Volume] = []
+    chosen: list[list[int]] = []
     doubts: list[str] = []
-    for path in tqdm(find(paths), "Looking at scans", unit="file", delay=3):
-        volume = open_volume(path, selection)
-        doubts += [f"{path}: {doubt}" for doubt in volume.doubts]
-        entries += [(volume, index) for index in selected(volume, selection)]
+    bar = tqdm(found, "Looking at scans", unit="file", delay=3)
+    for scan, name in zip(bar, names, strict=True):
+        volumes.append(open_volume(scan.path, selection))
+        chosen.append(selected(volumes[-1], selection, name))
+        doubts += [f"{scan.path}: {doubt}" for doubt in volumes[-1].doubts]
     _warn(doubts)
-    return Source(tuple(entries))
+    patients = [volume.patient for volume in volumes]
+    people, remarks = labels.subjects(found, patients, selection.subjects)
+    for remark in remarks:
+        print(f"{remark.level}: {remark.text}", file=sys.stderr)
+    scans = map(Scan, volumes, names, people)
+    return Source(
+        tuple(
+            (scan, index)
+            for scan, indices in zip(scans, chosen, strict=True)
+            for index in indices
+        )
+    )
 
 
 def _warn(doubts: list[str]) -> None:
@@ -159,20 +215,21 @@ def _warn(doubts: list[str]) -> None:
 def split_subjects(
     subjects: Collection[str], fraction: float, seed: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split people at random into a training share `fraction` and the others.
+    """Splits people at random into a fraction to train on and the others.
 
-    Depends on the set of names and the seed alone; both sides get someone.
+    The split depends only on the set of names and the seed. Both sides get someone.
 
     Raises:
-      InputError: fewer than two subjects, or a fraction outside (0, 1).
+      InputError: there are fewer than two subjects, or the fraction is not in (0, 1).
     """
     if not 0 < fraction < 1:
-        raise InputError(f"split fraction {fraction}: give a share between 0 and 1.")
+        raise InputError(f"split fraction {fraction}: give a number between 0 and 1.")
     order = shuffled(set(subjects), f"{seed}:split")
     if len(order) < 2:
         raise InputError(
-            f"a split needs two subjects, but the data hold {order or 'none'}. Add "
-            "another person's scans, or give a test set of its own."
+            f"a split needs two subjects, but the data has {order or 'none'}. Add "
+            "another person's scans, give a separate test set, or, if these are scans "
+            "of several people, say who is who with data.subjects."
         )
     size = min(max(round(fraction * len(order)), 1), len(order) - 1)
     return tuple(sorted(order[:size])), tuple(sorted(order[size:]))
@@ -181,101 +238,164 @@ def split_subjects(
 def require_disjoint(
     one: Source, other: Source, name: str = "test", first: str = "training"
 ) -> None:
-    """Raise InputError where someone's scans are in both of two named sources."""
+    """Raises InputError if two named sources share a person or a file."""
     if shared := sorted(set(one.subjects) & set(other.subjects)):
         raise InputError(
             f"subject {shared[0]} is in the {first} and in the {name} data "
-            f"({len(shared)} shared in all). Split by subject."
+            f"({len(shared)} shared in all). Split by subject; if these are different "
+            "people, say who is who with data.subjects."
+        )
+    # People may have other labels among other files (`labels.subjects`).
+    if files := sorted(one.files & other.files):
+        raise InputError(
+            f"{files[0]} is in the {first} and in the {name} data ({len(files)} such "
+            "files). Split by subject."
         )
 
 
-def find(paths: str) -> list[Path]:
-    """Find the scans' files that `open_source` would open.
+def find(paths: str) -> list[Found]:
+    """Finds the files of the scans that `open_source` opens.
+
+    A file that several of the paths contain is found once.
 
     Raises:
-      InputError: nothing found, or two volumes of one name.
+      InputError: a path contains no scan.
     """
-    found = [item for part in parts_of(paths) for item in find_part(part)]
-    found = list({os.path.abspath(item): item for item in found}.values())
-    require_own_names(found)
-    return found
+    found: dict[str, Found] = {}
+    for part in parts_of(paths):
+        for scan in find_part(part):
+            found.setdefault(_own_path(scan.path), scan)
+    return list(found.values())
 
 
-def require_own_names(found: Collection[Path]) -> None:
-    """Raise InputError where results of two scans would be written to one name."""
-    scans: dict[str, Path] = {}
-    for path in found:
-        other = scans.setdefault(name_of(path), path)
-        if other != path:
-            raise InputError(
-                f"{path} and {other}: both would be written as {name_of(path)}. Rename "
-                "one, or give a pattern that leaves one out."
-            )
+def _own_path(path: Path) -> str:
+    """Returns a path that is the same through every link to the file's folder."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def parts_of(paths: str) -> list[str]:
-    """The folders, files and patterns in a list with commas; InputError for none."""
+    """Splits a list of paths at its commas; raises InputError if it is empty."""
     parts = [part.strip() for part in paths.split(",") if part.strip()]
     if not parts:
         raise InputError("no path to the data. Name a folder or a file of scans.")
     return parts
 
 
-def find_part(part: str) -> list[Path]:
-    """Find what one of the paths in a list stands for.
+def find_part(part: str) -> list[Found]:
+    """Finds the scans of one of the paths in a list.
 
     Raises:
-      InputError: no scan found.
+      InputError: no scan is found.
     """
-    path = Path(part).expanduser()
     files = [
         beside(f, ".hdr") if f.suffix.lower() == ".img" else f for f in everything(part)
     ]
-    # What is no file is refused when it is opened.
+    # Opening refuses what is not a file.
     scans = sorted({f for f in files if suffix_of(f) and not f.is_dir()})
     if not scans:
         raise InputError(
             f"{part}: no scan found. Looked for {', '.join(READERS)}"
-            f"{' here and in all subfolders' if path.is_dir() else ''}."
+            f"{' here and in all subfolders' if _path(part).is_dir() else ''}."
         )
-    return scans
+    root = _root(part)
+    return [Found(scan, root) for scan in scans]
 
 
 def everything(part: str) -> list[Path]:
-    """All that lies in a folder and its subfolders, matches a pattern or is named.
+    """Lists all that is in a folder and its subfolders, or matches a pattern.
 
-    Scans or not, files or not; without what is hidden in a folder.
+    The list has files and folders, scans and others, but nothing hidden.
 
     Raises:
-      InputError: nothing has this name.
+      InputError: nothing has this name, or a folder cannot be read.
     """
-    if part in DEMO:
-        return [DEMO[part]]
-    path = Path(part).expanduser()
+    path = _path(part)
     if path.is_dir():
-        return [f for f in path.rglob("*") if not _hidden(f.relative_to(path))]
+        return list(_walk(path))
     if path.exists():
         return [path]
-    files = _matches(path)
-    if not files:
+    found = _matches(path)
+    if not found:
         raise InputError(
             f"{part}: no such file or folder. Check the spelling; the bundled scans "
-            f"are {' and '.join(DEMO)}."
+            f"are {' and '.join(DEMO)}. Commas separate paths: if a name contains a "
+            "comma, write ? for it and name the scans, as in '/data/a?b/**'."
         )
-    return files
+    return found
+
+
+def _path(part: str) -> Path:
+    return DEMO.get(part) or Path(part).expanduser()
+
+
+def _root(part: str) -> Path:
+    """Returns the folder below which the path of a scan may tell whose it is."""
+    path = _path(part)
+    if path.is_dir():
+        return path
+    return path.parent if path.exists() else _split_pattern(path)[0]
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    """Yields what is below a folder, following links to folders.
+
+    Every folder is searched once, under its own name if it is inside `top`. So links
+    may form loops, but they lead to no scan twice. Links to folders that contain
+    `top` are not followed.
+    """
+    seen: set[str] = set()
+    own = Path(os.path.realpath(top))
+    starts = [top]
+    for start in starts:
+        for here, folders, names in os.walk(start, onerror=_refuse):
+            real = os.path.realpath(here)
+            if real in seen or Path(real) in own.parents:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            shown = [*folders, *(name for name in names if not name.startswith("."))]
+            yield from (Path(here, name) for name in shown)
+            links = (Path(here, name) for name in folders)
+            starts += [link for link in links if link.is_symlink()]
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename}: cannot be searched ({error.strerror}). Make the folder "
+        "readable, or give paths that leave it out."
+    )
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """Paths that match; `**` does not follow links to folders, which may be loops."""
+    folder, rest = _split_pattern(pattern)
+    if not rest or not folder.is_dir():
+        return []
+    if "**" not in rest:
+        found = folder.glob("/".join(rest))
+        return [path for path in found if not _hidden(path.relative_to(folder))]
+    if rest[-1] == "**":
+        rest = (*rest, "*")
+    return [p for p in _walk(folder) if _fits(p.relative_to(folder).parts, rest)]
+
+
+def _split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:
+    """Splits a pattern into the folder before its first wildcard, and the rest."""
     parts = pattern.parts
     first = next((n for n, p in enumerate(parts) if glob.has_magic(p)), len(parts))
-    if first == len(parts):
-        return []
-    folder, rest = Path(*parts[:first]), str(Path(*parts[first:]))
-    found = folder.glob(f"{rest}/*" if parts[-1] == "**" else rest)
-    return [path for path in found if not _hidden(path.relative_to(folder))]
+    return Path(*parts[:first]), parts[first:]
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Returns whether a path matches a pattern, in which `**` is any folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    fits = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
+    return fits and _fits(parts[1:], pattern[1:])
 
 
 def _hidden(path: Path) -> bool:
-    """Tell whether a part is hidden, as macOS's `._scan.h5` or datalad's `.git`."""
+    """Returns whether a part is hidden, as macOS's `._scan.h5` or datalad's `.git`."""
     return any(part.startswith(".") for part in path.parts)

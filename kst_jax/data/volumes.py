@@ -26,8 +26,8 @@ class Volume(Protocol):
         """The scan's file."""
 
     @property
-    def subject(self) -> str:
-        """Whose scan it is."""
+    def patient(self) -> str:
+        """Who the file says was scanned; empty if it does not say."""
 
     @property
     def measured(self) -> bool:
@@ -66,8 +66,17 @@ READERS: dict[str, Callable[[Path, str, float], Volume]] = {
 }
 
 
-def selected(volume: Volume, selection: Selection) -> list[int]:
-    """Returns the numbers of the selected slices; raises InputError if none is left."""
+def selected(volume: Volume, selection: Selection, file: str) -> list[int]:
+    """Returns the numbers of the selected slices.
+
+    Args:
+      volume: the scan.
+      selection: which of its slices to use.
+      file: the file's name, which seeds the draw of slices.
+
+    Raises:
+      InputError: no slice is left.
+    """
     first = max(round(selection.slices[0] * volume.depth), selection.drop_first)
     stop = round(selection.slices[1] * volume.depth)
     kept = [index for index in volume.slices if first <= index < stop]
@@ -78,7 +87,7 @@ def selected(volume: Volume, selection: Selection) -> list[int]:
             "a wider range, or leave out the file."
         )
     count = max(1, round(selection.fraction * len(kept)))
-    return sorted(shuffled(kept, f"{selection.seed}:{name_of(volume.path)}")[:count])
+    return sorted(shuffled(kept, f"{selection.seed}:{name_of(Path(file))}")[:count])
 
 
 def open_volume(path: Path, selection: Selection) -> Volume:
@@ -115,7 +124,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--plane",
         default=default.plane,
-        help=f"how NIfTI and Analyze volumes are cut: axial, coronal or sagittal "
+        help=f"plane of NIfTI and Analyze slices: axial, coronal or sagittal "
         f"({default.plane})",
     )
     add(
@@ -136,7 +145,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--fraction",
         type=float,
         default=default.fraction,
-        help="share of each volume's slices to draw (1)",
+        help="fraction of each volume's slices to draw (1)",
     )
     add("--seed", type=int, default=default.seed, help="seed of that draw (0)")
     add(
@@ -145,6 +154,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=default.min_foreground,
         help="share of bright pixels below which slices of NIfTI and Analyze volumes "
         f"are left out as empty ({default.min_foreground})",
+    )
+    add(
+        "--subjects",
+        default=default.subjects,
+        help="regular expression whose only group is the person's label, searched in "
+        "each scan's path, as data.subjects: '(IXI[0-9]+)'",
     )
 
 
@@ -200,7 +215,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # damaged files fail in many ways inside the libraries
+    except Exception as error:  # damaged files raise all kinds of exceptions
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
             f"{path}: cannot be read ({cause}). Check that the file is complete and "

@@ -11,19 +11,21 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from kst_jax.config import DataConfig, Selection
-from kst_jax.data import sources
+from kst_jax.data import labels, sources
+from kst_jax.data.labels import Found
 from kst_jax.data.volumes import add_options, selection_of
 from kst_jax.doctor.examination import (
     Examination,
     examine,
     examine_others,
+    patient_of,
 )
 from kst_jax.errors import InputError
 from kst_jax.programs import cli
@@ -114,20 +116,17 @@ def examinations(
       InputError: a path does not exist, or there is no scan at all.
     """
     everything = {part: sources.everything(part) for part in sources.parts_of(paths)}
-    scans: dict[str, Path] = {}
     failures: dict[str, InputError] = {}
     for part in everything:
         try:
-            items = sources.find_part(part)
-            scans |= {os.path.abspath(item): item for item in items}
+            sources.find_part(part)
         except InputError as error:
             failures[part] = error
-    try:
-        sources.require_own_names(scans.values())
-    except InputError as error:
-        failures[paths] = error
+    good = [part for part in everything if part not in failures]
+    scans = sources.find(",".join(good)) if good else []
+    known = {os.path.abspath(scan.path) for scan in scans}
     others = {os.path.abspath(p): p for part in everything.values() for p in part}
-    passed_over = examine_others(p for name, p in others.items() if name not in scans)
+    passed_over = examine_others(p for name, p in others.items() if name not in known)
     if failures and not (scans or passed_over):
         raise next(iter(failures.values()))
     for part, failure in failures.items():
@@ -135,8 +134,33 @@ def examinations(
         failed.add("error", failure)
         yield failed
     yield from passed_over
-    for scan in tqdm(scans.values(), "Examining", unit="scan", disable=None):
-        yield examine(scan, data, selection)
+    together = Examination(Path(paths))
+    names, people = _labels(scans, selection, together)
+    if together.findings:
+        yield together
+    rows = zip(scans, names, people, strict=True)
+    for scan, name, subject in tqdm(
+        rows, "Examining", total=len(scans), unit="scan", disable=None
+    ):
+        yield examine(scan.path, data, selection, name, subject)
+
+
+def _labels(
+    scans: Sequence[Found], selection: Selection, together: Examination
+) -> tuple[Sequence[str], Sequence[str | None]]:
+    """Returns names and people of scans; notes what is wrong with all of them."""
+    paths = [scan.path for scan in scans]
+    names: Sequence[str] = [path.name for path in paths]
+    people: Sequence[str | None] = [None] * len(scans)
+    try:
+        names = labels.file_names(paths)
+        patients = [patient_of(path) for path in paths]
+        people, remarks = labels.subjects(scans, patients, selection.subjects)
+        for remark in remarks:
+            together.add(remark.level, remark.text)
+    except InputError as error:
+        together.add("error", error)
+    return names, people
 
 
 def row(found: Examination) -> str:

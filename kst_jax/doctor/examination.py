@@ -86,13 +86,21 @@ class Examination:
         self.findings.append(Finding(level, str(what).removeprefix(f"{self.path}: ")))
 
 
-def examine(path: Path, data: DataConfig, selection: Selection) -> Examination:
+def examine(
+    path: Path,
+    data: DataConfig,
+    selection: Selection,
+    file: str = "",
+    subject: str | None = None,
+) -> Examination:
     """Reads all slices of a scan that a run would use.
 
     Args:
       path: a file with one of the suffixes in `volumes.READERS`.
       data: size, crop and padding of a run.
       selection: slices that the run uses.
+      file: the file's name in a run, as in `sources.About`; by default its own.
+      subject: whose scan it is.
     """
     found = Examination(path)
     try:
@@ -102,14 +110,27 @@ def examine(path: Path, data: DataConfig, selection: Selection) -> Examination:
         with contextlib.suppress(InputError), volumes.reading(path):
             _LOOK[suffix_of(path)](path, found)
         volume = volumes.open_volume(path, selection)
-        numbers = volumes.selected(volume, selection)
+        numbers = volumes.selected(volume, selection, file or path.name)
     except InputError as error:
         found.add("error", error)
         return found
     for doubt in volume.doubts:
         found.add("warning", doubt)
+    found.subject = subject
     _read(volume, numbers, data, found)
     return found
+
+
+def patient_of(path: Path) -> str:
+    """Returns who a file says was scanned; empty if it does not say or is damaged."""
+    if suffix_of(path) != ".h5":
+        return ""
+    try:
+        volumes.require_file(path)
+        with volumes.reading(path), fastmri.open_file(path) as file:
+            return fastmri.patient_of(file)
+    except InputError:  # examined later
+        return ""
 
 
 def examine_others(paths: Iterable[Path]) -> list[Examination]:
@@ -189,7 +210,7 @@ def _read(
     volume: Volume, numbers: list[int], data: DataConfig, found: Examination
 ) -> None:
     found.measured, found.depth = volume.measured, volume.depth
-    found.subject, found.slices = volume.subject, len(numbers)
+    found.slices = len(numbers)
     if empty := volume.depth - len(volume.slices):
         found.add("note", f"{empty} of {volume.depth} slices are left out as empty.")
     faults: dict[str, list[int]] = {}

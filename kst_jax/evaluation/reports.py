@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import h5py
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from kst_jax import figures, metrics
-from kst_jax.config import Config
+from kst_jax.config import Config, last_names
 from kst_jax.data.sources import About, Source
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
@@ -243,14 +243,37 @@ def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
 
 
 def require_same_test(out: Path, test: dict[str, Any]) -> None:
-    """Raises InputError if a folder holds the results of another evaluation."""
+    """Raises InputError if a folder holds the results of another evaluation.
+
+    Paths are compared by their last names: scans may be moved.
+    """
     files.require_same_json(
         out / "metrics.json",
         "test",
         test,
         f"{out}: holds the results of other scans, another undersampling or another "
         "run; choose another folder with --config.eval.out",
+        _by_name,
     )
+
+
+def require_same_volumes(out: Path, source: Source) -> None:
+    """Raises InputError if a folder holds the results of scans with other names."""
+    files.require_same_json(
+        out / "metrics.json",
+        "per_volume",
+        source.volumes,
+        f"{out}: holds the results of other scans; choose another folder with "
+        "--config.eval.out",
+        sorted,
+    )
+
+
+def _by_name(test: dict[str, Any]) -> dict[str, Any]:
+    data = {"subjects": ""} | test["data"]  # older results do not have it
+    paths = {part: last_names(data[part]) for part in ("train", "test") if part in data}
+    bank = PurePath(test["mask"]["bank"]).name
+    return test | {"data": data | paths, "mask": test["mask"] | {"bank": bank}}
 
 
 def _finite(value: object) -> object:

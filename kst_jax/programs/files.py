@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,13 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None:
+def require_same_json(
+    path: Path,
+    name: str,
+    value: Any,
+    otherwise: str,
+    comparable: Callable[[Any], Any] = lambda value: value,
+) -> None:
     """Refuses an existing JSON file that was made from something else.
 
     Args:
@@ -122,6 +128,7 @@ def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None
       name: key whose value identifies what the file was made from.
       value: value expected there, once written as JSON and read.
       otherwise: message if the value differs or the file is damaged.
+      comparable: what to compare of either value.
 
     Raises:
       InputError: `otherwise`.
@@ -129,8 +136,9 @@ def require_same_json(path: Path, name: str, value: Any, otherwise: str) -> None
     if not path.exists():
         return
     try:
-        same = read_json(path)[name] == json.loads(json.dumps(value))
-    except (InputError, KeyError, TypeError):
+        there, here = read_json(path)[name], json.loads(json.dumps(value))
+        same = comparable(there) == comparable(here)
+    except (InputError, KeyError, TypeError, AttributeError):
         same = False
     if not same:
         raise InputError(otherwise)

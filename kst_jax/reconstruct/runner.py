@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from kst_jax import parallel, tokens
 from kst_jax.config import Config, Selection
-from kst_jax.data import sources, transforms, volumes
+from kst_jax.data import labels, sources, transforms, volumes
 from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import Volume
 from kst_jax.errors import InputError
@@ -76,10 +76,12 @@ def reconstruct(
     params, config, step = checkpoints.read_parameters(run, options.checkpoint)
     require_trained(config.train, step, build(config.model).stages, str(run))
     selection = Selection(min_foreground=0.0)
-    opened = [volumes.open_scan(path, selection) for path in sources.find(scans)]
+    paths = [scan.path for scan in sources.find(scans)]
+    names = dict(zip(paths, labels.file_names(paths), strict=True))
+    opened = [volumes.open_scan(path, selection) for path in paths]
     record = _record(run, step, options)
     done = _finished(out, record)
-    todo = [volume for volume in opened if volume.path.name not in done]
+    todo = [volume for volume in opened if names[volume.path] not in done]
     _look(todo, config, options.undersampling)
     files.make_folder(out)
     mesh = parallel.make_mesh(options.batch_size)
@@ -91,9 +93,10 @@ def reconstruct(
             images, accelerations, geometry = _scan(
                 volume, config, everywhere, mesh, options, bar
             )
-            name = volumes.name_of(volume.path) + outputs.FORMATS[options.kind][0]
+            stem = labels.result_name(names[volume.path])
+            name = stem + outputs.FORMATS[options.kind][0]
             outputs.write(out / name, images, options.kind, geometry, options.phase)
-            done[volume.path.name] = {
+            done[names[volume.path]] = {
                 "file": name,
                 "slices": len(images),
                 "size": list(images.shape[1:]),

@@ -13,7 +13,6 @@ result cannot be trained further; evaluate it with
 """
 
 import dataclasses
-from pathlib import PurePath
 
 from kst_jax.models import registry
 from kst_jax.programs import cli, files
@@ -39,18 +38,16 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
     params, config, step = checkpoints.read_parameters(run, which)
     model = registry.build(config.model)
     require_trained(config.train, step, model.stages, run)
-    data = config.data.by_name()
-    if test is not None:
-        data = dataclasses.replace(data, test=test)
-    bank = PurePath(config.mask.bank).name
+    config = config.by_name()
+    data = config.data if test is None else dataclasses.replace(config.data, test=test)
     released = dataclasses.replace(
         config,
         data=data,
-        mask=dataclasses.replace(config.mask, bank=bank),
         # There is only this checkpoint, and results go to the user's own folder.
         eval=dataclasses.replace(config.eval, out="", checkpoint="latest"),
     )
-    people = {part: subjects.read(run, part) for part in subjects.PARTS}
+    noted = {part: subjects.read(run, part) for part in subjects.PARTS}
+    people = {part: names for part, names in noted.items() if names}
     checkpoints.write_parameters(out, params, released, people)
 
 

@@ -77,9 +77,15 @@ def require_same_run(
     where: str | Path,
     may_change: tuple[str, ...] = (*TRAINING_MAY_CHANGE, "eval"),
 ) -> None:
-    """Raises InputError if it is another run, naming the first difference."""
+    """Raises InputError if it is another run, naming the first difference.
+
+    Paths are compared by their last names: scans may be moved.
+    """
     if difference := _first_difference(
-        dataclasses.asdict(saved), dataclasses.asdict(config), "config", may_change
+        dataclasses.asdict(saved.by_name()),
+        dataclasses.asdict(config.by_name()),
+        "config",
+        may_change,
     ):
         raise InputError(
             f"{where}: holds a run with another config: {difference}; choose a new "

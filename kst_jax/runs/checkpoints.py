@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -277,7 +278,12 @@ def write_parameters(
 def _require_own_run(workdir: Path, config: Config) -> None:
     if not _has_checkpoints(workdir):
         return  # nothing to lose
-    agreement.require_same_run(read_config(workdir), config, workdir)
+    saved = read_config(workdir)
+    agreement.require_same_run(saved, config, workdir)
+    for part in ("train", "test", "validation"):
+        then, now = (getattr(data, part) for data in (saved.data, config.data))
+        if then != now:
+            print(f"note: data.{part} was {then} and is now {now}", file=sys.stderr)
 
 
 def _has_checkpoints(workdir: Path) -> bool:

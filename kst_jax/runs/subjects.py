@@ -1,7 +1,8 @@
 """Records who a model was trained or selected on: it is never tested on them."""
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from kst_jax import parallel
@@ -51,6 +52,9 @@ def read(workdir: str | Path, part: str) -> list[str]:
 
 def _require_same(workdir: str | Path, part: str, subjects: Sequence[str]) -> None:
     noted = read(workdir, part)
+    _warn_if_unknown(
+        workdir, part, noted, "the people in its scans may have changed since it began"
+    )
     if noted and (changed := set(noted) ^ set(subjects)):
         raise InputError(
             f"{workdir}: the people in its scans have changed since the run started "
@@ -59,15 +63,52 @@ def _require_same(workdir: str | Path, part: str, subjects: Sequence[str]) -> No
         )
 
 
-def require_unseen(workdir: str | Path, subjects: Sequence[str]) -> None:
-    """Raises InputError if a model would be tested on people it was trained on."""
+def require_unseen(
+    workdir: str | Path, subjects: Sequence[str], folders: Collection[str] = ()
+) -> None:
+    """Raises InputError if a model would be tested on people it was trained on.
+
+    Prints a warning if nothing says who it was trained on, or if a folder of the test
+    scans has a trained person's name.
+
+    Args:
+      workdir: folder of the run.
+      subjects: people to test on.
+      folders: names of folders of scans that have no better label than a file's name.
+    """
     for part, use in PARTS.items():
-        if seen := sorted(set(read(workdir, part)) & set(subjects)):
+        noted = read(workdir, part)
+        _warn_if_unknown(
+            workdir, part, noted, "the model may have been trained on the test scans"
+        )
+        if seen := sorted(set(noted) & set(subjects)):
             raise InputError(
                 f"{seen[0]} is among the test scans, but the model in {workdir} was "
                 f"{use} on this person ({len(seen)} such people); give other scans "
                 "with --config.data.test"
             )
+        if near := sorted(set(noted) & set(folders)):
+            print(
+                f"warning: a folder of the test scans is called {near[0]}, and the "
+                f"model in {workdir} was {use} on a person of this name; if these are "
+                "the same, give other scans; say who is who with "
+                "--config.data.subjects",
+                file=sys.stderr,
+            )
+
+
+def _warn_if_unknown(
+    workdir: str | Path, part: str, noted: Sequence[str], danger: str
+) -> None:
+    """Prints a warning if nobody is noted; validation is optional, training is not."""
+    if part == "train" and not noted:
+        path = _path(workdir, part)
+        what = "names nobody" if path.exists() else "is missing"
+        print(
+            f"warning: {path} {what}, so {danger}; copy the file from where the run "
+            "was made",
+            file=sys.stderr,
+        )
 
 
 def _path(workdir: str | Path, part: str) -> Path:

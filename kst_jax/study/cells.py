@@ -120,11 +120,7 @@ def finished(study: Study, workdir: Path) -> dict[Cell, dict]:
             raise InputError(
                 f"{path}: not a cell's result ({cause}); delete it to rerun the cell"
             ) from error
-        there, wanted = (
-            dataclasses.replace(config, data=config.data.by_name())
-            for config in (there, config_of(study, cell))
-        )
-        agreement.require_same_run(there, wanted, path, _MAY_CHANGE)
+        agreement.require_same_run(there, config_of(study, cell), path, _MAY_CHANGE)
         first = next(done for done in results if done.setting == cell.setting)
         if _slices(results[cell]) != _slices(results[first]):
             raise InputError(

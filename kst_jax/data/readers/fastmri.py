@@ -31,13 +31,13 @@ class FastMRIVolume:
     Attributes:
       path: the file. It is opened again for every slice, so that the volume can be
         pickled and read in several processes.
-      subject: the attribute `patient_id`, or the file's stem where there is none.
+      patient: the attribute `patient_id`; empty if there is none.
       depth: number of slices.
       undersampled: whether the file has a mask, so that its k-space is incomplete.
     """
 
     path: Path
-    subject: str
+    patient: str
     depth: int
     undersampled: bool = False
     doubts: ClassVar[tuple[str, ...]] = ()
@@ -96,7 +96,7 @@ def open_volume(path: Path) -> FastMRIVolume:
         _require_single_coil(kspace, path)
         if kspace.chunks:
             _require_plain_storage(kspace, path)
-        return FastMRIVolume(path, _subject(file, path), len(kspace), "mask" in file)
+        return FastMRIVolume(path, patient_of(file), len(kspace), "mask" in file)
 
 
 def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
@@ -246,8 +246,9 @@ def _filters(kspace: h5py.Dataset) -> list[int]:
     return [created.get_filter(number)[0] for number in range(created.get_nfilters())]
 
 
-def _subject(file: h5py.File, path: Path) -> str:
+def patient_of(file: h5py.File) -> str:
+    """Returns the attribute `patient_id`; empty if there is none."""
     patient = file.attrs.get("patient_id", "")
     if isinstance(patient, bytes):
         patient = patient.decode(errors="replace")
-    return str(patient).strip() or path.stem
+    return str(patient).strip()

@@ -5,7 +5,6 @@ import gzip
 import io
 import itertools
 import math
-import re
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,10 +33,6 @@ _MAX_AFFINE_BYTES = 2**16
 _BLOCK_BYTES = 2**20
 _HEADER_BYTES = 1024  # more than any of the headers has
 
-_SUBJECTS = (
-    re.compile(r"OAS[12]_\d{4}|OAS[34]\d{4}"),
-    re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+"),
-)
 # Pipelines read in threads: one decodes a volume, the others find it in the cache.
 _DECODING = threading.Lock()
 
@@ -49,7 +44,6 @@ class NiftiVolume:
     Attributes:
       path: a .nii or .nii.gz file, or the .hdr of an Analyze pair.
       plane: a key of PLANES.
-      subject: see `subject_of`.
       depth: number of slices of the plane.
       slices: numbers of the slices that are not empty, counted from left to right
         (sagittal), posterior to anterior (coronal) or inferior to superior (axial).
@@ -59,13 +53,13 @@ class NiftiVolume:
 
     path: Path
     plane: str
-    subject: str
     depth: int
     slices: tuple[int, ...]
     doubts: tuple[str, ...]
     stored: "_Stored" = dataclasses.field(repr=False, compare=False)
     measured: ClassVar[bool] = False
     undersampled: ClassVar[bool] = False
+    patient: ClassVar[str] = ""  # the file names nobody
 
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W), in the volume's units.
@@ -128,7 +122,6 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
     return NiftiVolume(
         path,
         plane,
-        subject_of(path),
         volume.shape[axis],
         tuple(slices.tolist()),
         doubts,
@@ -145,19 +138,6 @@ def _doubts(volume: np.ndarray) -> tuple[str, ...]:
         "Scores compare absolute values, and empty slices may not be found. Use the "
         "volume as it was before its intensities were shifted or normalised.",
     )
-
-
-def subject_of(path: Path) -> str:
-    """Name whose scan it is: by OASIS or BIDS in the path, or else the file's stem.
-
-    `OAS1_0001_MR1_mpr.hdr` gives OAS1_0001, `OAS30001_MR_d0129/anat.nii` OAS30001,
-    `sub-01_ses-2_T1w.nii.gz` sub-01. The file's name goes before its folders'.
-    """
-    for pattern in _SUBJECTS:
-        for part in reversed(path.absolute().parts):
-            if match := pattern.search(part):
-                return match[0]
-    return Path(path.name.removesuffix(".gz")).stem
 
 
 def beside(path: Path, suffix: str) -> Path:

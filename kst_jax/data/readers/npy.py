@@ -30,16 +30,15 @@ class NpyVolume:
 
     Attributes:
       path: the file; it is mapped into memory again for every slice.
-      subject: the file's stem.
       depth: number of slices N.
     """
 
     path: Path
-    subject: str
     depth: int
     doubts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = False
     undersampled: ClassVar[bool] = False
+    patient: ClassVar[str] = ""  # the file names nobody
 
     @property
     def slices(self) -> range:
@@ -83,7 +82,7 @@ def open_volume(path: Path) -> NpyVolume:
             f"{path}: shape {shape} means more than {MAX_POINTS} points a slice or "
             f"{MAX_SLICES} slices. Check the order of its axes, or split the file."
         )
-    return NpyVolume(path, path.stem, len(array))
+    return NpyVolume(path, len(array))
 
 
 def read_mask_bank(path: str | Path) -> np.ndarray:
