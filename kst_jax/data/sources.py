@@ -190,7 +190,7 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
         volumes.append(open_volume(scan.path, selection))
         chosen.append(selected(volumes[-1], selection, name))
         doubts += [f"{scan.path}: {doubt}" for doubt in volumes[-1].doubts]
-    _warn(doubts)
+    warn_of(doubts)
     patients = [volume.patient for volume in volumes]
     people, remarks = labels.subjects(found, patients, selection.subjects)
     for remark in remarks:
@@ -205,7 +205,7 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
     )
 
 
-def _warn(doubts: list[str]) -> None:
+def warn_of(doubts: list[str]) -> None:
     """Prints the first of the doubts about scans, and how many more there are."""
     for doubt in doubts[:1]:
         more = f" So do {len(doubts) - 1} more; see kst-doctor." if doubts[1:] else ""

@@ -150,6 +150,7 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
 
 def _look(todo: list[Volume], config: Config, undersampling: Undersampling) -> None:
     """Refuses scans that cannot be reconstructed; warns of those unlike training."""
+    sources.warn_of([doubt for volume in todo for doubt in volume.doubts])
     warned: set[str] = set()
     if config.data.normalise == "target" and todo:
         print(
