@@ -225,7 +225,7 @@ def test_devices_that_do_not_fit_are_refused():
         measuring.Case("train step", SMALL, 3, (1, 4))
     train = dataclasses.replace(SMALL.train, accumulate=2)
     config = dataclasses.replace(SMALL, train=train)
-    with pytest.raises(InputError, match="no 2 equal parts"):
+    with pytest.raises(InputError, match="not divide into 2 equal parts"):
         measuring.Case("train step", config, 3)
 
 
@@ -271,9 +271,9 @@ def test_command_line_sweeps_sizes(tmp_path, monkeypatch):
     ("flag", "message"),
     [
         ("--batch-sizes=many", "'many' is not a whole number"),
-        ("--sweep=7", "--sweep: 7 cannot be: "),
+        ("--sweep=7", "--sweep: cannot use size 7: "),
         ("--attention=sparse", "model.attention='sparse' is out of range"),
-        ("--what=backward", "none of forward"),
+        ("--what=backward", "unknown 'backward'; choose from forward"),
         ("--what=", "nothing to measure"),
         ("--mesh=1x4", "--mesh=1x4: only with --what=forward"),
         ("--mesh=2", "--mesh=2: give DATAxQUERY, such as 8x1"),

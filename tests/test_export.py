@@ -110,7 +110,7 @@ def test_masks_of_another_setting_give_no_image(run):
 
 
 def test_an_existing_folder_is_left_alone(tmp_path):
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         command.write(None, tmp_path)
 
 

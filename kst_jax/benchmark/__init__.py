@@ -1,1 +1,1 @@
-"""Time, memory and operations of a network."""
+"""Measures the time, memory and operations of a network."""

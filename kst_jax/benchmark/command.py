@@ -4,19 +4,19 @@ r"""Measures how fast a network is, and how much memory it takes.
 
 times a forward pass and a train step of the paper's network, prints a table and
 writes all figures to runs/benchmark/benchmark.json. --batch_sizes, --precision,
---attention and --what choose what is compared, and --workdir where it is written:
+--attention and --what choose the cases to compare, and --workdir the folder to write:
 
     kst-benchmark --config=default --what=forward \
         --precision=float32,bfloat16 --workdir=runs/precision
 
-With --sweep there is also a plot over image sizes, WORKDIR/sweep.png; with --pipeline
-also the slices a second that the data pipeline prepares. Results of other measurements
-are not overwritten.
+--sweep adds a plot over image sizes, WORKDIR/sweep.png; --pipeline adds the slices per
+second that the data pipeline prepares. Results of other measurements are never
+overwritten.
 
-Every case (a batch size, a precision, an attention) runs in a process of its own, so
-that its compile time and its peak memory are its own. Cases are run in turn, `--rounds`
+Every case (a batch size, a precision, an attention) runs in its own process, so that
+compile time and peak memory belong to that case alone. Cases take turns, `--rounds`
 times, since machines are noisy. Programs are compiled ahead of time; weights and slices
-are random, which changes none of the work.
+are random, which does not change the work.
 """
 
 import argparse
@@ -46,11 +46,11 @@ def run(cases: list[Case], rounds: int = 1) -> list[dict[str, Any]]:
     """Measures cases in turn, each in a fresh process.
 
     Returns:
-      For each case what it was, median, least and largest latency over all rounds,
-      rates, memory and operations.
+      For each case its description, the median, least and largest latency over all
+      rounds, rates, memory and operations.
 
     Raises:
-      InputError: a process that died, most likely for want of memory.
+      InputError: a process died, most likely because memory ran out.
     """
     found: dict[int, list[dict]] = {number: [] for number in range(len(cases))}
     turns = [number for _ in range(rounds) for number in found]
@@ -60,7 +60,7 @@ def run(cases: list[Case], rounds: int = 1) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as a Markdown table."""
+    """Returns the results as a Markdown table."""
     head = (
         "what | size | batch | dtype | attention | compile s | median s (min-max) | "
         "images/s | GFLOP/s | of matrix product | temporary GB | peak GB"
@@ -86,14 +86,14 @@ def table(results: list[dict[str, Any]]) -> str:
 def variants(
     config: Config, what: list[str], batches: list[int], **choices: list[str]
 ) -> list[Case]:
-    """All combinations of work, batch sizes and choices of `config.model`.
+    """Returns all combinations of work, batch sizes and choices of `config.model`.
 
     Raises:
-      InputError: a choice that the network does not have.
+      InputError: the network lacks one of these choices.
     """
     for name in choices:
         if not hasattr(config.model, name):
-            raise InputError(f"--{name}: {config.model.name} has no such choice")
+            raise InputError(f"--{name}: {config.model.name} has no such setting")
     models = [
         dataclasses.replace(config.model, **dict(zip(choices, values, strict=True)))
         for values in itertools.product(*choices.values())
@@ -105,10 +105,10 @@ def variants(
 
 
 def at_size(case: Case, size: int) -> Case:
-    """The case with square images, and a low-resolution grid of the same share.
+    """Returns the case at square images; its low-resolution grid keeps its share.
 
     Raises:
-      InputError: a size that the network cannot have.
+      InputError: the network cannot take this size.
     """
     config = case.config
     try:
@@ -116,7 +116,7 @@ def at_size(case: Case, size: int) -> Case:
         model = config.model.resized(config.data.size, data.size)
         changed = dataclasses.replace(config, data=data, model=model)
     except InputError as error:
-        raise InputError(f"--sweep: {size} cannot be: {error}") from None
+        raise InputError(f"--sweep: cannot use size {size}: {error}") from None
     return dataclasses.replace(case, config=changed)
 
 
@@ -127,7 +127,7 @@ def _parser() -> Parser:
         "--batch_sizes",
         type=words,
         default=["1"],
-        help="slices at a time, over all devices (1)",
+        help="slices per call, over all devices (1)",
     )
     add(
         "--precision",
@@ -139,7 +139,7 @@ def _parser() -> Parser:
         "--attention",
         type=words,
         default=[],
-        help="implementations to compare: auto,plain,...",
+        help="implementations to compare, such as auto,plain",
     )
     add(
         "--what",
@@ -148,33 +148,33 @@ def _parser() -> Parser:
         help=f"work to time ({','.join(measuring.WORK)})",
     )
     add("--calls", type=int, default=5, help="timed calls in each round (5)")
-    add("--rounds", type=int, default=1, help="turns that each case gets (1)")
+    add("--rounds", type=int, default=1, help="turns of each case (1)")
     add(
         "--sweep",
         type=words,
         default=[],
-        help="sizes of square images to try, batch 1, forward",
+        help="sizes of square images to time, batch 1, forward",
     )
     add(
         "--pipeline",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="how long to measure the input pipeline alone, too (data.train)",
+        help="also measure the input pipeline alone, for so long (data.train)",
     )
     add(
         "--mesh",
         default="",
         help="devices as DATAxQUERY: 8x1 shares a batch among eight, 1x4 the queries "
         "of each slice among four (with --what=forward); by default as many as share "
-        "the batch",
+        "the batch evenly",
     )
     return parser
 
 
 def _measure(config: Config, workdir: str, args: argparse.Namespace) -> None:
-    """Measures, prints the table, writes JSON and plot."""
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of the cases' processes
+    """Measures, prints the table, and writes JSON and plot."""
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # in the cases' processes
     path = files.local_folder(workdir) / "benchmark.json"
     cases, rate = _cases(config, args), None
     files.make_folder(path.parent)
@@ -182,8 +182,8 @@ def _measure(config: Config, workdir: str, args: argparse.Namespace) -> None:
         path,
         "cases",
         _as_dicts(cases),
-        f"{path}: holds other measurements; name another folder with --workdir, or "
-        "move it away",
+        f"{path}: holds other measurements; choose another folder with --workdir, "
+        "or move the file away",
     )
     if args.pipeline:
         rate = pipeline.pipeline_rate(config, args.pipeline)
@@ -204,7 +204,8 @@ def _cases(config: Config, given: argparse.Namespace) -> list[Case]:
             )
     if unknown := set(given.what) - set(measuring.WORK):
         raise InputError(
-            f"--what: {unknown.pop()!r} is none of {', '.join(measuring.WORK)}"
+            f"--what: unknown {unknown.pop()!r}; choose from "
+            f"{', '.join(measuring.WORK)}"
         )
     cases = variants(
         config,

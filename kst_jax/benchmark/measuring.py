@@ -1,4 +1,4 @@
-"""How fast a network is and how much memory it takes: one case at a time."""
+"""Measures the speed and memory of a network, one case at a time."""
 
 import dataclasses
 import resource
@@ -26,7 +26,7 @@ from kst_jax.tokens import Batch, batch_of, tokenise
 from kst_jax.training import loop
 
 WORK = ("forward", "train step")
-_MATRIX = 4096  # rows and columns of the product that tells a device's speed
+_MATRIX = 4096  # rows and columns of the product that measures a device's speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Case:
     Attributes:
       what: "forward", or "train step" of the last stage.
       config: network, undersampling and image size.
-      batch: slices at a time, over all devices.
-      devices: how many share the batch, and how many the queries of each slice (in a
-        forward pass); None for as many as share the batch evenly.
+      batch: slices per call, over all devices.
+      devices: how many devices share the batch, and how many the queries of each slice
+        (in a forward pass); None for as many as share the batch evenly.
       calls: timed calls, after one to warm up.
     """
 
@@ -49,9 +49,11 @@ class Case:
     calls: int = 5
 
     def __post_init__(self):
-        """Raises InputError for what cannot be measured on any device."""
+        """Raises InputError if no device can measure the case."""
         if self.batch % self.parts:
-            raise InputError(f"a batch of {self.batch} has no {self.parts} equal parts")
+            raise InputError(
+                f"a batch of {self.batch} does not divide into {self.parts} equal parts"
+            )
         if self.devices and self.devices[1] > 1 and self.what == "train step":
             raise InputError(
                 f"--mesh={self.devices[0]}x{self.devices[1]}: only with --what=forward"
@@ -59,12 +61,12 @@ class Case:
 
     @property
     def parts(self) -> int:
-        """In how many a batch is done, one after the other."""
+        """Number of parts in which a call does its batch, one after the other."""
         return self.config.train.accumulate if self.what == "train step" else 1
 
     @property
     def flops(self) -> int | None:
-        """Operations of one call, where known; a gradient counts as two forward."""
+        """Operations of one call, if known; a gradient counts as two forward passes."""
         config = self.config
         if isinstance(config.model, KSTConfig):
             sampled = round(np.mean(pipeline.open_sampler(config).counts))
@@ -75,7 +77,7 @@ class Case:
 
 
 def example(config: Config, count: int) -> Batch:
-    """A batch of random slices, undersampled as the config says."""
+    """Returns a batch of random slices, undersampled as the config says."""
     sampler, rng = pipeline.open_sampler(config), np.random.default_rng(0)
 
     def one() -> dict[str, np.ndarray]:
@@ -86,7 +88,7 @@ def example(config: Config, count: int) -> Batch:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Compiles and times one case, in this process: seconds, bytes, operations."""
+    """Compiles and times a case in this process: seconds, bytes, operations."""
     mesh = _mesh(case)
     function, state = _program(case, mesh)
     batch = parallel.shard(example(case.config, case.batch), mesh)
@@ -134,14 +136,14 @@ def _mesh(case: Case) -> jax.sharding.Mesh:
     data, query = case.devices
     if slices % data or jax.device_count() % (data * query):
         raise InputError(
-            f"--mesh={data}x{query}: {slices} slices at a time and "
-            f"{jax.device_count()} devices cannot be shared so"
+            f"--mesh={data}x{query}: does not divide {slices} slices at a time and "
+            f"{jax.device_count()} devices evenly"
         )
     return parallel.make_mesh(data, query)
 
 
 def _program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
-    """What is timed, and its first argument."""
+    """Returns the function to time and its first argument."""
     config, one = case.config, example(case.config, 1)
     model = build(config.model)
     if case.what == "forward":
@@ -160,12 +162,12 @@ def _time(compiled: Callable, state: Any, batch: Batch, case: Case) -> list[floa
         output = jax.block_until_ready(compiled(state, batch))
         seconds.append(time.perf_counter() - started)
         if case.what == "train step":
-            state = output[0]  # the step has used up the old one's memory
+            state = output[0]  # the step reuses the old state's memory
     return seconds[1:]
 
 
 def matrix_rate(dtype: str) -> float:
-    """Operations a second of a large matrix product on one device, best of five."""
+    """Operations per second of a large matrix product on a device, best of five."""
     x = jnp.ones((_MATRIX, _MATRIX), dtype)
     with jax.default_matmul_precision("highest"):
         product = jax.jit(jnp.matmul).lower(x, x).compile()
@@ -179,7 +181,7 @@ def matrix_rate(dtype: str) -> float:
 
 
 def _peak_bytes() -> int:
-    """Largest use so far: of the device's memory, or on a CPU of this process's."""
+    """Peak use so far of the device's memory, or on a CPU of this process's."""
     device = jax.local_devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -187,10 +189,10 @@ def _peak_bytes() -> int:
 
 
 def measure_apart(case: Case) -> dict[str, Any]:
-    """Measures one case in a fresh process, so that its peak memory is its own.
+    """Measures a case in a fresh process, so that peak memory belongs to it alone.
 
     Raises:
-      InputError: the process died, most likely for want of memory.
+      InputError: the process died, most likely because memory ran out.
     """
     with processes.pool(1) as pool:
         try:
@@ -204,7 +206,7 @@ def measure_apart(case: Case) -> dict[str, Any]:
 
 
 def summary(case: Case, rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of results from the rounds that `measure` gave for a case."""
+    """Returns a row of results from the rounds that `measure` returned for a case."""
     model, config = case.config.model, case.config
     params = jax.eval_shape(build(model).init, jax.random.key(0), example(config, 1))
     seconds = [second for found in rounds for second in found["seconds"]]

@@ -1,4 +1,4 @@
-"""How many floating-point operations a network takes (paper section 2.3)."""
+"""Counts the floating-point operations of a network (paper section 2.3)."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from kst_jax.tokens import Batch
 
 
 def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int:
-    """Operations of the K-Space Transformer in reconstructing one slice.
+    """Counts the K-Space Transformer's operations to reconstruct one slice.
 
-    Two for each multiplication and addition of matrix products and convolutions, which
-    is all that counts. Attention is the paper's O(ml + nl + l^2), with m queries, n
-    sampled tokens and l low-resolution ones, and n^2 of the encoder.
+    Each pair of multiplication and addition in matrix products and convolutions counts
+    as two; nothing else counts. Attention takes the paper's O(ml + nl + l^2), with m
+    queries, n sampled tokens and l low-resolution tokens, and n^2 in the encoder.
     """
     c, width = config, config.width
     pixels, low = int(np.prod(size)), int(np.prod(c.lr_size))
@@ -28,7 +28,7 @@ def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int
         return 4 * tokens * width * c.mlp
 
     def values(tokens: int) -> int:
-        """Two numbers to features, or back, through a hidden layer."""
+        """Maps two numbers to features, or back, through a hidden layer."""
         return 2 * tokens * width * (width + 2)
 
     def refinement() -> int:
@@ -52,10 +52,10 @@ def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int
 
 
 def traced_flops(model: Reconstructor, batch: Batch) -> int | None:
-    """Operations of a network in reconstructing a batch, as XLA counts them.
+    """Counts a network's operations to reconstruct a batch, as XLA does.
 
-    None for one with a loop, whose body XLA counts once: the K-Space Transformer, a
-    loop over layers, has a count of its own.
+    Returns None for a network with a loop, since XLA counts the body of a loop once.
+    The K-Space Transformer loops over layers; `network_flops` counts it.
     """
     params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
     apply = jax.jit(lambda params: model.reconstruct(params, batch).image)

@@ -2,12 +2,12 @@
 
     kst-export runs/demo exported
 
-takes the latest checkpoint of the run in runs/demo and writes, into a new folder,
+takes the latest checkpoint of the run in runs/demo and writes into a new folder
 
     exported/network.stablehlo   program and weights, for CPU, CUDA and TPU and for any
                                  batch size, with the run's image size and undersampling
-    exported/network.json        its checksum, and the JAX and the day that wrote it
-    exported/reconstruct.py      how to call it, without kst_jax:
+    exported/network.json        its checksum, the version of JAX and the date
+    exported/reconstruct.py      calls it, without kst_jax:
                                  python exported/reconstruct.py INPUT.npz IMAGE.npy
 """
 
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# jax.export is a module of its own, which `import jax` leaves out.
+# `import jax` does not import the module jax.export.
 from jax import export as jax_export
 
 from kst_jax import tokens
@@ -47,7 +47,7 @@ _STANDALONE = Path(__file__).with_name("standalone.py")
 def reconstructor(
     model: Reconstructor, params: dict, counts: tuple[int, int]
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """A function of arrays alone: k-space (B, H, W, 2) and mask (B, H, W) to images.
+    """Makes a function of arrays: k-space (B, H, W, 2) and mask (B, H, W) to images.
 
     Args:
       model: the network.
@@ -55,8 +55,8 @@ def reconstructor(
       counts: least and largest number of points that a mask may sample.
 
     Returns:
-      The function; its images are (B, H, W, 2), in the scale of the k-space, and not a
-      number where a mask samples more or fewer points than the counts allow.
+      The function. Its images are (B, H, W, 2), in the scale of the k-space; an image
+      is NaN if its mask samples more or fewer points than the counts allow.
     """
 
     def reconstruct(kspace: jax.Array, mask: jax.Array) -> jax.Array:
@@ -70,7 +70,7 @@ def reconstructor(
 
 
 def _tokenise(kspace: jax.Array, mask: jax.Array, counts: tuple[int, int]) -> Batch:
-    """As `tokens.tokenise`, but traceable; always with `valid`."""
+    """Does the work of `tokens.tokenise`, but traceable; always sets `valid`."""
     least, most = counts
     (sampled,) = jnp.nonzero(mask.ravel(), size=most, fill_value=0)
     (query,) = jnp.nonzero(
@@ -89,16 +89,16 @@ def _tokenise(kspace: jax.Array, mask: jax.Array, counts: tuple[int, int]) -> Ba
 def export(
     config: Config, params: dict, platforms: tuple[str, ...] = PLATFORMS
 ) -> jax_export.Exported:
-    """The network of a run for several platforms and any batch size.
+    """Exports the network of a run for several platforms and any batch size.
 
     Args:
-      config: of the run; tells image size, undersampling and network.
-      params: its parameters.
+      config: the run's; gives image size, undersampling and network.
+      params: the network's parameters.
       platforms: "cpu", "cuda", "rocm", "tpu".
     """
     model = config.model
     if isinstance(model, KSTConfig):
-        # The portable form: what "auto" stands for depends on the machine.
+        # The portable form; "auto" would choose by this machine.
         model = dataclasses.replace(model, attention="blocked")
     counts = pipeline.open_sampler(config).counts
     function = reconstructor(build(model), params, counts)
@@ -114,7 +114,7 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
     """Writes the program and the example that loads it, both or none.
 
     Raises:
-      InputError: there is something at `out` already, or nothing can be written there.
+      InputError: `out` already exists, or cannot be written.
     """
     out = _require_new(out)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as temporary:
@@ -133,10 +133,10 @@ def write(exported: jax_export.Exported, out: str | Path) -> None:
 
 
 def _require_new(out: str | Path) -> Path:
-    """Returns the path of a folder that can be made; raises InputError otherwise."""
+    """Returns the path of a new folder; raises InputError if it cannot be made."""
     out = files.local_folder(out)
     if out.exists():
-        raise InputError(f"{out}: exists already; choose a new folder")
+        raise InputError(f"{out}: already exists; choose a new folder")
     files.make_folder(out.parent)
     return out
 
@@ -144,21 +144,21 @@ def _require_new(out: str | Path) -> Path:
 def _main() -> None:
     """Command line: exports a checkpoint of a run."""
     parser = Parser("kst-export", __doc__)
-    parser.add_argument("workdir", help="folder of a run that kst-train has written")
-    parser.add_argument("out", help="folder to write, which must not exist yet")
+    parser.add_argument("workdir", help="folder of a run of kst-train")
+    parser.add_argument("out", help="new folder to write")
     parser.add_argument(
         "--platforms",
         nargs="+",
         choices=(*PLATFORMS, "rocm"),
         default=PLATFORMS,
         metavar="PLATFORM",
-        help="what the program is to run on: cpu, cuda, tpu, rocm (cpu cuda tpu)",
+        help="platforms to export for: cpu, cuda, tpu, rocm (cpu cuda tpu)",
     )
     parser.add_argument(
         "--checkpoint",
         choices=("latest", "best"),
         default="latest",
-        help="which of the run's checkpoints (latest); best is by validation",
+        help="which checkpoint (latest); best is the best in validation",
     )
     args = parser.parse_args()
     out = _require_new(args.out)

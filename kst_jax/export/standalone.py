@@ -3,12 +3,13 @@
     python reconstruct.py INPUT.npz IMAGE.npy
 
 INPUT.npz holds `kspace`, complex (slices, H, W), centred, orthonormal and normalised
-(as training had it: image minus mean, over standard deviation, of real and imaginary
-parts together), and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy will
-hold the complex images (slices, H, W).
+(as in training: image minus mean, over standard deviation, of real and imaginary parts
+together), and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy will hold the
+complex images (slices, H, W).
 
-network.json tells which JAX wrote the network, and when. Other releases of JAX are
-promised to read it for six months; export it again after that.
+network.json names the version of JAX that wrote the network, and the date. JAX promises
+that its other releases can read the network for six months; after that, export it
+again.
 """
 
 import argparse
@@ -25,18 +26,18 @@ import jax
 import numpy as np
 from jax import export
 
-_MAX_BYTES = 2**31  # of all arrays: what a small archive may claim has no end
+_MAX_BYTES = 2**31  # of all arrays: a small archive may claim any size
 
 
 def load(folder: Path) -> tuple[dict[str, str], bytes]:
-    """What network.json tells, and the program, whose checksum is right."""
+    """Reads network.json and the program, and checks the program's checksum."""
     try:
         about = json.loads((folder / "network.json").read_text())
         about = {name: str(about[name]) for name in ("sha256", "jax", "date")}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError("network.json is damaged; copy it again") from error
     program = (folder / "network.stablehlo").read_bytes()
-    # A damaged program could crash what reads it.
+    # A damaged program could crash its reader.
     if hashlib.sha256(program).hexdigest() != about["sha256"]:
         raise ValueError("network.stablehlo is damaged; export or copy it again")
     return about, program
@@ -44,31 +45,31 @@ def load(folder: Path) -> tuple[dict[str, str], bytes]:
 
 @contextlib.contextmanager
 def readable(about: dict[str, str]) -> Iterator[None]:
-    """Names the likely cause where this JAX cannot read the program."""
+    """Names the likely cause if this JAX cannot read the program."""
     try:
         yield
     except Exception as error:  # another format fails in many ways
         raise ValueError(
             f"written by jax {about['jax']} on {about['date']}, and jax "
-            f"{jax.__version__} cannot read it: {error}. Exported StableHLO is "
-            "promised readable for six months only; export it again"
+            f"{jax.__version__} cannot read it: {error}. JAX promises to read "
+            "exported StableHLO for six months only; export it again"
         ) from error
 
 
 def require_platform(network: export.Exported, platform: str) -> None:
-    """Raises ValueError where the network was not exported for this platform."""
+    """Raises ValueError if the network was not exported for this platform."""
     if platform not in network.platforms:
         raise ValueError(
-            f"was exported for {', '.join(network.platforms)}, and JAX here runs on "
+            f"was exported for {', '.join(network.platforms)}, but JAX here runs on "
             f"{platform}; export it again with --platforms {platform}"
         )
 
 
 def compiler_options(platform: str) -> dict[str, bool]:
-    """XLA's options for a platform, unless XLA_FLAGS has them.
+    """Returns XLA's options for a platform, unless XLA_FLAGS sets them.
 
-    On a GPU XLA tries Triton's kernels for each product first, and those for unrounded
-    float32 take minutes to compile.
+    On a GPU XLA would first try Triton's kernels for each product, and those for
+    unrounded float32 take minutes to compile.
     """
     option = "xla_gpu_enable_triton_gemm"
     if platform not in ("cuda", "rocm") or option in os.environ.get("XLA_FLAGS", ""):
@@ -77,24 +78,26 @@ def compiler_options(platform: str) -> dict[str, bool]:
 
 
 def read(source: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """K-space (slices, H, W, 2) and mask (slices, H, W) of an archive."""
+    """Reads k-space (slices, H, W, 2) and mask (slices, H, W) from an archive."""
     if not Path(source).is_file():
-        raise ValueError("is not there, or no file")
+        raise ValueError("no such file")
     with zipfile.ZipFile(source) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
-            raise ValueError(f"holds more than {_MAX_BYTES} bytes; divide the slices")
+            raise ValueError(
+                f"holds more than {_MAX_BYTES} bytes; split it into several files"
+            )
     with np.load(source) as arrays:
         kspace, mask = arrays["kspace"], arrays["mask"]
     if kspace.dtype.kind != "c" or kspace.shape[1:] != size:
         raise ValueError(f"kspace is {kspace.dtype} {kspace.shape}, not complex {size}")
     if mask.dtype.kind not in "bui" or mask.shape != kspace.shape:
-        raise ValueError(f"mask is {mask.dtype} {mask.shape}, not as large as kspace")
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}, not bool {kspace.shape}")
     channels = np.stack([kspace.real, kspace.imag], axis=-1).astype(np.float32)
     return channels, mask.astype(bool)
 
 
 def main(source: str, target: str) -> None:
-    """Reads, reconstructs, writes."""
+    """Reads k-space and masks, reconstructs, and writes the images."""
     folder, platform = Path(__file__).parent, export.default_export_platform()
     try:
         named = str(folder)
@@ -113,8 +116,8 @@ def main(source: str, target: str) -> None:
     image = np.asarray(lowered.compile()(kspace, mask))
     if not np.isfinite(image).all():
         sys.exit(
-            f"error: {source}: a mask samples more or fewer points than those that the "
-            "network was trained for, or the k-space holds what is not a number"
+            f"error: {source}: a mask samples more or fewer points than the masks of "
+            "the training, or the k-space holds values that are not finite"
         )
     partial = Path(f"{target}.partial")
     try:
