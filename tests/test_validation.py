@@ -160,7 +160,7 @@ def test_an_early_checkpoint_is_evaluated_as_far_as_it_was_trained(
         dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, test=people),
-            eval=EvalConfig(figures=1),
+            eval=EvalConfig(figures=1, seed=config.data.split_seed),
         ),
         run,
     )
