@@ -1,8 +1,8 @@
-"""The forward model of a scan as one object: what was measured of an image.
+"""The forward model of a scan: how an image gives its samples.
 
 An acquisition A takes an image to its samples, y = A x = M F x: F is the centred
 orthonormal Fourier transform and M the sampling mask. Networks, zero-filling and scores
-touch k-space through it alone, so that they need not know how a scan was sampled.
+use k-space only through an acquisition, so they need not know how a scan was sampled.
 
 Images and spectra are two-channel arrays (..., H, W, 2) as in `kst_jax.fourier`.
 """
@@ -18,7 +18,7 @@ from kst_jax.fourier import fft2c, ifft2c
 class Acquisition:
     """Cartesian sampling of one coil.
 
-    Its rows are orthonormal: A A^H is the identity on sampled points, that is the mask.
+    Its rows are orthonormal: A A^H is M, the identity on sampled points.
 
     Attributes:
       mask: (..., H, W), True where sampled.
@@ -27,19 +27,19 @@ class Acquisition:
     mask: jax.Array
 
     def sampled(self, spectrum: jax.Array) -> jax.Array:
-        """M: the spectrum (..., H, W, 2) where sampled, zero elsewhere."""
+        """Applies M: a spectrum (..., H, W, 2) where sampled, zero elsewhere."""
         return jnp.where(self.mask[..., None], spectrum, 0)
 
     def forward(self, image: jax.Array) -> jax.Array:
-        """A: the k-space samples (..., H, W, 2) of an image, zero where not sampled."""
+        """Applies A: the samples (..., H, W, 2) of an image, zero where not sampled."""
         return self.sampled(fft2c(image))
 
     def adjoint(self, kspace: jax.Array) -> jax.Array:
-        """A^H: the zero-filled image (..., H, W, 2) of k-space samples."""
+        """Applies A^H: the zero-filled image (..., H, W, 2) of k-space samples."""
         return ifft2c(self.sampled(kspace))
 
     def fill(self, spectrum: jax.Array, kspace: jax.Array) -> jax.Array:
-        """Puts the measured values back into a spectrum, unaltered.
+        """Puts the measured values back into a spectrum, unchanged.
 
         Args:
           spectrum: predicted spectrum (..., H, W, 2).
@@ -48,7 +48,7 @@ class Acquisition:
         return jnp.where(self.mask[..., None], kspace, spectrum)
 
     def consistent(self, image: jax.Array, kspace: jax.Array) -> jax.Array:
-        """Hard data consistency: the image whose samples are the measured ones.
+        """Applies hard data consistency: the image's samples become the measured ones.
 
         Args:
           image: predicted image (..., H, W, 2).

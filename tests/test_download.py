@@ -88,7 +88,7 @@ def test_other_and_missing_packages_are_refused(packages):
     folder, _ = packages
     path = folder / "b_t1w.package"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"b_t1w.*damaged on its way.*Try again"):
+    with pytest.raises(InputError, match=r"b_t1w.*arrived damaged.*Try again"):
         download.download(folder)
     path.unlink()
     with pytest.raises(InputError, match=r"b_t1w.*cannot be downloaded"):

@@ -260,7 +260,7 @@ def test_other_options_or_another_folder_are_refused(run, scan, tmp_path):
         (np.ones(16, bool), None, "the mask calls column 0 sampled (6 such columns)"),
         (COLUMNS, lambda k: k * 0, "all of its k-space is zero"),
         (COLUMNS, lambda k: k * np.nan, "values that are not finite"),
-        (None, lambda k: kspace_of(), "fully sampled, so nothing is to reconstruct"),
+        (None, lambda k: kspace_of(), "fully sampled; nothing to reconstruct"),
     ],
 )
 def test_what_cannot_be_used_is_refused(run, mask, change, message, tmp_path):

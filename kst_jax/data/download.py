@@ -2,14 +2,14 @@
 
     kst-download .
 
-writes them to this folder, under the names that the study uses. Scans that are already
-there are left alone.
+writes them to the current folder, under the names that the study uses. It keeps scans
+that are already there.
 
 * colin27_t1w: `ch2.nii.gz` from Debian's package mricron-data (BSD-3);
 * s1_t1w: the T1w volume of subject S1 in PyPI's source distribution of pycortex (BSD);
 * aomic_sub-0017_t1w, aomic_sub-0042_t1w: two people of AOMIC-PIOP1 (OpenNeuro
-  ds002785, CC0), taken from the pictures of all slices in reports in PyPI's source
-  distribution of mriqc: 8 bits, windowed for display and cropped to the brain.
+  ds002785, CC0), from reports in PyPI's source distribution of mriqc, which picture
+  every slice: 8 bits, windowed for display and cropped to the brain.
 """
 
 import base64
@@ -60,25 +60,25 @@ _MRIQC = Package(
 _REPORT = (
     "mriqc-24.0.2/mriqc/data/tests/ds002785/{0}/figures/{0}_desc-zoomed_T1w.svg"
 ).format
-# Name to the package and the file in it.
+# Maps a scan's name to its package and the file in it.
 SCANS = {
     "colin27_t1w": (_MRICRON, "./usr/share/mricron/templates/ch2.nii.gz"),
     "s1_t1w": (_PYCORTEX, "pycortex-1.4.0/filestore/db/S1/anatomicals/raw.nii.gz"),
     "aomic_sub-0017_t1w": (_MRIQC, _REPORT("sub-0017")),
     "aomic_sub-0042_t1w": (_MRIQC, _REPORT("sub-0042")),
 }
-_AXIAL = 128  # slices of a report; pictures of other planes follow
+_AXIAL = 128  # slices that a report shows first; other planes follow
 
 
 def download(folder: str | Path) -> list[Path]:
-    """Downloads the scans that a folder does not have yet.
+    """Downloads the scans that a folder lacks.
 
     Returns:
       The four files.
 
     Raises:
-      InputError: a package cannot be downloaded or is not the expected one, or the
-        folder cannot be written to.
+      InputError: a package cannot be downloaded or its checksum differs, or the folder
+        cannot be written to.
     """
     folder = Path(folder)
     files.make_folder(folder)
@@ -122,14 +122,14 @@ def _get(package: Package) -> bytes:
         ) from error
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise InputError(
-            f"{package.url}: is not the expected file, or was damaged on its way (its "
-            f"SHA-256 should be {package.sha256}). Try again."
+            f"{package.url}: is not the expected file, or arrived damaged (its SHA-256 "
+            f"should be {package.sha256}). Try again."
         )
     return bytes(content)
 
 
 def _member(package: bytes, member: str) -> bytes:
-    """Returns a file of an archive whose checksum was right."""
+    """Returns a file of an archive whose checksum is right."""
     if package.startswith(b"!<arch>\n"):
         package = _debian_files(package)
     with tarfile.open(fileobj=io.BytesIO(package)) as archive:
@@ -148,13 +148,13 @@ def _debian_files(package: bytes) -> bytes:
 
 
 def _volume(report: bytes) -> bytes:
-    """Returns the NIfTI volume whose axial slices a report shows; columns are +x."""
+    """Makes a NIfTI volume from the axial slices of a report; columns are +x."""
     pictures = re.findall(rb'href="data:image/png;base64,([^"]+)"', report)
     slices = [
         matplotlib.image.imread(io.BytesIO(base64.b64decode(picture)))[..., 0]
         for picture in pictures[:_AXIAL]
     ]
-    # Rows of a picture are +y from the top, so it is shown upside down.
+    # Rows of a picture run along +y from the top: pictures are upside down.
     voxels_XxYxZ = np.rint(255 * np.stack(slices)).astype(np.uint8).transpose(2, 1, 0)
     image = nibabel.Nifti1Image(voxels_XxYxZ, np.eye(4))
     with io.BytesIO() as stream:
@@ -165,7 +165,7 @@ def _volume(report: bytes) -> bytes:
 def _main() -> None:
     """Command line: downloads the scans."""
     parser = Parser("kst-download", __doc__)
-    parser.add_argument("folder", nargs="?", default=".", help="where to put them (.)")
+    parser.add_argument("folder", nargs="?", default=".", help="folder to write (.)")
     for path in download(parser.parse_args().folder):
         print(path)
 

@@ -1,9 +1,9 @@
-"""Slices to batches of masked k-space tokens, with grain.
+"""Turns slices into batches of masked k-space tokens, with grain.
 
-Order, augmentation and mask of a training slice are functions of the seed and of its
-global number in the stream, so the stream does not depend on how many processes share
-it, nor on the threads and worker processes that prepare it. In evaluation the mask is a
-function of the seed, the file and the slice.
+The seed and a slice's global number in the stream determine its place, augmentation and
+mask in training. So the stream does not depend on how many processes share it, nor on
+the threads and worker processes that prepare it. In evaluation the seed, the file and
+the slice determine the mask.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ class EvalBatch(NamedTuple):
 
     Attributes:
       batch: the slices.
-      mean: (B,) what normalisation took off, in the input's units.
-      std: (B,) what it divided by.
+      mean: (B,) values that normalisation subtracted, in the input's units.
+      std: (B,) values that it divided by.
       number: (B,) the slices' numbers in the source; -1 for padding.
     """
 
@@ -44,10 +44,10 @@ class EvalBatch(NamedTuple):
 
 
 def open_sources(config: Config) -> tuple[Source, Source]:
-    """Training and test scans, which never share a person.
+    """Opens the training and test scans, which never share a person.
 
     Raises:
-      InputError: scans that cannot be used, or the same person in both.
+      InputError: scans cannot be used, or both contain the same person.
     """
     data = config.data
     if not data.test:
@@ -65,16 +65,17 @@ def open_sources(config: Config) -> tuple[Source, Source]:
 def set_validation_apart(
     config: Config, train: Source, test: Source
 ) -> tuple[Source, Source | None]:
-    """Scans left to train on, and those that training is watched on, if it is.
+    """Returns the scans to train on, and those to validate on if the run validates.
 
     Args:
-      config: `train.validate_every` asks for validation, `data.validation` names its
-        scans; where it is empty, people are taken from `train`.
+      config: `train.validate_every` asks for validation; `data.validation` names its
+        scans. If it is empty, people are taken from `train`.
       train: training scans.
       test: test scans.
 
     Raises:
-      InputError: scans that cannot be used, nobody to take, or someone twice.
+      InputError: scans cannot be used, `train` has nobody to spare, or the validation
+        scans share a person with others.
     """
     data = config.data
     if not config.train.validate_every:
@@ -86,8 +87,8 @@ def set_validation_apart(
         return train, validation
     if len(train.subjects) < 2:
         raise InputError(
-            f"config.train.validate_every needs people to validate on, but there is "
-            f"only {train.subjects[0]} to train on; name scans of others with "
+            f"config.train.validate_every needs people to validate on, but the "
+            f"training scans have only {train.subjects[0]}; name scans of others with "
             "--config.data.validation, or set --config.train.validate_every=0"
         )
     kept, apart = sources.split_subjects(
@@ -97,7 +98,7 @@ def set_validation_apart(
 
 
 def open_test_source(config: Config) -> Source:
-    """Test scans alone; the training scans need not be at hand if `test` is given."""
+    """Opens the test scans alone; reads training scans only if `test` is empty."""
     if not config.data.test:
         return open_sources(config)[1]
     return _open(config.data, config.data.test, config.eval.seed)
@@ -113,10 +114,10 @@ def _open(config: DataConfig, paths: str, seed: int) -> Source:
 
 
 def open_sampler(config: Config) -> Sampler:
-    """The undersampling of a run, with its bank of masks where it has one.
+    """Returns the undersampling of a run, with its bank of masks if it has one.
 
     Raises:
-      InputError: a setting that cannot be, or an unreadable bank.
+      InputError: settings that no mask can meet, or an unreadable bank.
     """
     bank = None
     if config.mask.kind == "bank":
@@ -127,7 +128,7 @@ def open_sampler(config: Config) -> Sampler:
 
 
 def example_batch(config: Config, sampler: Sampler) -> Batch:
-    """A batch of one empty slice, with the shapes that every batch has."""
+    """Returns a batch of one empty slice; other dimensions are those of any batch."""
     mask = np.zeros(config.data.size, bool)
     mask.flat[: sampler.counts[1]] = True
     image = np.zeros((*config.data.size, 2), np.float32)
@@ -143,16 +144,16 @@ def training_batches(
     processes: int = 1,
     first_step: int = 0,
 ) -> grain.DatasetIterator[Batch]:
-    """An endless stream of batches, from any step on at once.
+    """Returns an endless stream of batches that can start at any step at once.
 
     Args:
       source: training slices.
       config: batch size, augmentation and seed.
       sampler: masks.
-      process: number of this process among `processes`, each of which gets its share
-        of every global batch.
-      processes: their count.
-      first_step: steps that are over; the stream begins with the batch of the next.
+      process: number of this process; each process gets its share of every global
+        batch.
+      processes: number of processes.
+      first_step: completed steps; the stream starts with the batch of the next step.
     """
     prepare = functools.partial(_training_slice, config=config, sampler=sampler)
     stream = grain.MapDataset.source(source).seed(config.data.seed).shuffle()
@@ -160,7 +161,7 @@ def training_batches(
     stream = stream.repeat().random_map(prepare)[first::processes]
     stream = stream.batch(
         config.train.batch_size // processes,
-        drop_remainder=True,  # none in an endless stream, whose length would overflow
+        drop_remainder=True,  # an endless stream has none; its length would overflow
         batch_fn=tokens.batch_of,
     )
     return iter(_ahead(stream, config.data))
@@ -173,15 +174,15 @@ def evaluation_batches(
     process: int = 0,
     processes: int = 1,
 ) -> grain.IterDataset[EvalBatch]:
-    """Each slice once, in order; the last batch is padded with its last slice.
+    """Returns each slice once, in order; pads the last batch with its last slice.
 
     Args:
       source: test slices.
       config: batch size and seed.
       sampler: masks.
-      process: number of this process among `processes`, each of which gets the part of
-        every global batch that follows that of the process before.
-      processes: their count.
+      process: number of this process; its part of every global batch follows the part
+        of the process before.
+      processes: number of processes.
     """
     size = config.eval.batch_size
     batches = -(-len(source) // size)
@@ -200,7 +201,7 @@ def evaluation_slice(
     sampler: Sampler,
     number: int,
 ) -> Batch:
-    """One slice of those that `evaluation_batches` gives, by its number."""
+    """Returns the slice with this number in `evaluation_batches`, as a batch of one."""
     slice_tokens, *_ = _evaluation_slice(
         number, source=source, config=config, sampler=sampler
     )
@@ -208,16 +209,18 @@ def evaluation_slice(
 
 
 def pipeline_rate(config: Config, seconds: float) -> float:
-    """Slices a second that the training's input delivers where nothing takes the cores.
+    """Measures the slices per second of the training input, with the cores idle.
 
     Args:
-      config: a run; its scans are opened.
+      config: a run's config; names the scans to open.
       seconds: how long to measure, after the first batches.
     """
     source, _ = open_sources(config)
     stream = training_batches(source, config, open_sampler(config))
     with contextlib.closing(stream):
-        for _ in range(2 * max(1, config.data.workers)):  # threads and workers start
+        for _ in range(
+            2 * max(1, config.data.workers)
+        ):  # until threads and workers run
             next(stream)
         begun, slices = time.perf_counter(), 0
         while time.perf_counter() < begun + seconds:
@@ -235,9 +238,10 @@ def _ahead(stream: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
 
 
 def _follow_parent(worker: int, count: int) -> None:
-    """Leaves signals, which a terminal or `timeout` sends to all, to the run's process.
+    """Makes a worker ignore signals that a terminal or `timeout` sends to all.
 
-    The worker is needed until that has saved, and ends with it, even if it is killed.
+    The run's process handles them. It needs the worker until it has saved; the worker
+    ends with it, even if it is killed.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -247,7 +251,7 @@ def _follow_parent(worker: int, count: int) -> None:
 def _training_slice(
     item: Slice, rng: np.random.Generator, *, config: Config, sampler: Sampler
 ) -> dict[str, np.ndarray]:
-    # Before the crop, so that what turns in from outside it is real.
+    # Before the crop, so that a rotation brings in real values from outside it.
     image = transforms.augment(item.image, config.data.augment, rng)
     image = _image(image, item, config)
     mask = sampler.random(rng)
@@ -268,7 +272,7 @@ def _evaluation_slice(
 
 
 def _image(image: np.ndarray, item: Slice, config: Config) -> np.ndarray:
-    """The field of view of a slice, at the size of the config."""
+    """Cuts the field of view of a slice and resizes it to the config's size."""
     data = config.data
     image = transforms.field_of_view(image, data, _where(item))
     return transforms.fourier_resize(image, data.size, data.resize)
@@ -277,7 +281,7 @@ def _image(image: np.ndarray, item: Slice, config: Config) -> np.ndarray:
 def _with_phase_and_noise(
     image: np.ndarray, item: Slice, config: Config, rng: np.random.Generator
 ) -> np.ndarray:
-    """The image of a simulated scan; one that has a phase already is left alone."""
+    """Simulates a scan; leaves an image that already has a phase alone."""
     if item.image.imag.any():
         return image
     return transforms.simulate_scan(image, config.data.augment, rng)

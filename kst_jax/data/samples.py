@@ -1,4 +1,4 @@
-"""One slice as it was measured: its k-space, its sampled points, its sizes."""
+"""One slice as measured: its k-space, its sampled points, its sizes."""
 
 import dataclasses
 
@@ -10,11 +10,11 @@ from kst_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What a scan's header tells of its grid.
+    """The grid of a scan, from its header.
 
     Attributes:
-      matrix: rows and columns of the image that the scanner reconstructs; the readout
-        (rows) is often measured with more.
+      matrix: rows and columns of the image that the scanner reconstructs; scanners
+        often measure more rows (the readout).
       voxel: size of a voxel of that image along rows, columns and slices, in mm.
     """
 
@@ -29,11 +29,11 @@ class Sample:
     Attributes:
       kspace: complex64 (H, W), centred and orthonormal, in the scan's units. Rows are
         the readout, columns the phase encoding.
-      mask: (H, W), True where sampled, or (W,) for whole columns; None if the scan
-        does not tell.
+      mask: (H, W), True where sampled, or (W,) for whole columns; None if the scan has
+        no mask.
       where: names the slice in messages.
-      geometry: of the scan; None if the scan does not tell.
-      simulated: k-space was computed from a magnitude image.
+      geometry: the scan's grid; None if the scan has no header.
+      simulated: whether k-space was computed from a magnitude image.
     """
 
     kspace: np.ndarray
@@ -44,9 +44,9 @@ class Sample:
 
 
 def sampling_mask(sample: Sample) -> np.ndarray:
-    """Finds which points (H, W) of a slice's k-space were measured.
+    """Finds the measured points (H, W) of a slice's k-space.
 
-    A scan that has no mask tells by its zeros.
+    Without a mask, zeros of the k-space mark the points that were not measured.
 
     Raises:
       InputError: the mask does not fit the k-space or contradicts it, or nothing was
@@ -55,12 +55,12 @@ def sampling_mask(sample: Sample) -> np.ndarray:
     measured = sample.kspace != 0
     if not measured.any():
         raise InputError(
-            f"{sample.where}: all of its k-space is zero, so nothing was measured. "
+            f"{sample.where}: its k-space is all zero, so nothing was measured. "
             "Leave the slice out, or copy the file again."
         )
     if sample.mask is None:
         columns = np.broadcast_to(measured.any(axis=0), measured.shape)
-        # Values within a measured column may be zero by chance, but hardly many.
+        # Few values of a measured column are zero by chance.
         return columns if measured[columns].mean() > 0.99 else measured
     mask = fitting(sample.mask, sample.kspace.shape, sample.where)
     if (measured & ~mask).any():
@@ -80,10 +80,11 @@ def sampling_mask(sample: Sample) -> np.ndarray:
 
 
 def fitting(mask: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """A mask (W,) or (H, W) as bool (H, W).
+    """Returns a mask (W,), (1, W) or (H, W) as bool (H, W).
 
     Raises:
-      InputError: another shape, values other than 0 and 1, or no sampled point.
+      InputError: the mask has another shape, values other than 0 and 1, or no sampled
+        point.
     """
     mask = np.asarray(mask)
     if mask.dtype.kind not in "buif" or not np.isin(mask, (0, 1)).all():
@@ -105,10 +106,10 @@ def fitting(mask: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
 
 
 def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:
-    """Crops the readout in image space, which leaves the sampling of columns alone.
+    """Crops the readout in image space, which does not change the sampled columns.
 
     Args:
-      kspace: (H, W) complex64 of whole columns, each measured or zero.
+      kspace: (H, W) complex64; each column is measured as a whole, or zero.
       rows: rows to keep about the centre, at most H.
 
     Returns:

@@ -1,6 +1,6 @@
-"""From a slice as it was read to the normalised image that networks see.
+"""Turns slices, as read, into the normalised images that networks see.
 
-On the host, in numpy; but `denormalise` may be compiled.
+Runs on the host, in numpy; only `denormalise` may be compiled.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from kst_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-    """What was done to a slice's values: (value - mean) / std on both channels."""
+    """The scaling of a slice: (value - mean) / std on both channels."""
 
     mean: float
     std: float
@@ -41,7 +41,7 @@ def field_of_view(image: np.ndarray, config: DataConfig, where: str) -> np.ndarr
 
 
 def centre_crop(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The middle of (H, W), starting at (H - h) // 2 as fastMRI does."""
+    """Crops the middle of (H, W), starting at (H - h) // 2 as fastMRI does."""
     top, left = ((n - m) // 2 for n, m in zip(x.shape, shape, strict=True))
     return x[top : top + shape[0], left : left + shape[1]]
 
@@ -49,14 +49,12 @@ def centre_crop(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def fourier_resize(
     image: np.ndarray, shape: tuple[int, int], how: str = "symmetric"
 ) -> np.ndarray:
-    """A coarser image of the same field of view: the centre of its spectrum.
-
-    Brightness is kept.
+    """Coarsens an image by cropping its spectrum; field of view and brightness stay.
 
     Args:
       image: (H, W) complex64.
       shape: rows and columns, at most those of the image.
-      how: "symmetric", by which a real image stays real, or "plain"; see `DataConfig`.
+      how: "symmetric", which keeps a real image real, or "plain"; see `DataConfig`.
     """
     if image.shape == shape:
         return image
@@ -69,13 +67,13 @@ def fourier_resize(
 def _lowest_frequencies(
     spectrum: np.ndarray, axis: int, size: int, symmetric: bool
 ) -> np.ndarray:
-    """The middle `size` frequencies of a centred spectrum along an axis."""
+    """Crops a centred spectrum to its middle `size` frequencies along an axis."""
     spectrum = np.moveaxis(spectrum, axis, 0)
-    # The centre of the spectrum is index n // 2, in the old grid and the new.
+    # The centre of the spectrum is index n // 2, in the old and the new grid.
     start, stop = (n := len(spectrum) // 2 - size // 2), n + size
     low = spectrum[start:stop]
     if symmetric and size % 2 == 0 and size < len(spectrum):
-        # An even grid has the frequency -size / 2 and not its partner, size / 2.
+        # An even grid has the frequency -size / 2, but not its partner size / 2.
         both = (spectrum[start] + spectrum[stop]) / 2
         low = np.concatenate([both[None], low[1:]])
     return np.moveaxis(low, 0, axis)
@@ -84,7 +82,7 @@ def _lowest_frequencies(
 def augment(
     image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """Random flips, rotation, scaling and contrast of a complex slice (H, W)."""
+    """Applies random flips, rotation, scaling and contrast to complex (H, W)."""
     if config.flip_rows and rng.random() < 0.5:
         image = image[::-1]
     if config.flip_columns and rng.random() < 0.5:
@@ -124,7 +122,7 @@ def _change_contrast(image: np.ndarray, power: float) -> np.ndarray:
 def simulate_scan(
     image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """Gives a magnitude image (H, W) the phase and the noise of a measured one."""
+    """Adds the phase and noise of a measured image to a magnitude image (H, W)."""
     peak = np.abs(image).max()
     if config.phase:
         image = image * np.exp(1j * config.phase * _smooth_phase(image.shape, rng))
@@ -135,7 +133,7 @@ def simulate_scan(
 
 
 def _smooth_phase(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A polynomial of second order and a few waves, with standard deviation 1."""
+    """Draws a second-order polynomial plus a few waves, with standard deviation 1."""
     rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     waves = [
         np.cos(np.pi * (down * rows + right * columns) + start)
@@ -161,7 +159,8 @@ def normalise(
       Image and spectrum, (H, W, 2) float32 each, and the scaling.
 
     Raises:
-      InputError: nothing to scale by, such as a constant slice, or values too large.
+      InputError: the slice has no scale, for example if it is constant, or its values
+        are too large or not finite.
     """
     channels = _channels(image)
     if by == "target":
@@ -177,14 +176,15 @@ def normalise(
 
 
 def scale_of(measured_Nx2: np.ndarray, points: int, where: str) -> Normalisation:
-    """What divides k-space, so that its zero-filled image has a mean square of 1.
+    """Returns the scale that gives the zero-filled image a mean square of 1.
 
-    The mean is over the real and the imaginary values of all pixels, to which those of
-    k-space add up (Parseval). No mean is taken off, which may not have been measured.
+    The mean square covers the real and imaginary values of all pixels; by Parseval it
+    follows from the values of k-space. No mean is subtracted, since the scan may not
+    have measured it.
 
     Args:
       measured_Nx2: samples of k-space, real and imaginary parts.
-      points: of the grid, H * W.
+      points: number of points of the grid, H * W.
       where: names the slice.
 
     Raises:
@@ -206,7 +206,7 @@ def scale_of(measured_Nx2: np.ndarray, points: int, where: str) -> Normalisation
 
 
 def _z_score(channels_HxWx2: np.ndarray, where: str) -> Normalisation:
-    """Mean and standard deviation of real and imaginary values taken together."""
+    """Returns mean and standard deviation of the real and imaginary values together."""
     peak = np.abs(channels_HxWx2).max()
     if not peak <= np.finfo(np.float32).max / 2:  # else x - mean could overflow
         raise InputError(
@@ -234,5 +234,5 @@ def _complex(channels: np.ndarray) -> np.ndarray:
 
 
 def denormalise(channels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Inverse of `normalise`: slices (B, h, w, 2), mean and std of each (B,)."""
+    """Inverts `normalise` for slices (B, h, w, 2), given their mean and std (B,)."""
     return channels * std[:, None, None, None] + mean[:, None, None, None]

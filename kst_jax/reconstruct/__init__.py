@@ -1,1 +1,1 @@
-"""Images from scans that are really undersampled."""
+"""Reconstructs scans that were undersampled at the scanner."""

@@ -1,26 +1,26 @@
-r"""Reconstructs scans that are really undersampled.
+r"""Reconstructs scans that were undersampled at the scanner.
 
     kst-reconstruct runs/knee /data/singlecoil_test out
 
 RUN is the folder of a run, of released weights (weights/uniform1d_5x) or of a
 converted checkpoint. SCANS are files of k-space: fastMRI's single-coil .h5, with the
 `mask` of its test files, or .npy; a folder, a file, a pattern, or several with commas.
-OUT gets
+The command writes to OUT
 
     NAME.h5             `reconstruction`, float32 magnitudes (slices, H, W), in the
-                        units of the scan, as fastMRI takes them
+                        units of the scan, as fastMRI expects them
     reconstruct.json    run, step, scans, their accelerations, seconds
 
-or with --format=nifti NAME.nii, with --format=png a picture NAME.png.
+or NAME.nii with --format=nifti, or a picture NAME.png with --format=png.
 
-The mask of a file is taken; in a file without, what is zero was not measured. An
-oversampled readout is cropped, and images are cut to the matrix that the file's header
-names. A scan that differs from what the network was trained on gets a warning. To try a
+The mask comes from the file; in a file without one, zeros were not measured. The
+command crops an oversampled readout, and crops images to the matrix in the file's
+header. It warns of scans that differ from the network's training scans. To try a
 network on a fully sampled scan, undersample it:
 
     kst-reconstruct runs/knee scan.h5 out --acceleration=4
 
-The same command carries on where it was interrupted.
+The same command resumes an interrupted reconstruction.
 """
 
 from pathlib import Path
@@ -40,29 +40,39 @@ def _main() -> None:
     add("run", help="folder of a run, of released weights or of a converted checkpoint")
     add("scans", help="undersampled k-space: a folder, a file, a pattern, or several")
     add("out", help="folder to write")
-    add("--format", choices=FORMATS, default="h5", help="of the files in OUT (h5)")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="h5",
+        help="format of the files in OUT (h5)",
+    )
     add("--complex", action="store_true", help="write the phase too (h5, nifti)")
     add("--mask", metavar="FILE.npy", help="mask (W,) or (H, W) for all scans")
     add(
         "--acceleration",
         type=float,
         default=0.0,
-        help="undersample fully sampled scans, for a try, by the network's pattern",
+        help="undersample fully sampled scans by the network's pattern, for a try",
     )
     add(
         "--checkpoint",
         choices=("latest", "best"),
         default="latest",
-        help="which one of the run (latest)",
+        help="which checkpoint of the run (latest)",
     )
-    add("--batch_size", type=int, default=4, help="slices at a time (4)")
+    add(
+        "--batch_size",
+        type=int,
+        default=4,
+        help="slices per call, over all devices (4)",
+    )
     args = parser.parse_args()
     if args.batch_size < 1:
         raise InputError(f"--batch_size={args.batch_size} must be at least 1")
     if args.acceleration and not args.acceleration > 1:
         raise InputError(f"--acceleration={args.acceleration} must be above 1")
     if args.complex and args.format == "png":
-        raise InputError("--complex: a picture has no phase; take --format=h5 or nifti")
+        raise InputError("--complex: a picture has no phase; use --format=h5 or nifti")
     mask = None if args.mask is None else memory_map(Path(args.mask))
     options = Options(
         args.format,

@@ -1,4 +1,4 @@
-"""From measured slices to what a network takes, on the host."""
+"""Prepares measured slices for a network, on the host."""
 
 import dataclasses
 
@@ -19,10 +19,10 @@ class Measurement:
     """One slice, ready for a network.
 
     Attributes:
-      kspace: complex64 (H, W), zero where not sampled; a readout with more rows than
-        the image is cropped to them.
+      kspace: complex64 (H, W), zero where not sampled; an oversampled readout is
+        cropped to the rows of the image.
       mask: (H, W), True where sampled.
-      geometry: of the scan, or None.
+      geometry: the scan's grid; None if the scan has no header.
     """
 
     kspace: np.ndarray
@@ -32,12 +32,12 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Undersampling:
-    """Where the mask of a scan comes from, if not from its file.
+    """The source of the masks, if not the scans themselves.
 
     Attributes:
-      mask: (W,) or (H, W), True where sampled; it overrides the file's.
-      acceleration: undersamples a fully sampled scan by the network's pattern, for a
-        try; 0 does not.
+      mask: (W,) or (H, W), True where sampled; overrides the masks of files.
+      acceleration: at which the network's pattern undersamples a fully sampled scan,
+        for a try; 0 for scans that are undersampled already.
     """
 
     mask: np.ndarray | None = None
@@ -52,11 +52,12 @@ def measure(
     Args:
       volume: a scan.
       index: number of the slice.
-      config: of the network's run; its pattern undersamples for a try.
-      undersampling: what the user asks for.
+      config: the config of the network's run, with its undersampling pattern.
+      undersampling: the user's mask or acceleration, if given.
 
     Raises:
-      InputError: k-space or a mask that cannot be used, or a scan that is complete.
+      InputError: k-space or mask cannot be used; the scan is fully sampled, but no
+        acceleration is given; or it is undersampled, but an acceleration is given.
     """
     sample = volume.sample(index)
     if undersampling.mask is not None:
@@ -65,14 +66,14 @@ def measure(
     if mask.all():
         if not undersampling.acceleration:
             raise InputError(
-                f"{sample.where}: is fully sampled, so nothing is to reconstruct. "
-                "Compare networks on it with kst-eval, or undersample it for a try "
-                "with --acceleration=4."
+                f"{sample.where}: is fully sampled; nothing to reconstruct. Compare "
+                "networks on it with kst-eval, or undersample it for a try with "
+                "--acceleration=4."
             )
         mask = _drawn(volume, index, mask.shape, config, undersampling.acceleration)
     elif undersampling.acceleration:
         raise InputError(
-            f"{sample.where}: is undersampled already; leave out --acceleration."
+            f"{sample.where}: is already undersampled; leave out --acceleration."
         )
     return _cropped(sample, mask)
 
@@ -91,7 +92,7 @@ def _drawn(
 
 
 def _cropped(sample: Sample, mask: np.ndarray) -> Measurement:
-    """Crops an oversampled readout, which whole columns allow."""
+    """Crops an oversampled readout; raises InputError unless columns are whole."""
     kspace, geometry = np.where(mask, sample.kspace, 0), sample.geometry
     rows = geometry.matrix[0] if geometry else len(kspace)
     if rows < len(kspace):
@@ -108,20 +109,20 @@ def _cropped(sample: Sample, mask: np.ndarray) -> Measurement:
 def tokenise(
     measurement: Measurement, config: Config, counts: tuple[int, int], where: str
 ) -> tuple[dict[str, np.ndarray], Normalisation]:
-    """Normalises a slice by what was measured and makes tokens of it.
+    """Normalises a slice by its measured values and makes its tokens.
 
     Args:
       measurement: the slice.
-      config: of the network's run, which tells how it was normalised there.
+      config: the config of the network's run, with its normalisation.
       counts: least and largest number of sampled points in the batch.
       where: names the slice.
 
     Returns:
-      The fields of `tokens.Batch`, and what normalisation did.
+      The fields of `tokens.Batch`, and the scaling.
     """
     kspace, mask = measurement.kspace, measurement.mask
     if config.data.normalise == "target":
-        # The zero-filled image takes the place of the target, which nobody knows.
+        # The zero-filled image takes the place of the target, which is unknown.
         everything = np.ones(mask.shape, bool)
         _, channels, normalisation = transforms.normalise(
             ifft2c(kspace), everything, "target", where
@@ -136,41 +137,42 @@ def tokenise(
 def differences(
     measurement: Measurement, config: Config, simulated: bool
 ) -> dict[str, str]:
-    """How a slice differs from what the network was trained on, by the kind of it.
+    """Describes how a slice differs from the network's training, by kind.
 
-    A network may do badly, or well, on what it was not trained on: users should know.
+    A network may do badly, or well, on scans unlike its training scans; users should
+    know.
     """
     found, mask, trained = {}, measurement.mask, config.mask
     if mask.shape != tuple(config.data.size):
         found["matrix"] = (
-            f"a matrix of {mask.shape[0]} x {mask.shape[1]}, where the network was "
+            f"has a matrix of {mask.shape[0]} x {mask.shape[1]}; the network was "
             f"trained on {config.data.size[0]} x {config.data.size[1]}"
         )
     acceleration = mask.size / mask.sum()
     if trained.kind != "bank" and not 0.8 < acceleration / trained.acceleration < 1.25:
         found["acceleration"] = (
-            f"undersampled {acceleration:.1f} times, where the network was trained on "
+            f"is undersampled {acceleration:.1f} times; the network was trained on "
             f"{trained.acceleration:g} times"
         )
     lines, trained_on_lines = (mask == mask[:1]).all(), _has_lines(config)
     if trained_on_lines is not None and lines != trained_on_lines:
         names = {True: "whole columns", False: "single points"}
         found["pattern"] = (
-            f"sampled by {names[bool(lines)]}, where the network was trained on "
+            f"is sampled by {names[bool(lines)]}; the network was trained on "
             f"{names[trained_on_lines]}"
         )
     if not simulated and _trained_without_phase(config):
         asymmetry = _asymmetry(measurement)
         if asymmetry > 0.1:
             found["phase"] = (
-                "an image with a phase, where the network was trained on magnitudes "
-                "without (data.augment.phase)"
+                "has an image with a phase; the network was trained on magnitudes "
+                "without phase (data.augment.phase)"
             )
     return found
 
 
 def _has_lines(config: Config) -> bool | None:
-    """Whether a network was trained on whole columns; None if nothing tells."""
+    """Returns whether a network was trained on whole columns; None if unknown."""
     if config.mask.kind == "bank":
         return None
     return (
@@ -179,7 +181,7 @@ def _has_lines(config: Config) -> bool | None:
 
 
 def _trained_without_phase(config: Config) -> bool:
-    """Whether all of the training scans are magnitudes, as far as their names tell."""
+    """Returns whether all training scans are magnitudes, judging by their names."""
     parts = [part.lower() for part in config.data.train.split(",")]
     volumes = (".nii", ".nii.gz", ".hdr")
     simulated = all(
@@ -189,7 +191,7 @@ def _trained_without_phase(config: Config) -> bool:
 
 
 def _asymmetry(measurement: Measurement) -> float:
-    """How far sampled points k and -k are from conjugates, relative: 0 to 2."""
+    """Returns how far sampled points k and -k are from conjugates, relative: 0 to 2."""
     kspace, mask = measurement.kspace, measurement.mask
     # In a grid of odd sizes about the centre, reversing both axes takes k to -k.
     square = tuple(slice(1 - n % 2, None) for n in mask.shape)
@@ -199,7 +201,7 @@ def _asymmetry(measurement: Measurement) -> float:
     norm = np.linalg.norm(pairs)
     if not norm:
         return 0.0
-    # A constant phase of the whole image is none that matters.
+    # A constant phase of the whole image does not matter.
     partners = kspace[::-1, ::-1].conj()[both]
     turn = np.vdot(partners, pairs)
     turn = turn / abs(turn) if turn else 1

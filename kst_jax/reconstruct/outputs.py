@@ -1,4 +1,4 @@
-"""Files of reconstructed scans: fastMRI's HDF5, NIfTI, pictures."""
+"""Writes reconstructed scans as fastMRI's HDF5, NIfTI or pictures."""
 
 import math
 from collections.abc import Callable
@@ -12,20 +12,20 @@ import numpy as np
 from kst_jax.data.samples import Geometry
 from kst_jax.programs import files
 
-# Suffix and writer of each format.
+# Arguments: file, complex images (S, H, W), geometry, whether to write the phase.
 Writer = Callable[[Path, np.ndarray, Geometry | None, bool], None]
 
 
 def write_h5(
     path: Path, image_SxHxW: np.ndarray, geometry: Geometry | None, phase: bool
 ) -> None:
-    """Writes magnitudes as fastMRI's submissions have them.
+    """Writes magnitudes in the format of fastMRI's submissions.
 
     Args:
       path: the file.
       image_SxHxW: complex images of a scan, in its units.
-      geometry: of the scan; not written.
-      phase: also write the phase, in radians.
+      geometry: the scan's grid; not written.
+      phase: whether to write the phase too, in radians.
     """
     del geometry
     with h5py.File(path, "w") as file:
@@ -39,8 +39,8 @@ def write_nifti(
 ) -> None:
     """Writes magnitudes as a NIfTI volume, rows from top to bottom.
 
-    Arguments as for `write_h5`. Voxel sizes come from the scan's header; the position
-    and the directions of the slices are not in fastMRI's files and left unknown. Phase,
+    Arguments as for `write_h5`. Voxel sizes come from the scan's header. fastMRI's
+    files lack the position and directions of slices, so these stay unknown. The phase,
     if wanted, is a second volume beside the magnitude.
     """
     rows, columns, depth = geometry.voxel if geometry else (1.0, 1.0, 1.0)
@@ -53,14 +53,14 @@ def write_nifti(
     image.header.set_xyzt_units("mm" if geometry else "unknown")
     image.set_sform(None, 0)
     image.set_qform(None, 0)
-    # nibabel chooses the format by the suffix, which the temporary file lacks.
+    # nibabel chooses the format by the suffix, but the temporary file has none.
     path.write_bytes(image.to_bytes())
 
 
 def write_png(
     path: Path, image_SxHxW: np.ndarray, geometry: Geometry | None, phase: bool
 ) -> None:
-    """Writes a mosaic of magnitudes to look at. Arguments as for `write_h5`."""
+    """Writes a picture: a mosaic of magnitudes. Arguments as for `write_h5`."""
     del geometry, phase
     magnitude = np.abs(image_SxHxW)
     count, rows, columns = magnitude.shape

@@ -34,14 +34,14 @@ RECORD = "reconstruct.json"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is made of the scans.
+    """How to reconstruct and write scans.
 
     Attributes:
       kind: format of the files, a key of `outputs.FORMATS`.
-      phase: write the phase, too.
+      phase: whether to write the phase too.
       checkpoint: "latest" or "best" of the run.
-      batch_size: slices at a time, over all devices.
-      undersampling: where masks come from, if not from the scans.
+      batch_size: slices per call, over all devices.
+      undersampling: the source of the masks, if not the scans themselves.
     """
 
     kind: str = "h5"
@@ -54,21 +54,21 @@ class Options:
 def reconstruct(
     run: str | Path, scans: str, out: str | Path, options: Options | None = None
 ) -> dict[str, Any]:
-    """Reconstructs every slice of some scans and writes a file for each scan.
+    """Reconstructs every slice of the scans and writes a file for each scan.
 
-    The same call carries on where one was interrupted.
+    The same call resumes an interrupted reconstruction.
 
     Args:
       run: folder of a run, of released weights or of a converted checkpoint.
-      scans: as `data.test` names them; .h5 and .npy of k-space, and for a try any.
+      scans: paths as in `data.test`: .h5 and .npy of k-space, or for a try any scans.
       out: folder to write.
-      options: how.
+      options: how to reconstruct and write; None for the defaults.
 
     Returns:
-      What OUT/reconstruct.json holds.
+      The contents of OUT/reconstruct.json.
 
     Raises:
-      InputError: a run or scans that cannot be used, or a folder with the results of
+      InputError: the run or the scans cannot be used, or the folder holds results of
         other options; nothing is written then.
     """
     options = options or Options()
@@ -109,7 +109,7 @@ def reconstruct(
 
 
 def _record(run: str | Path, step: int, options: Options) -> dict[str, Any]:
-    """What the images are made from, apart from the scans."""
+    """Describes the origin of the images, apart from the scans."""
     mask = options.undersampling.mask
     return {
         "run": str(Path(run).absolute()),
@@ -122,15 +122,15 @@ def _record(run: str | Path, step: int, options: Options) -> dict[str, Any]:
 
 
 def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
-    """The scans that an earlier call has done in the folder.
+    """Returns the scans that an earlier call has finished in the folder.
 
     Raises:
-      InputError: the folder holds something else.
+      InputError: the folder holds other files, or results of other options.
     """
     if not (out / RECORD).exists():
         if out.is_dir() and any(out.iterdir()):
             raise InputError(
-                f"{out}: is not empty, and not of kst-reconstruct. Name another folder."
+                f"{out}: is not empty, but has no {RECORD}. Choose another folder."
             )
         return {}
     found = files.read_json(out / RECORD)
@@ -139,7 +139,7 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
             there = found.get(name) if isinstance(found, dict) else None
             raise InputError(
                 f"{out}: holds reconstructions with another {name} ({there}, here "
-                f"{value}). Name another folder."
+                f"{value}). Choose another folder."
             )
     return {
         scan: about
@@ -149,13 +149,13 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
 
 
 def _look(todo: list[Volume], config: Config, undersampling: Undersampling) -> None:
-    """Refuses scans that cannot be reconstructed; warns of those unlike training."""
+    """Refuses unusable scans; warns of scans unlike the training scans."""
     sources.warn_of([doubt for volume in todo for doubt in volume.doubts])
     warned: set[str] = set()
     if config.data.normalise == "target" and todo:
         print(
             "warning: the network was trained on slices normalised by their targets "
-            "(data.normalise); the zero-filled image takes the target's place here",
+            "(data.normalise); here the zero-filled image takes the target's place",
             file=sys.stderr,
         )
     for volume in todo:
@@ -171,7 +171,7 @@ def _look(todo: list[Volume], config: Config, undersampling: Undersampling) -> N
 
 
 def _model_for(config: Config, measurement: Measurement) -> Reconstructor:
-    """The network for the matrix of a scan."""
+    """Builds the network for the matrix of a scan."""
     shape = measurement.mask.shape
     try:
         model = config.model.resized(config.data.size, shape)
@@ -179,7 +179,7 @@ def _model_for(config: Config, measurement: Measurement) -> Reconstructor:
     except InputError as error:
         raise InputError(
             f"the network cannot reconstruct a matrix of {shape[0]} x {shape[1]}: "
-            f"{error}. Take another network, such as the K-Space Transformer."
+            f"{error}. Use another network, such as the K-Space Transformer."
         ) from None
     return build(model)
 
@@ -192,7 +192,7 @@ def _scan(
     options: Options,
     bar: tqdm,
 ) -> tuple[np.ndarray, list[float], Geometry | None]:
-    """Complex images (S, H, W) of a scan, accelerations of its slices, geometry."""
+    """Returns a scan's complex images (S, H, W), its accelerations and geometry."""
     with volumes.reading(volume.path):
         slices = [
             inputs.measure(volume, index, config, options.undersampling)
@@ -219,7 +219,7 @@ def _scan(
 def _batches(
     volume: Volume, slices: list[Measurement], config: Config, options: Options
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, int]]:
-    """Batches of equal shape; the last one is padded with its last slice."""
+    """Yields batches of equal shape; pads the last one with its last slice."""
     sampled = [int(one.mask.sum()) for one in slices]
     counts = min(sampled), max(sampled)
     for first in range(0, len(slices), options.batch_size):
@@ -237,7 +237,7 @@ def _batches(
 
 
 def _compiled(model: Reconstructor, mesh: Mesh) -> Callable:
-    """Images (B, H, W, 2) of a batch, in the units of its k-space."""
+    """Compiles a function to images (B, H, W, 2) in the units of the k-space."""
     model = model.clone(query_axis=parallel.QUERY)
 
     def network(

@@ -1,4 +1,4 @@
-"""The ISMRMRD header in fastMRI's files: the sizes of a scan."""
+"""Reads the sizes of a scan from the ISMRMRD header in fastMRI's files."""
 
 import re
 from xml.etree import ElementTree
@@ -11,24 +11,24 @@ _SPACE = "{*}encoding/{*}reconSpace"
 
 
 def geometry_of(header: bytes | str, where: str) -> Geometry:
-    """The reconstructed matrix and its voxel size, from `encoding/reconSpace`.
+    """Reads the reconstructed matrix and its voxel size from `encoding/reconSpace`.
 
     Args:
-      header: XML, as the dataset `ismrmrd_header` holds it.
+      header: XML, the dataset `ismrmrd_header`.
       where: names the file.
 
     Raises:
-      InputError: not such a header, or sizes that no image has.
+      InputError: not an ISMRMRD header, or sizes that no image can have.
     """
     text = header if isinstance(header, bytes) else header.encode()
     try:
-        # Declarations could make a short text expand without end.
+        # Declarations could make a short text expand endlessly.
         if len(text) > _MAX_BYTES or re.search(rb"<!(DOCTYPE|ENTITY)", text):
             raise ValueError("too long, or with declarations")
         space = ElementTree.fromstring(text).find(_SPACE)
         if space is None:
             raise ValueError("no encoding/reconSpace")
-        # x is the readout, which are the rows of k-space in fastMRI's files.
+        # x is the readout: the rows of k-space in fastMRI's files.
         rows, columns = (int(_value(space, "matrixSize", axis)) for axis in "xy")
         extent = [float(_value(space, "fieldOfView_mm", axis)) for axis in "xyz"]
         depth = max(1, int(_value(space, "matrixSize", "z")))
