@@ -1,1 +1,1 @@
-"""Runs: each file has a `get_config()`, and its docstring is the recipe."""
+"""Configs of runs: each file has a `get_config()`; its docstring is the recipe."""

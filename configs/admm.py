@@ -7,13 +7,13 @@ r"""ADMM-CSNet on one of the paper's settings; see `kst_jax/models/admm.py`.
 
 Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. Training follows the
 authors' PyTorch code: Adam at 2e-3, halved after every twentieth of the training (50 of
-1,000 epochs), one slice per step, and the norm of the error over that of the image as
-the loss. (Deep ADMM-Net itself was trained with L-BFGS.) The network has 19,459
-parameters; here the penalty is learnt as a logarithm. Trained this way it is unstable:
-in a small study it diverged at Gaussian 2D 2.5x and went astray at uniform 1D 2.5x.
---config.train.clip_norm=1.0 fixed both and improved every setting it was tried on
-(docs/study.md). The K-Space Transformer's paper does not say which variant it compares
-with or how that was trained. It reports (PSNR / SSIM)
+1,000 epochs), one slice per step, and as the loss the norm of the error divided by the
+norm of the image. (Deep ADMM-Net itself was trained with L-BFGS.) The network has
+19,459 parameters; here training learns the logarithm of the penalty. Trained this way,
+the network is unstable: in a small study it diverged at Gaussian 2D 2.5x and went
+astray at uniform 1D 2.5x. --config.train.clip_norm=1.0 fixed both and improved every
+setting it was tried on (docs/study.md). The K-Space Transformer's paper does not say
+which variant it compares with or how that variant was trained. It reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -28,7 +28,7 @@ from kst_jax.models.admm import ADMMConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings; `setting`, if given, names one of the paper's data and masks."""
+    """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.compared(setting, ADMMConfig(), batch_size=1)
     config.train.update(
         learning_rate=2e-3,

@@ -7,7 +7,7 @@ r"""D5C5 on one of the paper's settings; see `kst_jax/models/d5c5.py`.
 
 Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. As published (arXiv
 1704.02422 and its code): He initialisation, Adam at 1e-4, batches of 10, squared error
-of the images. The original's L2 penalty (1e-7) is left out: it is too weak to show in
+of the images. We leave out the original's L2 penalty (1e-7): it is too weak to show in
 the loss. The K-Space Transformer's paper gives neither the number of features of its
 D5C5 (--config.model.features; 32, 64 and 128 give 144,650, 565,770 and 2,237,450
 parameters) nor how it was trained. It reports (PSNR / SSIM)
@@ -25,7 +25,7 @@ from kst_jax.models.d5c5 import D5C5Config
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings; `setting`, if given, names one of the paper's data and masks."""
+    """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.compared(setting, D5C5Config(), batch_size=10)
     config.train.update(learning_rate=1e-4, schedule="constant", domain="image")
     return config

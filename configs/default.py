@@ -14,5 +14,5 @@ from kst_jax.config_dict import as_config_dict
 
 
 def get_config() -> ConfigDict:
-    """All settings."""
+    """Returns all settings."""
     return as_config_dict(Config())

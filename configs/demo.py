@@ -13,7 +13,7 @@ from kst_jax.configs import default
 
 
 def get_config() -> ConfigDict:
-    """All settings."""
+    """Returns all settings."""
     config = default.get_config()
     config.data.update(
         train="demo:train", test="demo:test", size=(64, 64), crop=(176, 176), pad=True

@@ -28,7 +28,7 @@ TITLE = "K-Space Transformer, improved"
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings; `setting`, if given, names one of the paper's data and masks."""
+    """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.get_config(setting) if setting else default.get_config()
     config.data.normalise = "measured"
     config.model.residual_spectrum = 0.1

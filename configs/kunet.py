@@ -6,10 +6,10 @@ r"""A U-Net on the spectrum: the paper's K-UNet; see `kst_jax/models/unet.py`.
         --config.data.test=/data/singlecoil_val
 
 Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. The network is that of
-`configs/unet.py`, but its input is the zero-filled spectrum and its output the whole
-one. The K-Space Transformer's paper says only that its K-UNet reconstructs in k-space,
-and that all its networks use the squared error of images, which equals that in k-space.
-Optimiser and rate are fastMRI's. The paper reports (PSNR / SSIM)
+`configs/unet.py`, but maps the zero-filled spectrum to the whole spectrum. The K-Space
+Transformer's paper says only that its K-UNet reconstructs in k-space, and that all its
+networks use the squared error of images, which equals that in k-space. Optimiser and
+rate are fastMRI's. The paper reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -24,7 +24,7 @@ from kst_jax.models.unet import KUNetConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings; `setting`, if given, names one of the paper's data and masks."""
+    """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.compared(setting, KUNetConfig())
     config.train.update(
         optimizer="rmsprop", learning_rate=1e-3, schedule="step", domain="image"

@@ -11,5 +11,5 @@ from kst_jax.configs import paper
 
 
 def get_config() -> ConfigDict:
-    """All settings."""
+    """Returns all settings."""
     return paper.get_config("oasis_gaussian2d_5x")

@@ -9,8 +9,8 @@ Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. Published (arX
 2106.08886): two recurrent branches of 5 iterations, about 1.2 million parameters (here
 1,193,702). The network is re-derived from that description. We could not confirm how it
 was trained, so optimiser, rate, schedule and batch are the K-Space Transformer's, and
-the loss is the squared error of images, which its paper names for all networks. That
-paper reports (PSNR / SSIM)
+the loss is the squared error of images, which the K-Space Transformer's paper uses for
+all its networks. That paper reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -25,7 +25,7 @@ from kst_jax.models.oucr import OUCRConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings; `setting`, if given, names one of the paper's data and masks."""
+    """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.compared(setting, OUCRConfig())
     config.train.domain = "image"
     return config

@@ -1,4 +1,4 @@
-r"""The paper's datasets and undersamplings; the argument names one of each.
+r"""The paper's datasets and undersampling; the argument names one of each.
 
     kst-train --config=paper:fastmri_gaussian2d_5x --workdir=runs/x \
         --config.data.train=/data/singlecoil_train \
@@ -8,16 +8,15 @@ Datasets: oasis, fastmri. Undersampling: gaussian2d_10x, gaussian2d_5x, gaussian
 uniform1d_5x, uniform1d_2.5x. Each also has a file of its own, such as
 `configs/fastmri_gaussian2d_5x.py`.
 
-Unpack OASIS first with `gunzip`, or its volumes are decoded again for each slice that
-is drawn (docs/data.md). The pattern '/data/oasis/**/*T1w.nii' leaves label maps out.
+Unpack OASIS first with `gunzip`; otherwise a whole volume is decoded again for each
+slice (docs/data.md). The pattern '/data/oasis/**/*T1w.nii' leaves label maps out.
 
 Steps: 200 epochs at batch 4, as published. OASIS: 10 % of the 175 slices of three
-quarters of 3,398 volumes are about 44,600 slices, or 2,230,000 steps. fastMRI: 973
-volumes of about 35 slices, without the first 5, of which 25 % are about 7,300 slices,
-or 365,000 steps. The epochs are only roughly 200: fractions are rounded in each volume,
-and OASIS slices are axial and drawn from those that are not empty
-(`data.min_foreground`), which the paper does not mention. It reports (PSNR / SSIM;
-nothing for fastMRI at 10x)
+quarters of 3,398 volumes are about 44,600 slices, or 2,230,000 steps. fastMRI: 25 % of
+973 volumes of about 35 slices, without the first 5, are about 7,300 slices, or 365,000
+steps. The epochs are only roughly 200: fractions are rounded in each volume, and OASIS
+slices are axial and drawn from those that are not empty (`data.min_foreground`), which
+the paper does not mention. It reports (PSNR / SSIM; nothing for fastMRI at 10x)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -51,12 +50,12 @@ _SETTINGS = (
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """One of the paper's settings, such as "oasis_uniform1d_5x"."""
+    """Returns one of the paper's settings, such as "oasis_uniform1d_5x"."""
     dataset, _, setting = name.partition("_")
     if dataset not in _DATASETS or setting not in _SETTINGS:
         raise InputError(
-            f"configs/paper.py:{name}: unknown; give one of {', '.join(_DATASETS)} and "
-            f"one of {', '.join(_SETTINGS)}, joined by _"
+            f"--config=paper:{name}: unknown setting; join one of "
+            f"{', '.join(_DATASETS)} and one of {', '.join(_SETTINGS)} by _"
         )
     kind, acceleration = setting.removesuffix("x").split("_")
     config = default.get_config()
@@ -67,9 +66,9 @@ def get_config(name: str = "") -> ConfigDict:
 
 
 def compared(setting: str, model: ModelConfig, batch_size: int = 4) -> ConfigDict:
-    """Another network on one of the paper's settings, or on the default one if "".
+    """Returns another network on one of the paper's settings, or the default if "".
 
-    For any batch size, it is trained on as many slices as the K-Space Transformer.
+    At any batch size it trains on as many slices as the K-Space Transformer.
     """
     config = get_config(setting) if setting else default.get_config()
     config.model = ConfigDict(dataclasses.asdict(model))

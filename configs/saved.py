@@ -12,7 +12,9 @@ from kst_jax.runs.checkpoints import read_config
 
 
 def get_config(workdir: str = "") -> ConfigDict:
-    """All settings of the run in `workdir`."""
+    """Returns all settings of the run in `workdir`."""
     if not workdir:
-        raise InputError("configs/saved.py:WORKDIR needs the folder of a run")
+        raise InputError(
+            "--config=saved needs the folder of a run, as in --config=saved:runs/demo"
+        )
     return as_config_dict(read_config(workdir))

@@ -19,7 +19,7 @@ from kst_jax.models.tv import TVConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings; `setting`, if given, names one of the paper's data and masks."""
+    """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.compared(setting, TVConfig())
     config.train.update(
         steps=300, batch_size=8, learning_rate=0.05, domain="image", log_every=10

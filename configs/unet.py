@@ -7,10 +7,10 @@ r"""fastMRI's U-Net on one of the paper's settings; see `kst_jax/models/unet.py`
 
 Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. As in fastMRI (arXiv
 1811.08839 and its code): 32 channels and 4 poolings (7,756,418 parameters), RMSprop at
-1e-3, a tenth of it for the last fifth of training, absolute error of the images. Images
-are magnitudes there, real and imaginary parts here; the batch of 4 is the K-Space
-Transformer's. Its paper does not say how its U-Net was built or trained. It reports
-(PSNR / SSIM)
+1e-3, at 1e-4 for the last fifth of training, absolute error of the images. fastMRI's
+images are magnitudes; here they have real and imaginary parts. The batch of 4 is the
+K-Space Transformer's. Its paper does not say how its U-Net was built or trained. It
+reports (PSNR / SSIM)
 
                  gaussian2d                                  uniform1d
                  10x           5x            2.5x            5x            2.5x
@@ -25,7 +25,7 @@ from kst_jax.models.unet import UNetConfig
 
 
 def get_config(setting: str = "") -> ConfigDict:
-    """All settings; `setting`, if given, names one of the paper's data and masks."""
+    """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.compared(setting, UNetConfig())
     config.train.update(
         optimizer="rmsprop",

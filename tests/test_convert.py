@@ -170,7 +170,7 @@ def test_names_that_torch_wraps_are_found(wrapped):
     found = parameters({wrapped(name): weight for name, weight in state.items()})
     assert jax.tree.structure(found) == jax.tree.structure(parameters(state))
     with pytest.raises(
-        InputError, match=r"encoder\.layers\.0\.norm\.bias' is there twice"
+        InputError, match=r"encoder\.layers\.0\.norm\.bias' occurs twice"
     ):
         parameters(state | {"module.encoder.layers.0.norm.bias": np.zeros(8)})
 

@@ -1,1 +1,1 @@
-"""Studies: methods compared under one protocol, by `kst-study`."""
+"""Studies: `kst-study` compares methods under one protocol."""

@@ -18,7 +18,7 @@ from kst_jax.configs.studies import protocol
 
 
 def get_config() -> ConfigDict:
-    """The study."""
+    """Returns the study."""
     run = paper.get_config("fastmri_gaussian2d_5x")
     settings = protocol.settings(calibration=0)
     del settings["gaussian2d_10x"]

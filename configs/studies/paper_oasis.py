@@ -19,7 +19,7 @@ from kst_jax.configs.studies import protocol
 
 
 def get_config() -> ConfigDict:
-    """The study."""
+    """Returns the study."""
     run = paper.get_config("oasis_gaussian2d_5x")
     study = protocol.study(
         protocol.settings(calibration=0),

@@ -17,11 +17,12 @@ _PATTERNS = (
 
 
 def settings(calibration: int) -> dict[str, dict[str, Any]]:
-    """The paper's five settings.
+    """Returns the paper's five settings.
 
     Args:
-      calibration: fully sampled centre columns of the uniform 1D settings, included in
-        their budget. The paper does not give it; code that it cites has 5 of 128.
+      calibration: number of fully sampled centre columns of the uniform 1D settings,
+        included in their budget. The paper does not give it; code that it cites samples
+        5 of 128.
     """
     return {
         f"{kind.replace('_', '')}_{name}x": {
@@ -34,7 +35,7 @@ def settings(calibration: int) -> dict[str, dict[str, Any]]:
 
 
 def compared(**kst: Any) -> dict[str, dict[str, Any]]:
-    """The paper's methods as published, total variation, and `configs/kst_plus.py`.
+    """Returns the published methods, total variation and `configs/kst_plus.py`.
 
     Args:
       **kst: changes to the K-Space Transformer's section `model`.
@@ -60,7 +61,7 @@ def compared(**kst: Any) -> dict[str, dict[str, Any]]:
 
 
 def method(config: ConfigDict, **options: Any) -> dict[str, Any]:
-    """A method from a run's config: its network and its training."""
+    """Makes a method from a run's config: its network and its training."""
     return {
         "model": config.model.to_dict(),
         "train": config.train.to_dict(),
@@ -71,7 +72,7 @@ def method(config: ConfigDict, **options: Any) -> dict[str, Any]:
 def changed(
     method: dict[str, Any], title: str, model: dict[str, Any], **train: Any
 ) -> dict[str, Any]:
-    """A method with other values in its sections `model` and `train`."""
+    """Returns a method with other values in its sections `model` and `train`."""
     sections = {"model": method["model"] | model, "train": method["train"] | train}
     return {**method, **sections, "title": title}
 
@@ -79,11 +80,11 @@ def changed(
 def study(
     settings: dict[str, dict], methods: dict[str, dict], **values: Any
 ) -> ConfigDict:
-    """A study of the paper's Tables 1 to 3.
+    """Makes a study of the paper's Tables 1 to 3.
 
     Args:
       settings: masks, by name.
-      methods: rows of Tables 1 and 2, by name, with "kst" among them.
+      methods: rows of Tables 1 and 2, by name; "kst" is one of them.
       **values: other fields of a study; see `kst_jax.study.protocol.Study`.
     """
     config = default.get_config()

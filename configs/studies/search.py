@@ -2,10 +2,10 @@ r"""The search for the K-Space Transformer's best form: one change at a time, br
 
     kst-study --config=studies/search --workdir=runs/search
 
-As `configs/studies/small.py`, but with 2,000 images per cell, and tested on one of its
-training people, so that its test person stays unseen. D5C5 is also trained at higher,
-falling rates with clipped gradients, since its published training is meant to be
-longer. docs/study.md has the results.
+Like `configs/studies/small.py`, but with 2,000 images per cell, and tested on one of
+that study's training people, so that its test person stays unseen. D5C5 also trains at
+higher, falling rates with clipped gradients, since its published training is meant to
+be longer. docs/study.md has the results.
 """
 
 import functools
@@ -19,7 +19,7 @@ _REFINING = {"stages": (0.05, 0.05, 0.9)}
 
 
 def get_config() -> ConfigDict:
-    """The study."""
+    """Returns the study."""
     study = small.get_config()
     published, d5c5 = (study.methods[name].to_dict() for name in ("kst", "d5c5"))
 

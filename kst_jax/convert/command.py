@@ -8,9 +8,9 @@ but not trained further:
     kst-eval --config=saved:runs/authors --workdir=runs/authors \
         --config.data.test=/data/scans --config.mask.kind=uniform_1d
 
-PyTorch is not needed. Sizes are read from the weights; the number of heads and the
-low-resolution grid cannot be, and are flags whose defaults are the paper's. Nor is the
-undersampling there that it was trained for: config.mask, Gaussian 2D 5x if not given.
+PyTorch is not needed. The weights give the sizes, but not the number of heads and the
+low-resolution grid; these are flags, by default the paper's. Nor do they give the
+undersampling of the training; set config.mask, by default Gaussian 2D 5x.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from kst_jax.programs import cli, files
 from kst_jax.programs.arguments import Parser
 from kst_jax.runs import agreement, checkpoints
 
-# The authors' names to ours. A `layer` is an index into a stack of layers, which here
-# is one array with a leading axis.
+# Maps the authors' names to ours. A `layer` is an index into a stack of layers, which
+# here is one array with a leading axis.
 _NAMES = {
     r"encoder_embed_layer\.(?P<part>0|2)": "embed_token/{part}",
     r"decoderHR\.HR_embed_layer\.(?P<part>0|2)": "embed_query/{part}",
@@ -69,16 +69,16 @@ _PARTS = {
     **dict.fromkeys(("2", "3"), "output"),
 }
 _CONSTANTS = ("pe_layer.div_term",)
-# Parts of a name that come from torch's wrappers of a network or of a part of it.
+# Parts of names that come from torch's wrappers of a network or of its parts.
 _WRAPPERS = ("module", "_orig_mod")
 
 
 def parameters(state: Mapping[str, np.ndarray]) -> dict:
-    """Parameters of KSpaceTransformer from the authors' `model_state_dict`.
+    """Converts the authors' `model_state_dict` to parameters of KSpaceTransformer.
 
     Raises:
-      InputError: a name that the authors' network does not have, one that is there
-        twice, or layers missing.
+      InputError: the authors' network has no such name, a name occurs twice, or layers
+        are missing.
     """
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for key, weight in state.items():
@@ -86,7 +86,9 @@ def parameters(state: Mapping[str, np.ndarray]) -> dict:
         if name not in _CONSTANTS:
             path, layer, leaf = _translate(name, weight)
             if layer in stacks.setdefault(path, {}):
-                raise InputError(f"the weight {name!r} is there twice; keep one of it")
+                raise InputError(
+                    f"the weight {name!r} occurs twice; keep one of the two"
+                )
             stacks[path][layer] = leaf
     tree: dict = {}
     for path, layers in stacks.items():
@@ -99,7 +101,7 @@ def parameters(state: Mapping[str, np.ndarray]) -> dict:
 
 
 def _translate(name: str, weight: np.ndarray) -> tuple[str, int, np.ndarray]:
-    """Our path, the index in a stack of layers (-1: no stack) and our layout."""
+    """Returns our path, the index in a stack (-1: no stack), and our layout."""
     module, _, kind = name.rpartition(".")
     found = [
         (path, match.groupdict())
@@ -115,7 +117,7 @@ def _translate(name: str, weight: np.ndarray) -> tuple[str, int, np.ndarray]:
     path = path.format(
         part=_PARTS.get(groups.get("part") or "", ""),
         grid=groups.get("grid", "").lower(),
-        # Activations take the odd places between the convolutions.
+        # Odd indices are the activations between the convolutions.
         conv=int(groups.get("conv", 0)) // 2,
     )
     leaf = kind
@@ -125,7 +127,7 @@ def _translate(name: str, weight: np.ndarray) -> tuple[str, int, np.ndarray]:
 
 
 def _transpose(weight: np.ndarray) -> np.ndarray:
-    """From (out, in, ...) to flax's (..., in, out)."""
+    """Transposes (out, in, ...) to flax's (..., in, out)."""
     return np.moveaxis(weight, (0, 1), (-1, -2)) if weight.ndim > 1 else weight
 
 
@@ -140,7 +142,7 @@ def _stack(path: str, layers: dict[int, np.ndarray]) -> np.ndarray:
 
 
 def model_config(params: dict, heads: int, lr_size: tuple[int, int]) -> KSTConfig:
-    """The sizes that the parameters have.
+    """Reads the network's sizes from its parameters.
 
     Raises:
       InputError: a part of the network is missing.
@@ -175,15 +177,15 @@ def load(
 
     Args:
       path: a `.pth` file with a `model_state_dict`.
-      heads: attention heads, which the weights do not tell.
-      lr_size: the low-resolution grid, which the weights do not tell.
+      heads: number of attention heads, which the weights do not give.
+      lr_size: the low-resolution grid, which the weights do not give.
 
     Returns:
       Parameters of KSpaceTransformer and its config.
 
     Raises:
-      InputError: not a readable checkpoint of the authors' network, or one whose
-        training diverged.
+      InputError: not a readable checkpoint of the authors' network, or its training
+        diverged.
     """
     checkpoint = torch_file.load(path)
     state = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
@@ -217,7 +219,7 @@ def _main() -> None:
     """Command line: converts one checkpoint."""
     parser = Parser("kst-convert", __doc__)
     parser.add_argument("checkpoint", help="the authors' .pth file")
-    parser.add_argument("out", help="folder to write, without a run in it")
+    parser.add_argument("out", help="folder to write, which must hold no run")
     parser.add_argument("--heads", type=int, default=4, help="attention heads (4)")
     parser.add_argument(
         "--lr_size",
@@ -241,7 +243,7 @@ def _main() -> None:
         "--config.data.test=YOUR_SCANS"
     )
     print(
-        "with --config.mask.kind and --config.mask.acceleration as it was trained, if "
+        "and set --config.mask.kind and --config.mask.acceleration as in training, if "
         f"not {config.mask.kind} {config.mask.acceleration:g}x"
     )
 
