@@ -258,7 +258,7 @@ def test_other_options_or_another_folder_are_refused(run, scan, tmp_path):
         (COLUMNS * 3, None, "values other than 0 and 1"),
         (~COLUMNS, None, "not zero at 160 points that the mask calls unsampled"),
         (np.ones(16, bool), None, "the mask calls column 0 sampled (6 such columns)"),
-        (COLUMNS, lambda k: k * 0, "all of its k-space is zero"),
+        (COLUMNS, lambda k: k * 0, "its k-space is all zero"),
         (COLUMNS, lambda k: k * np.nan, "values that are not finite"),
         (None, lambda k: kspace_of(), "fully sampled; nothing to reconstruct"),
     ],

@@ -2,10 +2,13 @@
 
     python reconstruct.py INPUT.npz IMAGE.npy
 
-INPUT.npz holds `kspace`, complex (slices, H, W), centred, orthonormal and normalised
-(as in training: image minus mean, over standard deviation, of real and imaginary parts
-together), and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy will hold the
-complex images (slices, H, W).
+INPUT.npz holds `kspace`, complex (slices, H, W), centred, orthonormal and normalised as
+in training, and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy will hold
+the complex images (slices, H, W). Over the real and imaginary parts together, training
+normalises by data.normalise:
+
+    measured   k-space is divided so that its zero-filled image has a mean square of 1
+    target     the k-space is that of the image minus mean, over standard deviation
 
 network.json names the version of JAX that wrote the network, and the date. JAX promises
 that its other releases can read the network for six months; after that, export it
