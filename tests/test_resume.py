@@ -209,7 +209,7 @@ def test_a_thread_that_gets_no_signals_takes_none():
     def loop():
         with Interruption() as interruption:
             handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-            return handlers, interruption.requested(1)
+            return handlers, interruption.requested()
 
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(loop).result() == (before, False)
@@ -219,7 +219,7 @@ def test_a_second_control_c_interrupts_at_once():
     before = signal.getsignal(signal.SIGINT)
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.requested(1)
+        assert interruption.requested()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
@@ -227,7 +227,7 @@ def test_a_second_control_c_interrupts_at_once():
 
 def test_nothing_is_obeyed_that_was_not_requested(capsys):
     with Interruption() as interruption:
-        assert not interruption.requested(1)
+        assert not interruption.requested()
     interruption.obey("stopped")
     assert capsys.readouterr().err == ""
 
@@ -242,7 +242,7 @@ def test_several_processes_stop_where_jax_says(monkeypatch, capsys):
     with Interruption() as interruption:
         assert signal.getsignal(signal.SIGTERM) is before
         asked = itertools.takewhile(
-            lambda n: not interruption.requested(n), itertools.count(1)
+            lambda n: not interruption.requested(), itertools.count(1)
         )
         assert list(asked) == [1, 2]
     with pytest.raises(SystemExit) as ended:

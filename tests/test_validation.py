@@ -20,8 +20,10 @@ from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.release.command import release
 from kst_jax.runs import subjects
 from kst_jax.runs.checkpoints import read_parameters
+from kst_jax.runs.integrity import steps_in
 from kst_jax.training import loop
 from kst_jax.training.loop import train
+from kst_jax.training.validation import Validator
 from tests.test_training import TINY, rows
 
 PEOPLE = ("sub-1", "sub-2", "sub-3", "sub-4", "sub-5")
@@ -134,6 +136,41 @@ def test_validation_does_not_change_training(finished, folder, tmp_path):
     ]
     assert rows(tmp_path) == without
     assert subjects.read(tmp_path, "validation") == []
+
+
+@pytest.mark.parametrize("which", [2, 3])
+def test_a_stop_in_a_validation_leaves_no_trace(
+    finished, folder, tmp_path, monkeypatch, which
+):
+    """It saves at once; the next start validates first, at the last step too."""
+    config, workdir, state = finished
+    calls, validate = [], Validator.__call__
+
+    def interrupted(self, params, stage, stops):
+        calls.append(stage)
+        asked = iter([False, True])
+        stop_now = len(calls) == which
+        return validate(
+            self, params, stage, (lambda: next(asked)) if stop_now else stops
+        )
+
+    monkeypatch.setattr(Validator, "__call__", interrupted)
+    train(config, tmp_path)
+    step = 2 * which
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, step))
+    assert steps_in(tmp_path / "checkpoints")[0] == step
+    again = train(config, tmp_path)
+    assert len(calls) == 4  # three validations, and one of them twice
+    assert rows(tmp_path) == rows(workdir)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, again)))
+    for path in (workdir, tmp_path):
+        *_, found = read_parameters(path, "best")
+        assert found == best_of(workdir)
+
+
+def best_of(workdir):
+    scores = {row["step"]: row.get("validation_psnr", 0) for row in rows(workdir)}
+    return max(scores, key=scores.get)
 
 
 def test_the_best_checkpoint_is_evaluated(finished, tmp_path):

@@ -1,7 +1,7 @@
 """Reconstructs and scores many slices, one batch at a time, on all devices."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def score_slices(
     params: dict,
     mesh: Mesh,
     title: str = "Evaluating",
-) -> Iterator[tuple[int, dict]]:
+) -> Generator[tuple[int, dict]]:
     """Yields each slice's number and the scorer's result, in the source's order."""
     # leave=None: a bar below another one disappears when it is done
     batches = pipeline.evaluation_batches(

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     BestN,
@@ -36,6 +37,8 @@ from kst_jax.errors import InputError
 from kst_jax.programs import files
 from kst_jax.runs import agreement, integrity, subjects
 
+# Where Orbax keeps the scores of a checkpoint.
+_SCORES = Path("metrics") / "metrics"
 _MAX_UNSTORED = 2**26  # bytes of parameters that a checkpoint need not store
 
 
@@ -84,7 +87,30 @@ class Checkpoints:
         self._wait()
         return _latest(self._folder)
 
-    def save(self, step: int, state: Any, scores: dict[str, float]) -> None:
+    def owed(self) -> dict[str, float] | None:
+        """Returns scalars of the latest step if its validation is still due."""
+        path = self._folder / str(self._manager.latest_step())
+        if not (path / "owed").is_dir() or (path / _SCORES).exists():
+            return None
+        return _read(path, {"owed": ocp.args.JsonRestore()})["owed"]
+
+    def settle(self, scores: dict[str, float]) -> None:
+        """Adds validation scores to the latest checkpoint, which owed them."""
+        path = self._folder / str(self._manager.latest_step()) / _SCORES
+        if parallel.is_first():
+            path.parent.mkdir(exist_ok=True)
+            with files.whole(path) as partial:
+                partial.write_text(json.dumps(scores))
+        multihost_utils.sync_global_devices("scores are written")
+        self._manager.reload()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        scores: dict[str, float],
+        owed: dict[str, float] | None = None,
+    ) -> None:
         """Starts writing a checkpoint, whole or not at all; deletes those not to keep.
 
         Args:
@@ -92,6 +118,8 @@ class Checkpoints:
           state: parameters, moving average and optimiser; its memory may be reused
             afterwards.
           scores: validation scores at this step, if it was validated.
+          owed: scalars to log at this step once it has been validated, which a stop
+            has put off.
 
         Raises:
           InputError: this checkpoint, or the one before, cannot be written.
@@ -105,6 +133,8 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
+        if owed is not None:
+            items["owed"] = ocp.args.JsonSave(owed)
         self._wait()
         with _writing(self._folder):
             self._manager.save(
@@ -349,7 +379,7 @@ def _psnr(scores: dict) -> float:
 
 def _best(folder: Path, steps: list[int]) -> int:
     """Returns the step with the best validation score, the latest if several tie."""
-    paths = {step: folder / str(step) / "metrics" / "metrics" for step in steps}
+    paths = {step: folder / str(step) / _SCORES for step in steps}
     scores = {
         step: _psnr(files.read_json(path))
         for step, path in paths.items()

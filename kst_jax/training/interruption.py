@@ -13,6 +13,8 @@ from jax.experimental import multihost_utils
 class Interruption:
     """Holds requests to stop, in a `with` block, until a loop is ready for them.
 
+    An exception in the middle of XLA's compiler would crash the process.
+
     A second Ctrl-C interrupts at once. Signals reach only the main thread; in any other
     thread nothing is held. Several processes must stop at the same step: after SIGTERM
     to any of them JAX agrees on one, while Ctrl-C interrupts them at once.
@@ -20,6 +22,7 @@ class Interruption:
 
     def __init__(self):
         self._request: signal.Signals | None = None
+        self._asked = 0
         self._handlers = {}
 
     def __enter__(self) -> "Interruption":
@@ -38,13 +41,14 @@ class Interruption:
         self._request = signal.Signals(number)
         if again:
             signal.default_int_handler(number, frame)
-        told = f"\n{self._request.name}: saving and stopping after this step"
+        told = f"\n{self._request.name}: saving and stopping soon"
         told += " (Ctrl-C again: at once)\n" if number == signal.SIGINT else "\n"
         os.write(2, told.encode())  # print fails when it interrupts another print
 
-    def requested(self, step: int) -> bool:
-        """Returns whether to stop now; every process must ask after every step."""
-        if multihost_utils.reached_preemption_sync_point(step):
+    def requested(self) -> bool:
+        """Returns whether to stop now; every process must ask equally often."""
+        self._asked += 1
+        if multihost_utils.reached_preemption_sync_point(self._asked):
             self._request = signal.SIGTERM
         return self._request is not None
 

@@ -225,25 +225,26 @@ def train(config: Config, workdir: str | Path) -> State:
         }
         subjects.write(workdir, people, carries_on=checkpoints.begun)
         example = pipeline.example_batch(config, sampler)
-        state = init_state(model, optimizer, example, config.train)
-        state = parallel.replicate(checkpoints.restore(state), mesh)
-        batches = pipeline.training_batches(
-            source,
-            config,
-            sampler,
-            jax.process_index(),
-            jax.process_count(),
-            first_step=int(state.step),
-        )
-        # Otherwise worker processes may be torn down in the wrong order at exit.
-        with contextlib.closing(batches), Interruption() as interruption:
-            loop = _Loop(
-                *(config, mesh, model, optimizer),
-                *(checkpoints, validator, interruption),
+        with Interruption() as interruption:
+            state = init_state(model, optimizer, example, config.train)
+            state = parallel.replicate(checkpoints.restore(state), mesh)
+            batches = pipeline.training_batches(
+                source,
+                config,
+                sampler,
+                jax.process_index(),
+                jax.process_count(),
+                first_step=int(state.step),
             )
-            state = loop.run(state, batches)
+            # Otherwise worker processes may be torn down in the wrong order at exit.
+            with contextlib.closing(batches):
+                loop = _Loop(
+                    *(config, mesh, model, optimizer),
+                    *(checkpoints, validator, interruption),
+                )
+                state = loop.run(state, batches)
             saved = checkpoints.latest()
-    interruption.obey(f"Stopped. The same command resumes from {saved}")
+    interruption.obey(f"Stopped. The same command resumes; latest checkpoint: {saved}")
     return state
 
 
@@ -264,6 +265,11 @@ class _Loop:
         begun = first_steps(c, self.model.stages)
         workdir = self.checkpoints.workdir
         with contextlib.closing(Logs(workdir, first)) as logs, self._bar(first) as bar:
+            stops = self.interruption.requested() or not self._settled(
+                logs, bar, state, begun
+            )
+            if stops:
+                return state
             pending: list[tuple[int, dict]] = []
             for number in range(first + 1, c.steps + 1):
                 stage = stage_at(number - 1, begun)
@@ -281,18 +287,35 @@ class _Loop:
                 if begins:
                     bar.set_postfix_str(f"stage {stage}")
                 bar.update()
-                stops = self.interruption.requested(number)
+                stops = self.interruption.requested()
                 if stops or self._logs(number):
                     self._require_finite(pending)
                     pending = []
-                    self._record(logs, bar, number, stage, state, scalars, stops)
+                    stops |= not self._recorded(
+                        logs, bar, number, stage, state, scalars, stops
+                    )
                 if c.image_every and number % c.image_every == 0:
                     logs.image(number, _panel(batch, images))
                 if stops:
                     break
         return state
 
-    def _record(
+    def _settled(
+        self, logs: Logs, bar: tqdm, state: State, begun: dict[str, int]
+    ) -> bool:
+        """Makes up for a validation that was stopped; returns whether it is done."""
+        owed, number = self.checkpoints.owed(), int(state.step)
+        if owed is None:
+            return True
+        stage = stage_at(number - 1, begun)
+        validation = self._validate(number, state, stage)
+        if validation is None:
+            return False
+        self._log(logs, bar, number, owed | validation, stage)
+        self.checkpoints.settle(validation)
+        return True
+
+    def _recorded(
         self,
         logs: Logs,
         bar: tqdm,
@@ -301,19 +324,27 @@ class _Loop:
         state: State,
         scalars: dict,
         stops: bool,
-    ) -> None:
+    ) -> bool:
         """Validates, logs and saves as due after a step.
 
         Stopping leaves no trace in the logs: they read like those of an uninterrupted
-        run.
+        run. A validation that is stopped is saved as owed.
+
+        Returns:
+          Whether all of it is done.
         """
-        validation = (
-            self._validate(number, state, stage) if self._validates(number) else {}
-        )
+        validation: dict[str, float] | None = {}
+        if self._validates(number):
+            validation = self._validate(number, state, stage)
+        if validation is None:
+            owed = {name: float(value) for name, value in scalars.items()}
+            self.checkpoints.save(number, state, {}, owed)
+            return False
         if self._logs(number):
             self._log(logs, bar, number, scalars | validation, stage)
         if stops or self._saves(number):
             self.checkpoints.save(number, state, validation)
+        return True
 
     def _validates(self, number: int) -> bool:
         every = self.config.train.validate_every
@@ -329,10 +360,14 @@ class _Loop:
     def _due(self, number: int, every: int) -> bool:
         return number % every == 0 or number == self.config.train.steps
 
-    def _validate(self, number: int, state: State, stage: str) -> dict[str, float]:
+    def _validate(
+        self, number: int, state: State, stage: str
+    ) -> dict[str, float] | None:
         assert self.validator  # exists if `validate_every` is set
-        scores = self.validator(state.params if state.ema is None else state.ema, stage)
-        self._require_finite([(number, scores)])
+        params = state.params if state.ema is None else state.ema
+        scores = self.validator(params, stage, self.interruption.requested)
+        if scores is not None:
+            self._require_finite([(number, scores)])
         return scores
 
     def _bar(self, first: int) -> tqdm:

@@ -1,5 +1,6 @@
 """Validation: scores of a model in training on people that it is not trained on."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -35,8 +36,16 @@ class Validator:
         )
         self._scorers: dict[str, Callable] = {}
 
-    def __call__(self, params: dict, stage: str) -> dict[str, float]:
-        """Returns mean PSNR and SSIM of normalised slices, for a training stage."""
+    def __call__(
+        self, params: dict, stage: str, stops: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Returns mean PSNR and SSIM of normalised slices, for a training stage.
+
+        Args:
+          params: the parameters to score.
+          stage: training stage, up to which the network goes.
+          stops: asked after each slice; if it says so, there are no scores (None).
+        """
         if stage not in self._scorers:
             scorer = make_scorer(self._model, self._mesh, stage)
             self._scorers = {stage: scorer}
@@ -49,9 +58,12 @@ class Validator:
             self._mesh,
             "Validating",
         )
-        scores = [
-            found["scores"]["normalised"]["reconstruction"] for _, found in slices
-        ]
+        scores = []
+        with contextlib.closing(slices):
+            for _, found in slices:
+                if stops():
+                    return None
+                scores.append(found["scores"]["normalised"]["reconstruction"])
         return {
             f"validation_{name}": float(np.mean([score[name] for score in scores]))
             for name in ("psnr", "ssim")
