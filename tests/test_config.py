@@ -67,7 +67,7 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"data": {"fraction": 0.0}}, r"data\.fraction"),
         ({"data": {"slices": (0.7, 0.3)}}, r"data\.slices"),
         ({"mask": {"acceleration": 0.5}}, r"mask\.acceleration=0\.5.*above 1"),
-        ({"data": {"size": (100, 128)}}, r"model\.lr_size.*data\.size=\(100, 128\)"),
+        ({"data": {"size": (60, 128)}}, r"model\.lr_size.*data\.size=\(60, 128\)"),
         ({"eval": {"batch_size": 0}}, r"eval\.batch_size"),
         ({"model": {"remat": "some"}}, r"model\.remat='some'.*none, blocks, layers"),
         (

@@ -149,7 +149,6 @@ def test_a_stop_in_a_validation_leaves_no_trace(
     def interrupted(self, params, stage, stops):
         calls.append(stage)
         asked = iter([False, True])
-        stop_now = len(calls) == which
         return validate(
             self, params, stage, (lambda: next(asked)) if stop_now else stops
         )
