@@ -1,4 +1,6 @@
-"""Every setting of a run, with its default and meaning; each model's file has its own.
+"""Every setting of a run, with its default and its meaning.
+
+Those of the data are in `kst_jax.data_config`, those of a network in its own file.
 
 Configs are immutable and checked on construction. `kst_jax.config_dict` builds them
 from config files.
@@ -6,13 +8,11 @@ from config files.
 
 import dataclasses
 import pathlib
-import re
-import typing
 
-from kst_jax.errors import InputError, require
+from kst_jax.data_config import DataConfig
+from kst_jax.errors import InputError, require_setting
 from kst_jax.models.config import KSTConfig, ModelConfig
 
-PLANES = ("axial", "coronal", "sagittal")
 EXACT_MASKS = ("gaussian_2d", "uniform_1d")
 FASTMRI_MASKS = (
     "fastmri_random",
@@ -20,234 +20,12 @@ FASTMRI_MASKS = (
     "fastmri_equispaced_fraction",
 )
 _MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank")
-NORMALISATIONS = ("measured", "target")
-RESIZES = ("symmetric", "plain")
 _CHOICES = {
     "optimizer": ("adamw", "rmsprop"),
     "schedule": ("cosine", "constant", "step", "halving"),
     "error": ("squared", "absolute", "relative"),
     "domain": ("image", "both"),
 }
-
-
-def _require(holds: bool, name: str, value: object, valid: str) -> None:
-    require(holds, f"config.{name}", value, valid)
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes to images; off by default.
-
-    Changes of geometry and contrast are for training alone. Phase and noise make
-    simulated scans resemble measured ones, so evaluation has them too: one fixed draw
-    for each slice.
-
-    Attributes:
-      flip_rows: swap top and bottom with probability 1/2.
-      flip_columns: swap left and right with probability 1/2.
-      rotation: largest rotation, in degrees.
-      scaling: largest relative change in size (0.1: between 0.9 and 1.1).
-      intensity: largest change in contrast: magnitudes are raised to a power between
-        1 - intensity and 1 + intensity; phases are kept.
-      phase: standard deviation, in radians, of a smooth random phase that magnitude
-        images get. Without it their k-space is Hermitian, which networks learn to rely
-        on and measured k-space is not.
-      noise: standard deviation of complex noise in magnitude images, over their peak.
-    """
-
-    flip_rows: bool = False
-    flip_columns: bool = False
-    rotation: float = 0.0
-    scaling: float = 0.0
-    intensity: float = 0.0
-    phase: float = 0.0
-    noise: float = 0.0
-
-    def __post_init__(self):
-        """Raises InputError for values out of range."""
-        for name in ("phase", "noise"):
-            value = getattr(self, name)
-            _require(value >= 0, f"data.augment.{name}", value, "0 or more")
-        for name in ("rotation", "scaling", "intensity"):
-            value, limit = getattr(self, name), 180 if name == "rotation" else 1
-            _require(
-                0 <= value < limit, f"data.augment.{name}", value, f"in [0, {limit})"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Which slices of a scan are used, and whose scan it is.
-
-    Attributes:
-      plane: axial, coronal or sagittal: the plane in which NIfTI and Analyze volumes
-        are sliced.
-      slices: range (start, stop) of slices to use, as fractions of a volume's depth.
-      drop_first: number of slices to drop at the start of each volume; the paper
-        drops 5 for fastMRI.
-      fraction: fraction of each volume's remaining slices to draw at random, at least
-        one slice; the paper draws 0.25 for fastMRI. The draw depends only on the seed
-        and the volume, not on the other files.
-      seed: seed of that draw.
-      min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
-        fraction of their pixels exceeds 10 % of the volume's maximum.
-      subjects: regular expression that finds a person's label in a scan's path; see
-        `DataConfig.subjects`.
-    """
-
-    plane: str = "axial"
-    slices: tuple[float, float] = (0.0, 1.0)
-    drop_first: int = 0
-    fraction: float = 1.0
-    seed: int = 0
-    min_foreground: float = 0.05
-    subjects: str = ""
-
-    def __post_init__(self):
-        """Raises InputError for values out of range."""
-        first, stop = self.slices
-        for name, holds, valid in (
-            ("plane", self.plane in PLANES, f"one of {', '.join(PLANES)}"),
-            ("slices", 0 <= first < stop <= 1, "fractions, 0 <= start < stop <= 1"),
-            ("drop_first", self.drop_first >= 0, "0 or more"),
-            ("fraction", 0 < self.fraction <= 1, "a fraction in (0, 1]"),
-            ("min_foreground", 0 <= self.min_foreground <= 1, "a fraction in [0, 1]"),
-            (
-                "subjects",
-                not self.subjects or _group_count(self.subjects) == 1,
-                "a regular expression with one group, the person's label, such as "
-                "'([0-9]{6})/'",
-            ),
-        ):
-            require(holds, name, getattr(self, name), valid)
-
-
-def _group_count(pattern: str) -> int | None:
-    """Counts the groups of a regular expression; None if it is not one."""
-    try:
-        return re.compile(pattern).groups
-    except (re.error, RecursionError, OverflowError):
-        return None
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which data is read and how it becomes slices.
-
-    Attributes:
-      train: scans to train on: a folder, a file, a pattern, several of these separated
-        by commas, or a bundled person ("demo:train", "demo:test"). Kinds: fastMRI's
-        single-coil .h5, NIfTI, Analyze, the authors' .npy.
-      test: scans to evaluate on; if empty, some people in `train` are held out.
-      test_fraction: fraction of people held out if `test` is empty.
-      validation: scans to monitor training on (`train.validate_every`); if empty, some
-        of the training people are held out.
-      validation_fraction: fraction of the training people, at least one person, held
-        out if `validation` is empty and training is validated.
-      subjects: whose scans they are: a regular expression with one group, which is the
-        person's label, such as '(IXI[0-9]+)' or, for HCP, '([0-9]{6})/'. It is searched
-        in each scan's path below what `train`, `test` or `validation` names, and then
-        in the whole path. If empty, `kst_jax.data.labels` decides.
-      size: rows and columns of the reconstructed images.
-      crop: rows and columns of the field of view, cut from the centre of each slice and
-        then reduced to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
-      pad: zero-pad slices smaller than the crop; otherwise they are an error.
-      plane: "axial", "coronal" or "sagittal", for NIfTI and Analyze volumes.
-      slices: range (start, stop) of slices to use, as fractions of a volume's depth.
-      drop_first: number of slices to drop at the start of each volume.
-      fraction: fraction of each volume's slices to draw, the same ones in every run.
-      min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
-        fraction of their pixels exceeds a tenth of the volume's maximum.
-      augment: random changes to training images.
-      normalise: how values are scaled. "measured" divides by the root mean square of
-        the zero-filled image, which a scan without ground truth has too. "target"
-        subtracts the mean of the fully sampled slice and divides by its standard
-        deviation, as the authors do: scores then use more than was measured.
-      resize: how the spectrum is cropped to an even size. "symmetric" halves the
-        highest frequency between its two signs, so that real images stay real; "plain"
-        keeps one sign alone, as versions before 0.2 did.
-      seed: seed of the training order, masks and augmentation.
-      split_seed: seed of who is set apart for testing and validation, and of the
-        validation masks, so that trainings with other seeds are validated alike.
-      draw_seed: seed of the draw of slices (`fraction`), except from `test`, where
-        `eval.seed` draws.
-      workers: processes on each host that prepare batches; with 0 the training process
-        does it. Workers help if `threads` cannot keep up with the devices.
-      threads: threads in each worker that prepare batches, one thread to a batch.
-      prefetch: batches that each worker prepares ahead and holds in memory.
-    """
-
-    train: str = ""
-    test: str = ""
-    test_fraction: float = 0.25
-    validation: str = ""
-    validation_fraction: float = 0.1
-    subjects: str = ""
-    size: tuple[int, int] = (128, 128)
-    crop: tuple[int, int] = (0, 0)
-    pad: bool = False
-    plane: str = "axial"
-    slices: tuple[float, float] = (0.0, 1.0)
-    drop_first: int = 0
-    fraction: float = 1.0
-    min_foreground: float = 0.05
-    augment: AugmentConfig = AugmentConfig()
-    normalise: str = "measured"
-    resize: str = "symmetric"
-    seed: int = 0
-    split_seed: int = 0
-    draw_seed: int = 0
-    workers: int = 0
-    threads: int = 2
-    prefetch: int = 32
-
-    def __post_init__(self):
-        """Raises InputError for values out of range."""
-        for name in ("size", "crop", "slices"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        _require(min(self.size) >= 8, "data.size", self.size, "at least (8, 8)")
-        self.selection(self.draw_seed)
-        for name, valid in (("normalise", NORMALISATIONS), ("resize", RESIZES)):
-            value = getattr(self, name)
-            _require(value in valid, f"data.{name}", value, f"one of {valid}")
-        for name in ("test_fraction", "validation_fraction"):
-            value = getattr(self, name)
-            _require(0 < value < 1, f"data.{name}", value, "between 0 and 1")
-        large_enough = all(
-            c == 0 or c >= s for c, s in zip(self.crop, self.size, strict=True)
-        )
-        _require(
-            large_enough, "data.crop", self.crop, f"at least data.size={self.size}"
-        )
-        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
-        for name in ("threads", "prefetch"):
-            value = getattr(self, name)
-            _require(value >= 1, f"data.{name}", value, "at least 1")
-
-    def selection(self, seed: int) -> Selection:
-        """Returns which slices of a scan are used; `seed` draws the `fraction`."""
-        options = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(Selection)
-        }
-        try:
-            return Selection(**options | {"seed": seed})
-        except InputError as error:
-            raise InputError(f"config.data.{error}") from None
-
-    def by_name(self) -> "DataConfig":
-        """Cuts paths to file names, so that it does not matter where the data is."""
-        names: dict[str, typing.Any] = {
-            part: last_names(getattr(self, part))
-            for part in ("train", "test", "validation")
-        }
-        return dataclasses.replace(self, **names)
-
-
-def last_names(paths: str) -> str:
-    """Cuts each path of a list with commas to its last name."""
-    parts = (pathlib.PurePath(path.strip()).name for path in paths.split(","))
-    return ",".join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,24 +51,26 @@ class MaskConfig:
 
     def __post_init__(self):
         """Raises InputError for values out of range."""
-        _require(
+        require_setting(
             self.kind in _MASKS, "mask.kind", self.kind, f"one of {', '.join(_MASKS)}"
         )
-        _require(
+        require_setting(
             self.acceleration > 1,
             "mask.acceleration",
             self.acceleration,
             "above 1 (all points over sampled points)",
         )
-        _require(
+        require_setting(
             0 < self.center_fraction <= 1,
             "mask.center_fraction",
             self.center_fraction,
             "in (0, 1]",
         )
-        _require(self.calibration >= 0, "mask.calibration", self.calibration, ">= 0")
+        require_setting(
+            self.calibration >= 0, "mask.calibration", self.calibration, ">= 0"
+        )
         if self.kind not in EXACT_MASKS:
-            _require(
+            require_setting(
                 self.calibration == 0,
                 "mask.calibration",
                 self.calibration,
@@ -298,20 +78,20 @@ class MaskConfig:
                 "its centre",
             )
         if self.kind not in FASTMRI_MASKS:
-            _require(
+            require_setting(
                 self.center_fraction == MaskConfig.center_fraction,
                 "mask.center_fraction",
                 self.center_fraction,
                 f"left at its default if mask.kind={self.kind!r}: mask.calibration or "
                 "the bank sets its centre",
             )
-        _require(
+        require_setting(
             not self.bank or self.kind == "bank",
             "mask.bank",
             self.bank,
             f"empty if mask.kind={self.kind!r}; to use it, set mask.kind=bank",
         )
-        _require(
+        require_setting(
             self.kind != "fastmri_equispaced" or self.acceleration % 1 == 0,
             "mask.acceleration",
             self.acceleration,
@@ -398,11 +178,11 @@ class TrainConfig:
             *("validate_every", "keep_best", "layer_weight"),
         ):
             value = getattr(self, name)
-            _require(value >= 0, f"train.{name}", value, "0 or more")
+            require_setting(value >= 0, f"train.{name}", value, "0 or more")
         for name in ("learning_rate", "last_weight"):
             value = getattr(self, name)
-            _require(value > 0, f"train.{name}", value, "above 0")
-        _require(
+            require_setting(value > 0, f"train.{name}", value, "above 0")
+        require_setting(
             self.validate_every > 0 or self.keep_best == 0,
             "train.keep_best",
             self.keep_best,
@@ -413,8 +193,8 @@ class TrainConfig:
             *("log_every", "checkpoint_every", "keep"),
         ):
             value = getattr(self, name)
-            _require(value >= 1, f"train.{name}", value, "at least 1")
-        _require(
+            require_setting(value >= 1, f"train.{name}", value, "at least 1")
+        require_setting(
             self.batch_size % self.accumulate == 0,
             "train.accumulate",
             self.accumulate,
@@ -422,17 +202,17 @@ class TrainConfig:
         )
         for name, valid in _CHOICES.items():
             value = getattr(self, name)
-            _require(
+            require_setting(
                 value in valid, f"train.{name}", value, f"one of {', '.join(valid)}"
             )
-        _require(
+        require_setting(
             self.error == "squared" or self.domain == "image",
             "train.domain",
             self.domain,
             f"'image' if train.error={self.error!r}",
         )
-        _require(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
-        _require(
+        require_setting(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
+        require_setting(
             len(self.stages) == 3
             and min(self.stages) >= 0
             and abs(sum(self.stages) - 1) < 1e-6,
@@ -440,7 +220,7 @@ class TrainConfig:
             self.stages,
             "three fractions that add to 1",
         )
-        _require(
+        require_setting(
             0 <= self.warmup_steps < self.steps,
             "train.warmup_steps",
             self.warmup_steps,
@@ -477,7 +257,7 @@ class EvalConfig:
     def __post_init__(self):
         """Raises InputError for values out of range."""
         which = ("latest", "best")
-        _require(
+        require_setting(
             self.checkpoint in which,
             "eval.checkpoint",
             self.checkpoint,
@@ -485,15 +265,17 @@ class EvalConfig:
         )
         for name in ("batch_size", "query_devices"):
             value = getattr(self, name)
-            _require(value >= 1, f"eval.{name}", value, "at least 1")
-        _require(0 <= self.figures <= 24, "eval.figures", self.figures, "from 0 to 24")
+            require_setting(value >= 1, f"eval.{name}", value, "at least 1")
+        require_setting(
+            0 <= self.figures <= 24, "eval.figures", self.figures, "from 0 to 24"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    data: DataConfig = DataConfig()
+    data: DataConfig = DataConfig()  # noqa: RUF009 (immutable)
     mask: MaskConfig = MaskConfig()
     model: ModelConfig = KSTConfig()  # noqa: RUF009 (immutable)
     train: TrainConfig = TrainConfig()
@@ -502,7 +284,7 @@ class Config:
     def __post_init__(self):
         """Raises InputError if two sections contradict each other."""
         self.model.require_size(self.data.size)
-        _require(
+        require_setting(
             not self.data.validation or self.train.validate_every > 0,
             "data.validation",
             self.data.validation,
@@ -515,7 +297,7 @@ class Config:
             "train.seed": self.train.seed,
             "eval.seed": self.eval.seed,
         }.items():
-            _require(0 <= seed < 2**32, name, seed, "from 0 to 2^32 - 1")
+            require_setting(0 <= seed < 2**32, name, seed, "from 0 to 2^32 - 1")
 
     def by_name(self) -> "Config":
         """Cuts paths of inputs to file names; it does not matter where they are."""

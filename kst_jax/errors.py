@@ -17,3 +17,8 @@ def require(holds: bool, name: str, value: object, valid: str) -> None:
     """Raises InputError unless `holds`; `valid` describes the valid values in words."""
     if not holds:
         raise InputError(f"{name}={value!r} is out of range: it must be {valid}")
+
+
+def require_setting(holds: bool, name: str, value: object, valid: str) -> None:
+    """Raises InputError unless a setting such as data.size holds."""
+    require(holds, f"config.{name}", value, valid)

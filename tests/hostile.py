@@ -22,10 +22,11 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from kst_jax.config import Config, DataConfig, Selection
+from kst_jax.config import Config
 from kst_jax.convert import torch_file
 from kst_jax.data import sources
 from kst_jax.data.readers.npy import read_mask_bank
+from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.command import examinations
 from kst_jax.errors import InputError
 from kst_jax.export import standalone

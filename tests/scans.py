@@ -4,8 +4,8 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from kst_jax.config import Selection
 from kst_jax.data.sources import open_source
+from kst_jax.data_config import Selection
 
 RNG = np.random.default_rng(0)
 IMAGES = (RNG.normal(size=(4, 6, 5)) + 1j * RNG.normal(size=(4, 6, 5))).astype("c8")

@@ -10,7 +10,8 @@ import pytest
 from kst_jax import parallel, tokens
 from kst_jax.benchmark import measuring
 from kst_jax.benchmark.command import table
-from kst_jax.config import Config, DataConfig, TrainConfig
+from kst_jax.config import Config, TrainConfig
+from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c
 from kst_jax.models.admm import ADMMConfig

@@ -11,7 +11,8 @@ import pytest
 from kst_jax.benchmark import measuring
 from kst_jax.benchmark.command import table
 from kst_jax.benchmark.operation_counts import network_flops
-from kst_jax.config import Config, DataConfig
+from kst_jax.config import Config
+from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer

@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from kst_jax.config import Config, DataConfig, KSTConfig, MaskConfig, TrainConfig
+from kst_jax.config import Config, KSTConfig, MaskConfig, TrainConfig
+from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.release.command import release
 from kst_jax.runs import agreement, checkpoints, integrity, subjects

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import Config, Selection
+from kst_jax.config import Config
 from kst_jax.data import pipeline, sources
 from kst_jax.data.readers.npy import NpyVolume
+from kst_jax.data_config import Selection
 from kst_jax.doctor.command import examinations, report
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig

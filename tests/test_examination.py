@@ -9,11 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import DataConfig, Selection
 from kst_jax.data import volumes
 from kst_jax.data.contents import content_of
 from kst_jax.data.fourier import fft2c
 from kst_jax.data.sources import open_source
+from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.examination import examine, examine_others, patient_of
 from kst_jax.errors import InputError
 from tests.scans import with_nan, write_h5, write_nifti, write_npy

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from kst_jax import fourier, tokens
-from kst_jax.config import Config, DataConfig, MaskConfig
+from kst_jax.config import Config, MaskConfig
 from kst_jax.data import pipeline
+from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.export import command, standalone
 from kst_jax.models.config import KSTConfig

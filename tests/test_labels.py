@@ -4,11 +4,11 @@ import pathlib
 
 import pytest
 
-from kst_jax.config import Selection
 from kst_jax.config_dict import from_dict
 from kst_jax.data import labels
 from kst_jax.data.labels import Found
 from kst_jax.data.sources import open_source, require_disjoint
+from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from kst_jax.programs.files import whole
 from kst_jax.runs import subjects as run_subjects

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from kst_jax.config import Selection
 from kst_jax.data.readers import nifti
 from kst_jax.data.sources import open_source
+from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from tests.scans import (
     VOLUME,

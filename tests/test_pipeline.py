@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from kst_jax import fourier, sampling, tokens
-from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig, TrainConfig
+from kst_jax.config import Config, MaskConfig, TrainConfig
 from kst_jax.data import pipeline
 from kst_jax.data.sources import Source
+from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from tests.scans import write_nifti

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax.config import AugmentConfig, Config, DataConfig, TrainConfig
+from kst_jax.config import Config, TrainConfig
 from kst_jax.data import pipeline
+from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.runs import integrity

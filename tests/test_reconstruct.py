@@ -11,9 +11,10 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from kst_jax import fourier
-from kst_jax.config import AugmentConfig, Config, DataConfig, MaskConfig
+from kst_jax.config import Config, MaskConfig
 from kst_jax.data import samples, sources, transforms
 from kst_jax.data.samples import Sample
+from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.reconstruct.runner import Options, reconstruct

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import MaskConfig, Selection
+from kst_jax.config import MaskConfig
 from kst_jax.data import sources
 from kst_jax.data.sources import (
     DEMO_FOLDER,
@@ -18,6 +18,7 @@ from kst_jax.data.sources import (
     require_disjoint,
     split_subjects,
 )
+from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from kst_jax.runs import subjects
 from kst_jax.sampling import sampler

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kst_jax import fourier
-from kst_jax.config import AugmentConfig, DataConfig
 from kst_jax.data import fourier as host
 from kst_jax.data import transforms
+from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
 
 

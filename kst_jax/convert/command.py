@@ -20,8 +20,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from kst_jax import tokens
-from kst_jax.config import Config, DataConfig
+from kst_jax.config import Config
 from kst_jax.convert import torch_file
+from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer

@@ -17,10 +17,11 @@ import numpy as np
 from absl import flags
 
 from kst_jax import sampling, tokens
-from kst_jax.config import Config, DataConfig
+from kst_jax.config import Config
 from kst_jax.data import sources, transforms
 from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Slice, Source
+from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.programs import processes
 from kst_jax.sampling import Sampler

@@ -13,7 +13,6 @@ from typing import SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
-from kst_jax.config import Selection
 from kst_jax.data import labels
 from kst_jax.data.labels import Found
 from kst_jax.data.readers.nifti import beside
@@ -27,6 +26,7 @@ from kst_jax.data.volumes import (
     shuffled,
     suffix_of,
 )
+from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 
 DEMO_FOLDER = Path(__file__).parent / "demo"

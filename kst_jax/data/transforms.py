@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from scipy import ndimage
 
-from kst_jax.config import AugmentConfig, DataConfig
 from kst_jax.data.fourier import fft2c, ifft2c
+from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
 
 

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from kst_jax.config import Selection
 from kst_jax.data import contents
 from kst_jax.data.readers import fastmri, nifti, npy
 from kst_jax.data.samples import Sample
+from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from kst_jax.programs import files
 

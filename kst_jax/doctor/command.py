@@ -17,10 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kst_jax.config import DataConfig, Selection
 from kst_jax.data import labels, sources
 from kst_jax.data.labels import Found
 from kst_jax.data.volumes import add_options, selection_of
+from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.examination import (
     Examination,
     examine,

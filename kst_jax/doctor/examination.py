@@ -14,10 +14,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from kst_jax.config import DataConfig, Selection
 from kst_jax.data import contents, fourier, transforms, volumes
 from kst_jax.data.readers import fastmri, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
+from kst_jax.data_config import DataConfig, Selection
 from kst_jax.errors import InputError
 
 # How far the brightest point of k-space may lie from the centre, as a share.

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from kst_jax import figures, metrics
-from kst_jax.config import Config, last_names
+from kst_jax.config import Config
 from kst_jax.data.sources import About, Source
+from kst_jax.data_config import last_names
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
 from kst_jax.models.attention_maps import Attention

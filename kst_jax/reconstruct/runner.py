@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from kst_jax import parallel, tokens
-from kst_jax.config import Config, Selection
+from kst_jax.config import Config
 from kst_jax.data import labels, sources, transforms, volumes
 from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import Volume
+from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build

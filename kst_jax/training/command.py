@@ -23,9 +23,9 @@ setting on the command line. The most important ones:
     --config.train.validate_every=5000
                                     steps between validations
 
-kst_jax/config.py explains all settings except the network's own, --config.model, which
-are explained in kst_jax/models/. The answer to a misspelt one lists the valid names.
-WORKDIR will contain
+kst_jax/config.py explains the settings, kst_jax/data_config.py those of the data, and
+the files in kst_jax/models/ the network's own, --config.model. The answer to a misspelt
+one lists the valid names. WORKDIR will contain
 
     checkpoints/                    the network, for kst-eval
     config.json, *_subjects.json    how it was trained, and on whose scans
