@@ -25,6 +25,8 @@ from tests.baselines import TINY, tiny
 from tests.programs import run_here
 from tests.references import make_kst_tiny
 
+pytestmark = pytest.mark.slow
+
 CONSISTENT = ("d5c5", "kunet", "oucr", "admm")
 
 

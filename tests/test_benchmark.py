@@ -20,6 +20,8 @@ from kst_jax.models.tv import TVConfig
 from kst_jax.programs import processes
 from tests.programs import Inline, run_here
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = ("kst-benchmark", "--config=demo")
 SMALL = Config(
     data=DataConfig(size=(32, 32)),

@@ -25,6 +25,8 @@ from kst_jax.runs import checkpoints
 from tests import baselines
 from tests.programs import run_here
 
+pytestmark = pytest.mark.slow
+
 MODEL = KSTConfig(
     width=16,
     heads=2,

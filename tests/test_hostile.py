@@ -14,6 +14,8 @@ from tests import hostile
 from tests.conftest import ROOT
 from tests.scans import KSPACE, write_h5
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 # Beyond what the program takes before; each bomb would expand to 256 MiB and more.
 BOUND = 128 * MIB

@@ -21,6 +21,8 @@ from kst_jax.training import loop
 from tests import baselines
 from tests.test_training import TINY, with_train
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "c64": 8, "pred": 1}
 
 

@@ -23,6 +23,8 @@ from tests.conftest import ROOT
 from tests.programs import run_here
 from tests.test_training import TINY
 
+pytestmark = pytest.mark.slow
+
 
 def values():
     kst = {

@@ -244,7 +244,7 @@ def train(config: Config, workdir: str | Path) -> State:
                 )
                 state = loop.run(state, batches)
             saved = checkpoints.latest()
-    interruption.obey(f"Stopped. The same command resumes; latest checkpoint: {saved}")
+    interruption.obey(f"Stopped. The same command resumes from {saved}")
     return state
 
 
