@@ -83,7 +83,7 @@ class Checkpoints:
         return self._manager.latest_step() is not None
 
     def latest(self) -> str:
-        """Waits for writing; returns the path of the latest checkpoint, or "the start"."""
+        """Waits for writing; returns the path of the latest checkpoint, or "none"."""
         self._wait()
         return _latest(self._folder)
 
@@ -170,7 +170,7 @@ class Checkpoints:
 
 def _latest(folder: Path) -> str:
     steps = integrity.steps_in(folder)
-    return str(folder / str(steps[0])) if steps else "the start"
+    return str(folder / str(steps[0])) if steps else "none"
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ def train(config: Config, workdir: str | Path) -> State:
                     *(checkpoints, validator, interruption),
                 )
                 state = loop.run(state, batches)
-            saved = checkpoints.latest()
+            saved = checkpoints.latest() if checkpoints.begun else "the start"
     interruption.obey(f"Stopped. The same command resumes from {saved}")
     return state
 
