@@ -61,6 +61,7 @@ def test_folders_elsewhere_are_refused_at_the_start(url, tmp_path, monkeypatch):
         assert not list(tmp_path.iterdir()), program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "gpu", "tpu", "nonsense"])
 def test_a_platform_without_a_device_is_told(platform, tmp_path):
     done = run_apart(

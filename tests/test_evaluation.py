@@ -203,6 +203,7 @@ def test_the_saved_config_evaluates_measured_scans(workdir, shared, tmp_path):
     assert report["slices"]["count"] == 3
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_is_evaluated(tmp_path):
     kspace = np.random.default_rng(0).normal(size=(7, 40, 36, 2)).astype(np.float32)
     write_h5(tmp_path / "scan.h5", kspace.view(np.complex64)[..., 0])

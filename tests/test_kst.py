@@ -275,6 +275,7 @@ def test_bad_sizes_are_refused():
         KSTConfig().require_size((100, 60))
 
 
+@pytest.mark.slow
 def test_remat_saves_memory_and_changes_no_gradient():
     found, memory = {}, {}
     for remat in ("none", "blocks", "layers"):

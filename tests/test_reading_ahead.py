@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tests.programs import TINY
 from tests.scans import write_h5
 
+pytestmark = pytest.mark.slow
+
 
 def config_of(**data):
     return Config(

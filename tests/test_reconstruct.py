@@ -156,6 +156,7 @@ def test_a_mask_of_ones_own_and_fully_sampled_scans(run, images, tmp_path):
     assert record["scans"]["full.h5"]["acceleration"] == 2
 
 
+@pytest.mark.slow
 def test_the_shipped_network_on_the_bundled_scan(tmp_path):
     """The person of demo:test, whom it has not seen, at a quarter of the resolution."""
     reconstruct(ROOT / "weights" / "uniform1d_5x", "demo:undersampled", tmp_path)

@@ -14,6 +14,8 @@ from kst_jax.training import loop
 from tests.programs import run_here
 from tests.test_training import TINY
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = "kst-release"
 
 

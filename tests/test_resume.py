@@ -189,6 +189,7 @@ def send_at(step, number, monkeypatch):
     monkeypatch.setattr(Logs, "scalars", write_and_send)
 
 
+@pytest.mark.slow
 def test_control_c_propagates_after_saving(tmp_path, monkeypatch, capfd):
     """As a notebook needs it, which goes on afterwards."""
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]

@@ -75,6 +75,7 @@ def test_stages_follow_each_other(finished):
     assert list((workdir / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_resuming_equals_not_being_interrupted(finished, tmp_path, monkeypatch):
     class KilledError(Exception):
         pass

@@ -28,6 +28,8 @@ from kst_jax.training.loop import train
 from kst_jax.training.validation import Validator
 from tests.test_training import TINY, rows
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = ("sub-1", "sub-2", "sub-3", "sub-4", "sub-5")
 
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("full_compilation")
 SHIPPED = ROOT / "weights" / "uniform1d_5x"
 
 
+@pytest.mark.slow
 def test_it_scores_what_its_card_says(tmp_path):
     card = (ROOT / "weights" / "README.md").read_text()
     said = re.search(r"`demo:test`.*\| ([\d.]+) \+- .* dB, ([.\d]+) \+-.*\|\n", card)
