@@ -9,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from kst_jax.data import sources
 from tests.conftest import ROOT
 from tests.programs import PROGRAMS, TINY
 
@@ -102,7 +103,7 @@ print(kst_jax.configs.__file__, kst_jax.configs.studies.__file__, sep="\\n")
 print(*sources.DEMO.values(), sep="\\n")
 """
     paths = done(place, "python", "-c", program).splitlines()
-    assert len(paths) == len(PROGRAMS) + 4
+    assert len(paths) == len(PROGRAMS) + 2 + len(sources.DEMO)
     for path in paths:
         assert pathlib.Path(path).is_relative_to(place.parent / "environment")
         assert pathlib.Path(path).is_file()
