@@ -16,10 +16,13 @@ class Geometry:
       matrix: rows and columns of the image that the scanner reconstructs; scanners
         often measure more rows (the readout).
       voxel: size of a voxel of that image along rows, columns and slices, in mm.
+      columns: first column of k-space that the scanner measured, and the one after the
+        last; None if all. Columns outside are zero (fastMRI's padding).
     """
 
     matrix: tuple[int, int]
     voxel: tuple[float, float, float]
+    columns: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,6 +36,9 @@ class Sample:
         no mask.
       where: names the slice in messages.
       geometry: the scan's grid; None if the scan has no header.
+      target: float32 (h, w), the magnitude image that reconstructions are compared
+        with, in the scan's units; None if the scan has none. It shows the middle of
+        the field of view.
       simulated: whether k-space was computed from a magnitude image.
     """
 
@@ -40,6 +46,7 @@ class Sample:
     mask: np.ndarray | None
     where: str
     geometry: Geometry | None = None
+    target: np.ndarray | None = None
     simulated: bool = False
 
 

@@ -38,6 +38,18 @@ class Volume(Protocol):
         """Number of slices, including empty ones."""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the k-space."""
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of the images that the scanner shows."""
+
+    @property
+    def acquisition(self) -> str:
+        """How the scan was made, as fastMRI names it; empty if the file is silent."""
+
+    @property
     def slices(self) -> Sequence[int]:
         """Numbers below `depth` of the slices that are not empty."""
 

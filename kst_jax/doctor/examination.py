@@ -128,7 +128,7 @@ def patient_of(path: Path) -> str:
     try:
         volumes.require_file(path)
         with volumes.reading(path), fastmri.open_file(path) as file:
-            return fastmri.patient_of(file)
+            return fastmri.attribute(file, "patient_id")
     except InputError:  # examined later
         return ""
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.readers.ismrmrd_header import geometry_of
-from kst_jax.data.samples import Sample
+from kst_jax.data.samples import Geometry, Sample
 from kst_jax.errors import InputError
 
 # Far beyond any scan; keeps a damaged header from claiming all memory.
 MAX_POINTS = 2**26  # in one slice or one HDF5 chunk: 512 MiB of complex64
 MAX_SLICES = 2**16
+# Of these the first in a file: "_esc" is of one coil, "_rss" of all.
+TARGETS = ("reconstruction_esc", "reconstruction_rss")
 _CHECKSUM = 4  # bytes that fletcher32 adds to a chunk
 _PACKERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF)
 _LENGTH_KEEPERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
@@ -33,13 +35,25 @@ class FastMRIVolume:
         pickled and read in several processes.
       patient: the attribute `patient_id`; empty if there is none.
       depth: number of slices.
+      shape: rows and columns of the k-space.
       undersampled: whether the file has a mask, so that its k-space is incomplete.
+      geometry: the grid of the header; None if the file has no header.
+      target: name of the dataset of target images; empty if there is none.
+      matrix: rows and columns of the targets, or else of the images that the header
+        names, or else of the k-space.
+      acquisition: the attribute of this name, such as "CORPD_FBK"; empty if there is
+        none.
     """
 
     path: Path
     patient: str
     depth: int
-    undersampled: bool = False
+    shape: tuple[int, int]
+    undersampled: bool
+    geometry: Geometry | None
+    target: str
+    matrix: tuple[int, int]
+    acquisition: str
     doubts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = True
 
@@ -53,32 +67,34 @@ class FastMRIVolume:
         return to_image(self._kspace(index), self._where(index))
 
     def sample(self, index: int) -> Sample:
-        """Reads one slice's k-space as measured, and the file's mask if it has one.
+        """Reads one slice's k-space as measured, with the file's mask and target.
 
         Raises:
-          InputError: values are not finite, or the file's header is damaged.
+          InputError: values are not finite.
         """
         kspace, where = self._kspace(index), self._where(index)
         to_image(kspace, where)  # refuses values that cannot be transformed
+        target = None
         with open_file(self.path) as file:
             mask = _small(file, "mask", self.path) if self.undersampled else None
-            geometry = None
-            if "ismrmrd_header" in file:
-                header = _small(file, "ismrmrd_header", self.path).item()
-                geometry = geometry_of(header, str(self.path))
+            if self.target:
+                target = _slice_of(file[self.target], index, self.path)
+        if target is not None and not np.isfinite(target).all():
+            raise InputError(
+                f"{where} of '{self.target}' holds values that are not finite. Repair "
+                "or leave out the file."
+            )
         return Sample(
             kspace=np.asarray(kspace, np.complex64),
             mask=mask,
             where=where,
-            geometry=geometry,
+            geometry=self.geometry,
+            target=target,
         )
 
     def _kspace(self, index: int) -> np.ndarray:
         with open_file(self.path) as file:
-            kspace = file["kspace"]
-            if kspace.chunks:
-                _require_honest_chunks(kspace, index, self.path)
-            return kspace[index]
+            return _slice_of(file["kspace"], index, self.path)
 
     def _where(self, index: int) -> str:
         return f"{self.path}: slice {index}"
@@ -94,9 +110,68 @@ def open_volume(path: Path) -> FastMRIVolume:
     with open_file(path) as file:
         kspace = kspace_of(file, path)
         _require_single_coil(kspace, path)
-        if kspace.chunks:
-            _require_plain_storage(kspace, path)
-        return FastMRIVolume(path, patient_of(file), len(kspace), "mask" in file)
+        _require_plain_storage(kspace, path)
+        geometry, target = _geometry_of(file, path), _target_of(file, path)
+        shape = kspace.shape[1:]
+        matrix = geometry.matrix if geometry else shape
+        if target:
+            matrix = _matrix_of(file[target], len(kspace), geometry, path)
+        return FastMRIVolume(
+            path=path,
+            patient=attribute(file, "patient_id"),
+            depth=len(kspace),
+            shape=shape,
+            undersampled="mask" in file,
+            geometry=geometry,
+            target=target,
+            matrix=matrix,
+            acquisition=attribute(file, "acquisition"),
+        )
+
+
+def _geometry_of(file: h5py.File, path: Path) -> Geometry | None:
+    if "ismrmrd_header" not in file:
+        return None
+    header = _small(file, "ismrmrd_header", path)
+    return geometry_of(header.item() if header.size == 1 else b"", str(path))
+
+
+def _target_of(file: h5py.File, path: Path) -> str:
+    """Returns the name of the dataset of targets; empty if there is none."""
+    for name in TARGETS:
+        if name in file:
+            _require_own(file, name, path)
+            return name
+    return ""
+
+
+def _matrix_of(
+    target: h5py.Dataset, depth: int, geometry: Geometry | None, path: Path
+) -> tuple[int, int]:
+    """Returns the rows and columns of a dataset of targets (slices, h, w)."""
+    name, shape = _name(target), target.shape
+    if shape is None or len(shape) != 3 or len(target) != depth or 0 in shape:
+        raise InputError(
+            f"{path}: '{name}' has shape {shape}, but the k-space has {depth} slices. "
+            "Store one target (h, w) for each slice."
+        )
+    if target.dtype.kind != "f":
+        raise InputError(
+            f"{path}: '{name}' has type {target.dtype}. Store magnitudes as float32."
+        )
+    if math.prod(shape[1:]) > MAX_POINTS:
+        raise InputError(
+            f"{path}: '{name}' claims the shape {shape}, more than {MAX_POINTS} points "
+            "a slice. The file is probably damaged."
+        )
+    if geometry and shape[1:] != geometry.matrix:
+        raise InputError(
+            f"{path}: '{name}' has images of {shape[1]} x {shape[2]}, but the header "
+            f"tells of {geometry.matrix[0]} x {geometry.matrix[1]} (reconSpace). Copy "
+            "the file again, or leave it out."
+        )
+    _require_plain_storage(target, path)
+    return shape[1:]
 
 
 def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
@@ -126,25 +201,29 @@ def kspace_of(file: h5py.File, path: Path) -> h5py.Dataset:
 
     Its shape and type may be any.
     """
-    link = file.get("kspace", getlink=True)
-    if link is None:
+    if file.get("kspace", getlink=True) is None:
         raise InputError(
             f"{path}: has no dataset 'kspace', only {sorted(file)[:20]}. Use fastMRI's "
             "single-coil layout."
         )
-    if not isinstance(link, h5py.HardLink):
+    _require_own(file, "kspace", path)
+    return file["kspace"]
+
+
+def _require_own(file: h5py.File, name: str, path: Path) -> None:
+    """Requires that a name stands for an array whose values are in this file."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise InputError(
-            f"{path}: 'kspace' is a link and may lead to another file. Store the data "
+            f"{path}: '{name}' is a link and may lead to another file. Store the data "
             "itself under that name."
         )
-    kspace = file["kspace"]
-    if not isinstance(kspace, h5py.Dataset):
-        raise InputError(f"{path}: 'kspace' is a group. Store an array (slices, H, W).")
-    if kspace.is_virtual or kspace.external:
+    data = file[name]
+    if not isinstance(data, h5py.Dataset):
+        raise InputError(f"{path}: '{name}' is a group. Store an array (slices, H, W).")
+    if data.is_virtual or data.external:
         raise InputError(
-            f"{path}: 'kspace' keeps its values in other files. Store them in this one."
+            f"{path}: '{name}' keeps its values in other files. Store them in this one."
         )
-    return kspace
 
 
 def _small(file: h5py.File, name: str, path: Path) -> np.ndarray:
@@ -193,62 +272,76 @@ def _require_single_coil(kspace: h5py.Dataset, path: Path) -> None:
         )
 
 
-def _require_plain_storage(kspace: h5py.Dataset, path: Path) -> None:
+def _require_plain_storage(data: h5py.Dataset, path: Path) -> None:
     """Requires that all chunks are stored, with filters that are safe to undo."""
-    stored = kspace.id.get_num_chunks()
-    chunks = math.prod(map(math.ceil, np.divide(kspace.shape, kspace.chunks)))
+    if not data.chunks:
+        return
+    name, stored = _name(data), data.id.get_num_chunks()
+    chunks = math.prod(map(math.ceil, np.divide(data.shape, data.chunks)))
     if stored != chunks:
         raise InputError(
-            f"{path}: 'kspace' of shape {kspace.shape} has {chunks} chunks, but only "
+            f"{path}: '{name}' of shape {data.shape} has {chunks} chunks, but only "
             f"{stored} are stored. Copy or download the file again, or leave it out."
         )
-    filters = _filters(kspace)
+    filters = _filters(data)
     packers = [number for number in filters if number in _PACKERS]
     inner = [number for number in filters if number != h5py.h5z.FILTER_FLETCHER32]
     known = set(filters) <= {*_PACKERS, *_LENGTH_KEEPERS}
     # `_require_honest_chunks` can look only into what was packed once, and last.
     if not known or (packers and inner[-1:] != packers):
         raise InputError(
-            f"{path}: 'kspace' is stored with filters that are not read (numbers "
+            f"{path}: '{name}' is stored with filters that are not read (numbers "
             f"{filters}). Store it with gzip, lzf or without compression."
         )
 
 
-def _require_honest_chunks(kspace: h5py.Dataset, index: int, path: Path) -> None:
+def _slice_of(data: h5py.Dataset, index: int, path: Path) -> np.ndarray:
+    """Reads one slice of k-space or targets."""
+    if data.chunks:
+        _require_honest_chunks(data, index, path)
+    return data[index]
+
+
+def _require_honest_chunks(data: h5py.Dataset, index: int, path: Path) -> None:
     """Refuses a slice whose chunks hold more than they should.
 
     HDF5 inflates a chunk to the end of its data, whatever the size of a chunk, so a few
     bytes could take all memory.
     """
-    shape, chunk = kspace.shape, kspace.chunks
-    size = math.prod(chunk) * kspace.dtype.itemsize
-    packed = h5py.h5z.FILTER_DEFLATE in _filters(kspace)
+    shape, chunk = data.shape, data.chunks
+    size = math.prod(chunk) * data.dtype.itemsize
+    packed = h5py.h5z.FILTER_DEFLATE in _filters(data)
     across = (range(0, n, c) for n, c in zip(shape[1:], chunk[1:], strict=True))
     for corner in itertools.product([index // chunk[0] * chunk[0]], *across):
-        stored = kspace.id.get_chunk_info_by_coord(corner).size
+        stored = data.id.get_chunk_info_by_coord(corner).size
         # Data that do not compress grow a little.
         honest = stored <= size + size // 8 + 2**10
         if honest and packed:
-            _, data = kspace.id.read_direct_chunk(corner)
+            _, content = data.id.read_direct_chunk(corner)
             # What is no zlib stream was stored unpacked, or HDF5 will report it.
             with contextlib.suppress(zlib.error):
-                data = zlib.decompressobj().decompress(data, size + _CHECKSUM + 1)
-                honest = len(data) <= size + _CHECKSUM
+                content = zlib.decompressobj().decompress(content, size + _CHECKSUM + 1)
+                honest = len(content) <= size + _CHECKSUM
         if not honest:
             raise InputError(
-                f"{path}: slice {index} is in a chunk of 'kspace' that holds more than "
-                f"its {size} bytes. The file is damaged; copy or download it again."
+                f"{path}: slice {index} is in a chunk of '{_name(data)}' that holds "
+                f"more than its {size} bytes. The file is damaged; copy or download it "
+                "again."
             )
 
 
-def _filters(kspace: h5py.Dataset) -> list[int]:
-    created = kspace.id.get_create_plist()
+def _filters(data: h5py.Dataset) -> list[int]:
+    created = data.id.get_create_plist()
     return [created.get_filter(number)[0] for number in range(created.get_nfilters())]
 
 
-def patient_of(file: h5py.File) -> str:
-    """Returns the attribute `patient_id`; empty if there is none."""
-    patient = file.attrs.get("patient_id", "")
-    if isinstance(patient, bytes):
-        patient = patient.decode(errors="replace")
-    return str(patient).strip()
+def _name(data: h5py.Dataset) -> str:
+    return data.name.rpartition("/")[2]
+
+
+def attribute(file: h5py.File, name: str) -> str:
+    """Returns an attribute as text; empty if there is none."""
+    value = file.attrs.get(name, "")
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return str(value).strip()

@@ -45,6 +45,7 @@ class NiftiVolume:
       path: a .nii or .nii.gz file, or the .hdr of an Analyze pair.
       plane: a key of PLANES.
       depth: number of slices of the plane.
+      shape: rows and columns of a slice.
       slices: numbers of the slices that are not empty, counted from left to right
         (sagittal), posterior to anterior (coronal) or inferior to superior (axial).
       doubts: see `volumes.Volume`.
@@ -54,12 +55,19 @@ class NiftiVolume:
     path: Path
     plane: str
     depth: int
+    shape: tuple[int, int]
     slices: tuple[int, ...]
     doubts: tuple[str, ...]
     stored: "_Stored" = dataclasses.field(repr=False, compare=False)
     measured: ClassVar[bool] = False
     undersampled: ClassVar[bool] = False
     patient: ClassVar[str] = ""  # the file names nobody
+    acquisition: ClassVar[str] = ""
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of the images: those of a slice."""
+        return self.shape
 
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W), in the volume's units.
@@ -112,7 +120,8 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
     volume = np.abs(volume)
     axis = PLANES[plane]
     bright = volume > 0.1 * np.percentile(volume, 99.9)
-    shares = bright.mean(axis=tuple({0, 1, 2} - {axis}))
+    across, down = sorted({0, 1, 2} - {axis})
+    shares = bright.mean(axis=(across, down))
     slices = np.flatnonzero(shares >= min_foreground)
     if not bright.any() or not slices.size:
         raise InputError(
@@ -123,6 +132,7 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
         path,
         plane,
         volume.shape[axis],
+        (volume.shape[down], volume.shape[across]),
         tuple(slices.tolist()),
         doubts,
         stored,

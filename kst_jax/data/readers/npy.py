@@ -31,14 +31,22 @@ class NpyVolume:
     Attributes:
       path: the file; it is mapped into memory again for every slice.
       depth: number of slices N.
+      shape: rows and columns (H, W).
     """
 
     path: Path
     depth: int
+    shape: tuple[int, int]
     doubts: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = False
     undersampled: ClassVar[bool] = False
     patient: ClassVar[str] = ""  # the file names nobody
+    acquisition: ClassVar[str] = ""
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of the images: those of the k-space."""
+        return self.shape
 
     @property
     def slices(self) -> range:
@@ -82,7 +90,7 @@ def open_volume(path: Path) -> NpyVolume:
             f"{path}: shape {shape} means more than {MAX_POINTS} points a slice or "
             f"{MAX_SLICES} slices. Check the order of its axes, or split the file."
         )
-    return NpyVolume(path, len(array))
+    return NpyVolume(path, len(array), shape[1:3])
 
 
 def read_mask_bank(path: str | Path) -> np.ndarray:
