@@ -8,7 +8,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from kst_jax.config import Config
 from kst_jax.errors import InputError
@@ -22,7 +22,13 @@ _BEFORE_0_2 = {"normalise": "target", "resize": "plain"}
 
 def as_config_dict(config: Config) -> ConfigDict:
     """Returns the config as a ConfigDict, which config files and flags may change."""
-    return ConfigDict(dataclasses.asdict(config))
+    values = ConfigDict(dataclasses.asdict(config))
+    for name in ("acceleration", "center_fraction"):
+        # One number or several; otherwise a ConfigDict would insist on the first type.
+        value = getattr(config.mask, name)
+        del values.mask[name]
+        values.mask[name] = FieldReference(value, field_type=object)
+    return values
 
 
 def from_dict(
@@ -96,7 +102,12 @@ def _checked(value: typing.Any, field: dataclasses.Field, where: str) -> typing.
         kinds = int if isinstance(default[0], int) else int | float
         good = good and all(isinstance(x, kinds) for x in value)
     elif isinstance(default, float):
-        good = isinstance(value, int | float) and not isinstance(value, bool)
+        numbers = [value]
+        if isinstance(value, tuple | list) and field.type is not float:
+            numbers = list(value)  # one number, or several
+        good = all(
+            isinstance(x, int | float) and not isinstance(x, bool) for x in numbers
+        )
     else:
         good = type(value) is type(default)
     if not good:

@@ -129,7 +129,11 @@ class DataConfig:
         person's label, such as '(IXI[0-9]+)' or, for HCP, '([0-9]{6})/'. It is searched
         in each scan's path below what `train`, `test` or `validation` names, and then
         in the whole path. If empty, `kst_jax.data.labels` decides.
-      size: rows and columns of the reconstructed images.
+      native: keep k-space as measured, as fastMRI's protocol does: only an oversampled
+        readout is cropped, masks are drawn for the measured columns, and losses and
+        scores are of the field that the scanner shows. Scans may differ in size.
+      size: rows and columns of the reconstructed images. If `native`, the size that
+        `model.lr_size` is for; the low-resolution grid keeps its share at others.
       crop: rows and columns of the field of view, cut from the centre of each slice and
         then reduced to `size` by cropping its spectrum; (0, 0) crops to `size` itself.
       pad: zero-pad slices smaller than the crop; otherwise they are an error.
@@ -164,6 +168,7 @@ class DataConfig:
     validation: str = ""
     validation_fraction: float = 0.1
     subjects: str = ""
+    native: bool = False
     size: tuple[int, int] = (128, 128)
     crop: tuple[int, int] = (0, 0)
     pad: bool = False
@@ -200,10 +205,24 @@ class DataConfig:
         require_setting(
             large_enough, "data.crop", self.crop, f"at least data.size={self.size}"
         )
+        if self.native:
+            self._require_unchanged()
         require_setting(self.workers >= 0, "data.workers", self.workers, "0 or more")
         for name in ("threads", "prefetch"):
             value = getattr(self, name)
             require_setting(value >= 1, f"data.{name}", value, "at least 1")
+
+    def _require_unchanged(self) -> None:
+        """Raises InputError for settings that need a resized image."""
+        default, valid = DataConfig(), "left at its default if data.native=True"
+        for name in ("crop", "pad"):
+            value = getattr(self, name)
+            require_setting(
+                value == getattr(default, name), f"data.{name}", value, valid
+            )
+        for name in ("flip_rows", "flip_columns", "rotation", "scaling", "intensity"):
+            value = getattr(self.augment, name)
+            require_setting(not value, f"data.augment.{name}", value, valid)
 
     def selection(self, seed: int) -> Selection:
         """Returns which slices of a scan are used; `seed` draws the `fraction`."""

@@ -5,6 +5,7 @@ fastMRI's are the exception: their count varies from mask to mask, as published.
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -132,12 +133,9 @@ def fastmri_equispaced(
 
     Arguments and result are those of `fastmri_random`; accelerations are whole numbers.
     """
-    acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
-    offset = rng.randint(0, high=round(acceleration))
-    mask = np.zeros(width, bool)
-    mask[offset :: round(acceleration)] = True
-    mask[_centre(width, low)] = True
-    return _columns(mask, shape)
+    return _equispaced(
+        "fastmri_equispaced", rng, shape, accelerations, center_fractions
+    )
 
 
 def fastmri_equispaced_fraction(
@@ -150,13 +148,43 @@ def fastmri_equispaced_fraction(
 
     Arguments and result are those of `fastmri_random`.
     """
+    return _equispaced(
+        "fastmri_equispaced_fraction", rng, shape, accelerations, center_fractions
+    )
+
+
+def _equispaced(
+    kind: str,
+    rng: np.random.RandomState,
+    shape: Shape,
+    accelerations: Sequence[float],
+    center_fractions: Sequence[float],
+) -> np.ndarray:
     acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
-    spacing = _spacing(width, low, acceleration)
-    offset = rng.randint(0, high=round(spacing))
-    mask = np.zeros(width, bool)
-    mask[np.around(np.arange(offset, width - 1, spacing)).astype(int)] = True
+    offset = rng.randint(0, high=_offsets(kind, width, low, acceleration))
+    mask = _comb(kind, width, low, acceleration, offset)
     mask[_centre(width, low)] = True
     return _columns(mask, shape)
+
+
+def _offsets(kind: str, width: int, low: int, acceleration: float) -> int:
+    """Returns the number of offsets that a comb may have."""
+    if kind == "fastmri_equispaced":
+        return round(acceleration)
+    return round(_spacing(width, low, acceleration))
+
+
+def _comb(
+    kind: str, width: int, low: int, acceleration: float, offset: int
+) -> np.ndarray:
+    """Returns the equally spaced columns (W,), without the centre."""
+    mask = np.zeros(width, bool)
+    if kind == "fastmri_equispaced":
+        mask[offset :: round(acceleration)] = True
+    else:
+        spacing = _spacing(width, low, acceleration)
+        mask[np.around(np.arange(offset, width - 1, spacing)).astype(int)] = True
+    return mask
 
 
 def slice_rng(file: str, index: int, seed: int, *purpose: int) -> np.random.Generator:
@@ -228,13 +256,33 @@ class Sampler:
       config: the setting.
       shape: rows and columns (H, W) of the masks.
       bank: masks (M, H, W) to choose from, for kind "bank".
-      counts: least and largest number of points that a mask can have.
+      buckets: ranges of the number of points, from narrow to wide; the last one holds
+        all masks. A program is compiled for a range, and its cost depends on the range.
     """
 
     config: MaskConfig
     shape: Shape
     bank: np.ndarray | None
-    counts: tuple[int, int]
+    buckets: tuple[tuple[int, int], ...]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Least and largest number of points that a mask can have."""
+        return self.buckets[-1]
+
+    def at(self, shape: Shape) -> "Sampler":
+        """Returns the same setting's sampler for masks of another shape.
+
+        Raises:
+          InputError: the setting has no masks of that shape.
+        """
+        return self if shape == self.shape else _sampler_at(self.config, shape)
+
+    def bucket(self, counts: Sequence[int]) -> tuple[int, int]:
+        """Returns the cheapest bucket for masks with these numbers of points."""
+        least, most = min(counts), max(counts)
+        fitting = (b for b in self.buckets if b[0] <= least and most <= b[1])
+        return next(fitting, self.counts)
 
     def random(self, rng: np.random.Generator) -> np.ndarray:
         """Draws a fresh mask (H, W), for training."""
@@ -242,8 +290,9 @@ class Sampler:
             return self._fastmri(np.random.RandomState(rng.integers(2**32)))
         if self.bank is not None:
             return self.bank[rng.integers(len(self.bank))]
-        c = self.config
-        return _EXACT[c.kind](rng, self.shape, c.acceleration, c.calibration)
+        (acceleration,) = self.config.accelerations
+        draw = _EXACT[self.config.kind]
+        return draw(rng, self.shape, acceleration, self.config.calibration)
 
     def fixed(self, file: str, index: int, seed: int) -> np.ndarray:
         """Draws the mask (H, W) of one slice, the same in every evaluation.
@@ -254,10 +303,16 @@ class Sampler:
             return self._fastmri(np.random.RandomState(filename_seed(file)))
         return self.random(slice_rng(file, index, seed))
 
+    def fixed_acceleration(self, file: str) -> float:
+        """Returns the acceleration that a file's `fixed` masks have by name."""
+        accelerations = self.config.accelerations
+        rng = np.random.RandomState(filename_seed(file))
+        return accelerations[rng.randint(len(accelerations))]
+
     def _fastmri(self, rng: np.random.RandomState) -> np.ndarray:
         c = self.config
         draw = _FASTMRI[c.kind]
-        return draw(rng, self.shape, (c.acceleration,), (c.center_fraction,))
+        return draw(rng, self.shape, c.accelerations, c.center_fractions)
 
 
 def sampler(
@@ -280,44 +335,70 @@ def sampler(
             "config.data.size to the masks' size"
         )
     if config.kind in _FASTMRI:
-        counts = _fastmri_counts(config, shape)
-    elif bank is not None:
+        return Sampler(config, shape, None, _fastmri_buckets(config, shape))
+    if bank is not None:
         sizes = bank.sum(axis=(1, 2))
         if sizes.max() == math.prod(shape):
             raise InputError(
                 f"{config.bank}: mask {sizes.argmax()} measures all of k-space and "
                 "leaves nothing to reconstruct; remove it"
             )
-        counts = (int(sizes.min()), int(sizes.max()))
-    else:
-        draw = _EXACT[config.kind]
-        mask = draw(
-            np.random.default_rng(0), shape, config.acceleration, config.calibration
+        return Sampler(config, shape, bank, ((int(sizes.min()), int(sizes.max())),))
+    mask = Sampler(config, shape, None, ()).random(np.random.default_rng(0))
+    return Sampler(config, shape, None, ((int(mask.sum()),) * 2,))
+
+
+@functools.cache
+def _sampler_at(config: MaskConfig, shape: Shape) -> Sampler:
+    if config.kind == "bank":
+        raise InputError(
+            f"{config.bank}: its masks do not fit k-space of {shape[0]} x {shape[1]}"
         )
-        counts = (int(mask.sum()), int(mask.sum()))
-    return Sampler(config, shape, bank, counts)
+    return sampler(config, shape)
 
 
-def _fastmri_counts(config: MaskConfig, shape: Shape) -> tuple[int, int]:
-    """Bounds the number of points; a coin's count exceeds them once in 10^15 masks.
+def _fastmri_buckets(config: MaskConfig, shape: Shape) -> tuple[tuple[int, int], ...]:
+    """Returns the ranges of the number of points: usual ones, then all.
 
-    Tokens are padded to the upper bound, so it should stay below all of k-space.
+    Tokens are padded to the upper bound of a range. The number of columns that a coin
+    chooses has unlikely extremes: of 368 columns at 4x it may be 154, but is seldom
+    above 115. A coin's count exceeds the last range once in 10^15 masks.
     """
     height, width = shape
-    acceleration, low = config.acceleration, round(width * config.center_fraction)
-    if low < 1 or low >= width / acceleration:
-        raise InputError(
-            f"a centre of {low} of {width} columns does not fit an acceleration of "
-            f"{acceleration}; change mask.center_fraction or mask.acceleration"
-        )
-    if config.kind == "fastmri_random":
-        coin = stats.binom(width - low, _coin(width, low, acceleration))
-        most = low + int(coin.isf(1e-15))
-    else:
-        spacing = (
-            round(acceleration)
-            if config.kind == "fastmri_equispaced"
-            else _spacing(width, low, acceleration)
-        )
-        most = min(width, low + math.ceil(width / spacing))
-    return low * height, most * height
+    usual, extreme = [], []
+    for acceleration, fraction in zip(
+        config.accelerations, config.center_fractions, strict=True
+    ):
+        low = round(width * fraction)
+        if low < 1 or low >= width / acceleration:
+            raise InputError(
+                f"a centre of {low} of {width} columns does not fit an acceleration of "
+                f"{acceleration}; change mask.center_fraction or mask.acceleration"
+            )
+        if config.kind == "fastmri_random":
+            coin = stats.binom(width - low, _coin(width, low, acceleration))
+            usual.append([low + int(n) for n in coin.interval(0.999)])
+            extreme.append([low, low + int(coin.isf(1e-15))])
+        else:
+            counts = _equispaced_counts(config.kind, width, low, acceleration)
+            usual.append([min(counts), max(counts)])
+    ranges = _around(usual), _around([*usual, *extreme])
+    points = ((least * height, most * height) for least, most in ranges)
+    return tuple(dict.fromkeys(points))
+
+
+def _around(ranges: list[list[int]]) -> list[int]:
+    """Returns the range that holds all of these."""
+    return [min(least for least, _ in ranges), max(most for _, most in ranges)]
+
+
+def _equispaced_counts(
+    kind: str, width: int, low: int, acceleration: float
+) -> list[int]:
+    """Counts the columns of the equispaced masks with each possible offset."""
+    centre = np.zeros(width, bool)
+    centre[_centre(width, low)] = True
+    return [
+        int((centre | _comb(kind, width, low, acceleration, offset)).sum())
+        for offset in range(_offsets(kind, width, low, acceleration))
+    ]

@@ -32,6 +32,10 @@ class Batch:
       kspace: measured k-space (B, H, W, 2), zero where not sampled.
       mask: (B, H, W), True where sampled.
       image: fully sampled image (B, H, W, 2), the target; None if unknown.
+      empty: (B, H, W), True where the scanner measured nothing because k-space is taken
+        to be zero there: neither tokens nor queries. None if there is no such place.
+      field: rows and columns in the middle of the image that count in losses and
+        scores; None if all do. It is not an array, so each field has its own program.
     """
 
     value: jax.Array
@@ -41,11 +45,33 @@ class Batch:
     kspace: jax.Array
     mask: jax.Array
     image: jax.Array | None = None
+    empty: jax.Array | None = None
+    field: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def acquisition(self) -> Acquisition:
-        """The forward model that the slices were sampled by."""
-        return Acquisition(self.mask)
+        """The forward model that the slices were sampled by.
+
+        Zeros of places that are known to be empty count as samples.
+        """
+        if self.empty is None:
+            return Acquisition(self.mask)
+        return Acquisition(self.mask | self.empty)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the images to reconstruct."""
+        rows, columns = self.mask.shape[1:]
+        return rows, columns
+
+    def in_field(self, image: jax.Array) -> jax.Array:
+        """Crops images (..., H, W, 2) of the grid to the field that counts."""
+        if self.field is None:
+            return image
+        (top, rows), (left, columns) = (
+            ((n - m) // 2, m) for n, m in zip(self.grid, self.field, strict=True)
+        )
+        return image[..., top : top + rows, left : left + columns, :]
 
     @property
     def target(self) -> jax.Array:
@@ -61,7 +87,10 @@ def coordinates(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def tokenise(
-    kspace: np.ndarray, mask: np.ndarray, counts: tuple[int, int] | None = None
+    kspace: np.ndarray,
+    mask: np.ndarray,
+    counts: tuple[int, int] | None = None,
+    empty: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Turns one slice into tokens and queries, on the host.
 
@@ -71,10 +100,12 @@ def tokenise(
       counts: smallest and largest number of sampled points of any mask of the setting,
         by default this mask's. Tokens are padded to the largest, queries to H * W minus
         the smallest.
+      empty: (H, W), True where k-space is known to be zero without a measurement; such
+        points of the mask do not count as sampled.
 
     Returns:
-      The fields of `Batch` without the batch axis and without the image; `valid` is
-      absent if the two counts are equal.
+      The fields of `Batch` without the batch axis, the image and its field; `valid` is
+      absent if every mask has the same number of tokens, `empty` if it is None.
 
     Raises:
       InputError: the k-space is not (H, W, 2), or the mask is not bool, has no sampled
@@ -95,11 +126,13 @@ def tokenise(
             f"mask {mask.shape} does not fit the k-space grid {kspace.shape[:2]}; "
             "draw it for the data's size (data.size)"
         )
-    sampled, query = np.flatnonzero(mask), np.flatnonzero(~mask)
-    least, most = counts or (sampled.size, sampled.size)
+    least, most = counts or (mask.sum(), mask.sum())
+    query = np.flatnonzero(~mask if empty is None else ~(mask | empty))
+    mask = mask if empty is None else mask & ~empty
+    sampled = np.flatnonzero(mask)
     if sampled.size == 0:
         raise InputError("the mask samples no point; lower the acceleration")
-    if not least <= sampled.size <= most:
+    if sampled.size > most or query.size > mask.size - least:
         raise InputError(
             f"the mask samples {sampled.size} points, outside its setting's range of "
             f"{least} to {most}; use masks of a single setting together"
@@ -111,17 +144,21 @@ def tokenise(
         "kspace": np.where(mask[..., None], kspace, 0).astype(np.float32),
         "mask": mask,
     }
-    if least != most:
+    if least != most or empty is not None:
         tokens["valid"] = np.arange(most) < sampled.size
+    if empty is not None:
+        tokens["empty"] = empty
     return tokens
 
 
-def batch_of(slices: Sequence[dict[str, np.ndarray]]) -> Batch:
+def batch_of(
+    slices: Sequence[dict[str, np.ndarray]], field: tuple[int, int] | None = None
+) -> Batch:
     """Stacks the dictionaries of `tokenise` (with or without an image) into a Batch."""
     stacked: dict[str, Any] = {
         name: np.stack([s[name] for s in slices]) for name in slices[0]
     }
-    return Batch(**{"valid": None, **stacked})
+    return Batch(**{"valid": None, "field": field, **stacked})
 
 
 def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:

@@ -66,7 +66,7 @@ def test_training_equals_the_authors(authors):
     def step(params, state):
         def loss_of(p):
             output = model.apply({"params": p}, batch)
-            return loss(output, jnp.asarray(batch.image), config, "RM")
+            return loss(output, batch, config, "RM")
 
         value, gradient = jax.value_and_grad(loss_of)(params)
         updates, state = optimizer.update(gradient, state, params)

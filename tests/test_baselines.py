@@ -66,7 +66,7 @@ def test_a_step_over_devices_has_the_whole_gradient(name, batch):
     def plain(params):
         def loss_of(params):
             output = model.apply({"params": params}, batch)
-            return losses.loss(output, jnp.asarray(batch.image), config, "RM")
+            return losses.loss(output, batch, config, "RM")
 
         return jax.value_and_grad(loss_of)(params)
 

@@ -283,7 +283,7 @@ def test_remat_saves_memory_and_changes_no_gradient():
 
         def objective(params, model=model, batch=batch):
             output = model.apply({"params": params}, batch)
-            return loss(output, batch.image, TrainConfig(), "RM")
+            return loss(output, batch, TrainConfig(), "RM")
 
         compiled = jax.jit(jax.grad(objective)).lower(params).compile()
         found[remat] = compiled(params)

@@ -6,6 +6,7 @@ import pytest
 
 from kst_jax.config import TrainConfig
 from kst_jax.models.contract import Reconstruction, finished
+from kst_jax.tokens import Batch
 from kst_jax.training.losses import average_pool, loss
 
 
@@ -15,6 +16,22 @@ def mean_square(x):
 
 def spectrum(x):
     return np.fft.fft2(x[..., 0] + 1j * x[..., 1], norm="ortho")
+
+
+def batch_of(target, field=None):
+    """A batch of which only the target matters."""
+    mask = np.zeros(target.shape[:3], bool)
+    empty = np.zeros((len(target), 0, 2), np.float32)
+    return Batch(
+        empty,
+        empty,
+        None,
+        empty[..., 0],
+        target * 0,
+        mask,
+        jnp.asarray(target),
+        field=field,
+    )
 
 
 @pytest.fixture
@@ -52,7 +69,7 @@ def test_loss_is_the_weighted_sum_of_errors(output, domain, stage, keep):
     config = TrainConfig(
         domain=domain, layer_weight=0.2, last_weight=0.9, keep_lr_weight=keep
     )
-    got = loss(reconstruction, jnp.asarray(target), config, stage)
+    got = loss(reconstruction, batch_of(target), config, stage)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
@@ -67,7 +84,7 @@ def test_errors_of_other_networks(error):
         "relative": (norms[0] / norms[1]).mean(),
     }
     config = TrainConfig(error=error, domain="image", last_weight=1.0)
-    got = loss(finished(jnp.asarray(image)), jnp.asarray(target), config, "RM")
+    got = loss(finished(jnp.asarray(image)), batch_of(target), config, "RM")
     np.testing.assert_allclose(got, expected[error], rtol=1e-5)
 
 
@@ -85,3 +102,21 @@ def test_average_pool_where_patches_end_within_pixels(rows, columns):
     wanted = fine.reshape(2, rows, 6, columns, 10, 2).mean(axis=(2, 4))
     pooled = average_pool(jnp.asarray(x), (rows, columns))
     np.testing.assert_allclose(pooled, wanted, atol=1e-5)
+
+
+def test_only_the_field_counts_except_at_low_resolution():
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(2, 8, 8, 2)).astype(np.float32)
+    image = target + rng.normal(size=target.shape).astype(np.float32)
+    outside = image.copy()
+    outside[:, :2] = outside[:, 6:] = outside[:, :, 0] = outside[:, :, 7] = 1e3
+    config = TrainConfig(domain="image", last_weight=1.0)
+    batch = batch_of(target, field=(4, 6))
+    wanted = mean_square((image - target)[:, 2:6, 1:7])
+    for seen in (image, outside):
+        got = loss(finished(jnp.asarray(seen)), batch, config, "RM")
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    low = jnp.asarray(rng.normal(size=(1, 2, 4, 4, 2)), jnp.float32)
+    got = loss(Reconstruction(low[0], {"lr": low}), batch, config, "LR")
+    pooled = target.reshape(2, 4, 2, 4, 2, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(got, mean_square(low[0] - pooled), rtol=1e-6)

@@ -15,7 +15,7 @@ MEAN, STD = np.float32([3.0, -1.0]), np.float32([5.0, 0.5])
 def found_and_output():
     model, params, batch = tiny()
     mesh = parallel.make_mesh(len(MEAN))
-    inputs = parallel.shard((batch, MEAN, STD), mesh)
+    inputs = parallel.shard((batch, MEAN, STD, None), mesh)
     reconstructor = make_scorer(model, mesh)
     found = parallel.fetch(reconstructor(parallel.replicate(params, mesh), *inputs))
     return found, jax.device_get(model.reconstruct(params, batch)), batch

@@ -12,6 +12,10 @@ from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
 
 
+def augment(image, config, rng):
+    return transforms.augment(image, transforms.draw_change(config, rng))
+
+
 def image_of(shape=(20, 24), seed=0):
     rng = np.random.default_rng(seed)
     return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
@@ -183,15 +187,13 @@ def test_a_constant_slice_is_refused(value):
 def test_augmentation_is_off_by_default():
     image = image_of()
     rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(
-        transforms.augment(image, AugmentConfig(), rng), image
-    )
+    np.testing.assert_array_equal(augment(image, AugmentConfig(), rng), image)
 
 
 def test_flips():
     image, rng = image_of(), np.random.default_rng(0)
     config = AugmentConfig(flip_rows=True, flip_columns=True)
-    seen = {transforms.augment(image, config, rng).tobytes() for _ in range(60)}
+    seen = {augment(image, config, rng).tobytes() for _ in range(60)}
     wanted = (image, image[::-1], image[:, ::-1], image[::-1, ::-1])
     assert seen == {x.tobytes() for x in wanted}
 
@@ -201,7 +203,7 @@ def test_rotation_and_scaling_go_about_the_centre():
     image[18:23, 18:23] = 1 + 1j
     config = AugmentConfig(rotation=179, scaling=0.3)
     for seed in range(10):
-        out = transforms.augment(image, config, np.random.default_rng(seed))
+        out = augment(image, config, np.random.default_rng(seed))
         weight = np.abs(out) / np.abs(out).sum()
         centre = [(weight.sum(axis=1 - axis) @ np.arange(41)) for axis in (0, 1)]
         np.testing.assert_allclose(centre, 20, atol=0.1)
@@ -216,7 +218,7 @@ def drawing(end):
 @pytest.mark.parametrize(("end", "quarters"), [(0, -1), (1, 1)])
 def test_the_largest_rotation_is_the_one_asked_for(end, quarters):
     image = image_of((21, 21))
-    out = transforms.augment(image, AugmentConfig(rotation=90), drawing(end))
+    out = augment(image, AugmentConfig(rotation=90), drawing(end))
     inside = np.s_[1:-1, 1:-1]  # at the edge, rounding may ask for what is outside
     np.testing.assert_allclose(out[inside], np.rot90(image, quarters)[inside], 1e-6)
 
@@ -227,7 +229,7 @@ def test_the_largest_scaling_is_the_one_asked_for(end, size):
         rows, columns = np.mgrid[-30:31, -30:31] / radius
         return np.exp(-(rows**2 + columns**2) / 2).astype(np.complex64)
 
-    out = transforms.augment(blob(6), AugmentConfig(scaling=0.2), drawing(end))
+    out = augment(blob(6), AugmentConfig(scaling=0.2), drawing(end))
     # Between its samples, the image is taken for straight lines.
     np.testing.assert_allclose(out, blob(6 * size), atol=0.01)
     assert out.sum().real == pytest.approx(size**2 * blob(6).sum().real, rel=1e-3)
@@ -236,7 +238,7 @@ def test_the_largest_scaling_is_the_one_asked_for(end, size):
 @pytest.mark.parametrize(("end", "power"), [(0, 0.5), (1, 1.5)])
 def test_the_largest_change_of_contrast_is_the_one_asked_for(end, power):
     image = image_of()
-    out = transforms.augment(image, AugmentConfig(intensity=0.5), drawing(end))
+    out = augment(image, AugmentConfig(intensity=0.5), drawing(end))
     magnitude, peak = np.abs(image), np.abs(image).max()
     np.testing.assert_allclose(np.abs(out), peak * (magnitude / peak) ** power, 1e-5)
 
@@ -245,7 +247,7 @@ def test_magnitudes_turn_as_the_parts_of_complex_images_do():
     image, config = image_of(), AugmentConfig(rotation=30, scaling=0.2)
 
     def turned(image):
-        return transforms.augment(image, config, np.random.default_rng(3))
+        return augment(image, config, np.random.default_rng(3))
 
     real = turned(image.real.astype(np.complex64))
     assert real.dtype == np.complex64
@@ -255,9 +257,7 @@ def test_magnitudes_turn_as_the_parts_of_complex_images_do():
 
 def test_contrast_keeps_phase_and_order():
     image = image_of()
-    out = transforms.augment(
-        image, AugmentConfig(intensity=0.5), np.random.default_rng(1)
-    )
+    out = augment(image, AugmentConfig(intensity=0.5), np.random.default_rng(1))
     np.testing.assert_allclose(np.angle(out), np.angle(image), atol=1e-5)
     order = np.argsort(np.abs(image), axis=None)
     assert (np.diff(np.abs(out).ravel()[order]) >= -1e-6).all()
@@ -280,9 +280,7 @@ def test_a_real_image_stays_real(config):
     view = DataConfig(size=(16, 16), crop=(22, 26), pad=True)
     rng = np.random.default_rng(0)
     for _ in range(8):
-        changed = transforms.augment(
-            transforms.field_of_view(image, view, "x"), config, rng
-        )
+        changed = augment(transforms.field_of_view(image, view, "x"), config, rng)
         assert changed.any()
         assert not changed.imag.any()
         everything = np.ones(changed.shape, bool)

@@ -7,9 +7,12 @@ the slice determine the mask.
 """
 
 import contextlib
+import copy
 import functools
+import itertools
 import signal
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import grain
@@ -18,9 +21,10 @@ from absl import flags
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config
-from kst_jax.data import sources, transforms
+from kst_jax.data import native, preparing, sources, transforms
+from kst_jax.data.native import Grid
 from kst_jax.data.readers.npy import read_mask_bank
-from kst_jax.data.sources import Slice, Source
+from kst_jax.data.sources import Source
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.programs import processes
@@ -35,12 +39,15 @@ class EvalBatch(NamedTuple):
       batch: the slices.
       mean: (B,) values that normalisation subtracted, in the input's units.
       std: (B,) values that it divided by.
+      reference: (B, h, w) magnitudes to compare with, in the input's units; None if
+        they are those of the batch's images.
       number: (B,) the slices' numbers in the source; -1 for padding.
     """
 
     batch: Batch
     mean: np.ndarray
     std: np.ndarray
+    reference: np.ndarray | None
     number: np.ndarray
 
 
@@ -52,13 +59,13 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     """
     data = config.data
     if not data.test:
-        everyone = _open(data, data.train, data.draw_seed)
+        everyone = _open(config, data.train, data.draw_seed)
         kept, apart = sources.split_subjects(
             everyone.subjects, 1 - data.test_fraction, data.split_seed
         )
         return everyone.select(kept), everyone.select(apart)
-    train = _open(data, data.train, data.draw_seed)
-    test = _open(data, data.test, config.eval.seed)
+    train = _open(config, data.train, data.draw_seed)
+    test = _open(config, data.test, config.eval.seed)
     sources.require_disjoint(train, test)
     return train, test
 
@@ -82,7 +89,7 @@ def set_validation_apart(
     if not config.train.validate_every:
         return train, None
     if data.validation:
-        validation = _open(data, data.validation, data.draw_seed)
+        validation = _open(config, data.validation, data.draw_seed)
         sources.require_disjoint(train, validation, "validation")
         sources.require_disjoint(test, validation, "validation", "test")
         return train, validation
@@ -102,16 +109,34 @@ def open_test_source(config: Config) -> Source:
     """Opens the test scans alone; reads training scans only if `test` is empty."""
     if not config.data.test:
         return open_sources(config)[1]
-    return _open(config.data, config.data.test, config.eval.seed)
+    return _open(config, config.data.test, config.eval.seed)
 
 
-def _open(config: DataConfig, paths: str, seed: int) -> Source:
+def _open(config: Config, paths: str, seed: int) -> Source:
     if not paths:
         raise InputError(
             "config.data.train is empty; name a folder or file of scans, such as "
             "--config.data.train=/data/train, or the bundled demo:train"
         )
-    return sources.open_source(paths, config.selection(seed))
+    source = sources.open_source(paths, config.data.selection(seed))
+    if config.data.native:
+        _require_grids(source, config)
+    return source
+
+
+def _require_grids(source: Source, config: Config) -> None:
+    """Raises InputError if a scan's size suits neither network nor undersampling."""
+    sampler = open_sampler(config)
+    for scan in {scan.name: scan for scan, _ in source.entries}.values():
+        shape = native.grid_of(scan.volume).shape
+        try:
+            sampler.at(shape)
+            config.model.resized(config.data.size, shape).require_size(shape)
+        except InputError as error:
+            raise InputError(
+                f"{scan.volume.path}: its k-space of {shape[0]} x {shape[1]} cannot be "
+                f"used: {error}"
+            ) from None
 
 
 def open_sampler(config: Config) -> Sampler:
@@ -156,16 +181,50 @@ def training_batches(
       processes: number of processes.
       first_step: completed steps; the stream starts with the batch of the next step.
     """
-    prepare = functools.partial(_training_slice, config=config, sampler=sampler)
-    stream = grain.MapDataset.source(source).seed(config.data.seed).shuffle()
-    first = first_step * config.train.batch_size + process
-    stream = stream.repeat().random_map(prepare)[first::processes]
-    stream = stream.batch(
-        config.train.batch_size // processes,
-        drop_remainder=True,  # an endless stream has none; its length would overflow
-        batch_fn=tokens.batch_of,
-    )
+    groups = _by_grid(source, config)
+    streams = []
+    for place, (grid, numbers) in enumerate(groups.items()):
+        draw = functools.partial(_draw, numbers=numbers, config=config)
+        prepare = functools.partial(
+            _training_batch,
+            source=source,
+            config=config,
+            sampler=sampler.at(grid.shape),
+            grid=grid,
+            share=slice(process, None, processes),
+        )
+        stream = grain.MapDataset.range(len(numbers)).seed(_seed(config, place))
+        stream = stream.shuffle().repeat().random_map(draw)
+        # An endless stream has no remainder; its length would overflow.
+        stream = stream.batch(
+            config.train.batch_size, drop_remainder=True, batch_fn=list
+        )
+        streams.append(stream.map(prepare))
+    weights = [len(numbers) for numbers in groups.values()]
+    stream = grain.MapDataset.mix(streams, weights)[first_step:]
     return iter(_ahead(stream, config.data))
+
+
+def _by_grid(source: Source, config: Config) -> dict[Grid, list[int]]:
+    """Groups the numbers of slices that may share a batch."""
+    groups: dict[Grid, list[int]] = {}
+    for number in range(len(source)):
+        groups.setdefault(_grid(source, number, config), []).append(number)
+    return dict(sorted(groups.items()))
+
+
+def _grid(source: Source, number: int, config: Config) -> Grid:
+    if not config.data.native:
+        return Grid(config.data.size)
+    return native.grid_of(source.entries[number][0].volume)
+
+
+def _seed(config: Config, place: int) -> int:
+    """Returns the seed of a group's stream, which differs from the other groups'."""
+    if place == 0:
+        return config.data.seed
+    sequence = np.random.SeedSequence((config.data.seed, place))
+    return int(sequence.generate_state(1)[0])
 
 
 def evaluation_batches(
@@ -185,15 +244,35 @@ def evaluation_batches(
         of the process before.
       processes: number of processes.
     """
-    size = config.eval.batch_size
-    batches = -(-len(source) // size)
-    numbers = np.arange(batches * size).reshape(batches, processes, -1)[:, process]
     prepare = functools.partial(
-        _evaluation_slice, source=source, config=config, sampler=sampler
+        _evaluation_batch,
+        source=source,
+        config=config,
+        sampler=sampler,
+        share=(process, processes),
     )
-    stream = grain.MapDataset.source(numbers.ravel()).map(prepare)
-    stream = stream.batch(size // processes, batch_fn=_eval_batch)
+    stream = grain.MapDataset.source(list(_in_order(source, config))).map(prepare)
     return _ahead(stream, config.data)
+
+
+class _Row(NamedTuple):
+    """Numbers of the slices in a global batch; the last is repeated as padding."""
+
+    grid: Grid
+    numbers: list[int]
+    real: int
+
+
+def _in_order(source: Source, config: Config) -> Iterator[_Row]:
+    """Cuts the slices into batches of one grid each."""
+    size = config.eval.batch_size
+    of_number = functools.partial(_grid, source, config=config)
+    for grid, group in itertools.groupby(range(len(source)), of_number):
+        run = list(group)
+        for first in range(0, len(run), size):
+            part = run[first : first + size]
+            padding = [part[-1]] * (size - len(part))
+            yield _Row(grid, part + padding, len(part))
 
 
 def evaluation_slice(
@@ -203,10 +282,10 @@ def evaluation_slice(
     number: int,
 ) -> Batch:
     """Returns the slice with this number in `evaluation_batches`, as a batch of one."""
-    slice_tokens, *_ = _evaluation_slice(
-        number, source=source, config=config, sampler=sampler
-    )
-    return tokens.batch_of([slice_tokens])
+    row = _Row(_grid(source, number, config), [number], 1)
+    return _evaluation_batch(
+        row, source=source, config=config, sampler=sampler, share=(0, 1)
+    ).batch
 
 
 def pipeline_rate(config: Config, seconds: float) -> float:
@@ -249,64 +328,83 @@ def _follow_parent(worker: int, count: int) -> None:
     processes.end_with_parent()
 
 
-def _training_slice(
-    item: Slice, rng: np.random.Generator, *, config: Config, sampler: Sampler
-) -> dict[str, np.ndarray]:
-    # Before the crop, so that a rotation brings in real values from outside it.
-    image = transforms.augment(item.image, config.data.augment, rng)
-    image = _image(image, item, config)
-    mask = sampler.random(rng)
-    image = _with_phase_and_noise(image, item, config, rng)
-    return _tokens(image, mask, item, config, sampler)[0]
+class _Drawn(NamedTuple):
+    """A visit to a slice: what happens to it, and the generator of the rest."""
+
+    number: int
+    change: transforms.Change
+    rng: np.random.Generator
 
 
-def _evaluation_slice(
-    number: int, *, source: Source, config: Config, sampler: Sampler
-) -> tuple[dict[str, np.ndarray], transforms.Normalisation, int]:
-    item = source[min(number, len(source) - 1)]
-    image = _image(item.image, item, config)
-    rng = sampling.slice_rng(item.file, item.index, config.eval.seed, 1)
-    image = _with_phase_and_noise(image, item, config, rng)
-    mask = sampler.fixed(item.file, item.index, config.eval.seed)
-    slice_tokens, normalisation = _tokens(image, mask, item, config, sampler)
-    return slice_tokens, normalisation, number if number < len(source) else -1
+def _draw(
+    place: int, rng: np.random.Generator, *, numbers: list[int], config: Config
+) -> _Drawn:
+    change = transforms.draw_change(config.data.augment, rng)
+    # grain uses a generator again once a slice is drawn.
+    return _Drawn(numbers[place], change, copy.deepcopy(rng))
 
 
-def _image(image: np.ndarray, item: Slice, config: Config) -> np.ndarray:
-    """Cuts the field of view of a slice and resizes it to the config's size."""
-    data = config.data
-    image = transforms.field_of_view(image, data, _where(item))
-    return transforms.fourier_resize(image, data.size, data.resize)
+def _training_batch(
+    drawn: list[_Drawn],
+    *,
+    source: Source,
+    config: Config,
+    sampler: Sampler,
+    grid: Grid,
+    share: slice,
+) -> Batch:
+    """Prepares a process's share of a global batch."""
+    # All processes must choose the same bucket, so they know each other's masks.
+    known = drawn if len(sampler.buckets) > 1 else drawn[share]
+    masks = [sampler.random(one.rng) for one in known]
+    counts = sampler.bucket([int(mask.sum()) for mask in masks])
+    own = zip(drawn[share], masks[share] if known is drawn else masks, strict=True)
+    slices = []
+    for (number, change, rng), mask in own:
+        view = preparing.view(number, source, config, grid, change)
+        where = _where(source, number)
+        prepared = preparing.tokenise(view, mask, counts, config, rng, where)
+        slices.append(prepared[0])
+    return tokens.batch_of(slices, grid.field)
 
 
-def _with_phase_and_noise(
-    image: np.ndarray, item: Slice, config: Config, rng: np.random.Generator
-) -> np.ndarray:
-    """Simulates a scan; leaves an image that already has a phase alone."""
-    if item.image.imag.any():
-        return image
-    return transforms.simulate_scan(image, config.data.augment, rng)
-
-
-def _tokens(
-    image: np.ndarray, mask: np.ndarray, item: Slice, config: Config, sampler: Sampler
-) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
-    channels, kspace, normalisation = transforms.normalise(
-        image, mask, config.data.normalise, _where(item)
-    )
-    slice_tokens = tokens.tokenise(kspace, mask, sampler.counts)
-    return slice_tokens | {"image": channels}, normalisation
-
-
-def _eval_batch(slices: list) -> EvalBatch:
-    parts, normalisations, numbers = zip(*slices, strict=True)
+def _evaluation_batch(
+    row: _Row,
+    *,
+    source: Source,
+    config: Config,
+    sampler: Sampler,
+    share: tuple[int, int],
+) -> EvalBatch:
+    """Prepares a process's share (process, of how many) of a global batch."""
+    sampler, seed = sampler.at(row.grid.shape), config.eval.seed
+    abouts = {number: source.describe(number) for number in row.numbers}
+    masks = {
+        number: sampler.fixed(about.file, about.index, seed)
+        for number, about in abouts.items()
+    }
+    counts = sampler.bucket([int(mask.sum()) for mask in masks.values()])
+    size = len(row.numbers) // share[1]
+    places = range(share[0] * size, (share[0] + 1) * size)
+    slices, views, scalings = [], [], []
+    for number in (row.numbers[place] for place in places):
+        view = preparing.view(number, source, config, row.grid)
+        about, where = abouts[number], _where(source, number)
+        rng = sampling.slice_rng(about.file, about.index, seed, 1)
+        prepared = preparing.tokenise(view, masks[number], counts, config, rng, where)
+        views.append(view)
+        slices.append(prepared[0])
+        scalings.append(prepared[1])
+    references = [view.reference for view in views if view.reference is not None]
     return EvalBatch(
-        tokens.batch_of(parts),
-        np.array([n.mean for n in normalisations], np.float32),
-        np.array([n.std for n in normalisations], np.float32),
-        np.array(numbers),
+        tokens.batch_of(slices, row.grid.field),
+        np.array([scaling.mean for scaling in scalings], np.float32),
+        np.array([scaling.std for scaling in scalings], np.float32),
+        np.stack(references) if references else None,
+        np.array([row.numbers[n] if n < row.real else -1 for n in places]),
     )
 
 
-def _where(item: Slice) -> str:
-    return f"{item.file}, slice {item.index}"
+def _where(source: Source, number: int) -> str:
+    about = source.describe(number)
+    return f"{about.file}, slice {about.index}"

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from kst_jax.data import labels
 from kst_jax.data.labels import Found
 from kst_jax.data.readers.nifti import beside
+from kst_jax.data.samples import Sample
 from kst_jax.data.volumes import (
     READERS,
     Volume,
@@ -49,6 +50,8 @@ class About:
       index: index of the slice in the volume.
       measured: whether the k-space is known to be measured; otherwise it is simulated
         from a magnitude image, or may be.
+      acquisition: how the scan was made, such as fastMRI's "CORPD_FBK"; empty if its
+        file does not say.
     """
 
     subject: str
@@ -56,6 +59,7 @@ class About:
     file: str
     index: int
     measured: bool
+    acquisition: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,10 +111,23 @@ class Source:
             image = scan.volume.read(index)
         return Slice(image=image, **vars(self.describe(key)))
 
+    def sample(self, key: SupportsIndex) -> Sample:
+        """Reads a slice's k-space as measured."""
+        scan, index = self.entries[operator.index(key)]
+        with reading(scan.volume.path):
+            return scan.volume.sample(index)
+
     def describe(self, key: SupportsIndex) -> About:
         """Says where a slice comes from, without reading it."""
         scan, index = self.entries[operator.index(key)]
-        return About(scan.subject, scan.name, scan.file, index, scan.volume.measured)
+        return About(
+            scan.subject,
+            scan.name,
+            scan.file,
+            index,
+            scan.volume.measured,
+            scan.volume.acquisition,
+        )
 
     def __str__(self) -> str:
         counts = {

@@ -79,26 +79,50 @@ def _lowest_frequencies(
     return np.moveaxis(low, 0, axis)
 
 
-def augment(
-    image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
-) -> np.ndarray:
-    """Applies random flips, rotation, scaling and contrast to complex (H, W)."""
-    if config.flip_rows and rng.random() < 0.5:
-        image = image[::-1]
-    if config.flip_columns and rng.random() < 0.5:
-        image = image[:, ::-1]
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A random change to an image, drawn before the image is read.
+
+    Attributes:
+      flip_rows: swap top and bottom.
+      flip_columns: swap left and right.
+      turn: rotation in radians and scaling about the centre; None for neither.
+      power: power to which magnitudes are raised; None leaves them alone.
+    """
+
+    flip_rows: bool
+    flip_columns: bool
+    turn: tuple[float, float] | None
+    power: float | None
+
+
+def draw_change(config: AugmentConfig, rng: np.random.Generator) -> Change:
+    """Draws flips, rotation, scaling and contrast."""
+    flip_rows = config.flip_rows and rng.random() < 0.5
+    flip_columns = config.flip_columns and rng.random() < 0.5
+    turn = power = None
     if config.rotation or config.scaling:
-        image = _rotate_and_scale(image, config, rng)
+        angle = np.deg2rad(config.rotation * rng.uniform(-1, 1))
+        turn = angle, 1 + config.scaling * rng.uniform(-1, 1)
     if config.intensity:
-        image = _change_contrast(image, 1 + config.intensity * rng.uniform(-1, 1))
+        power = 1 + config.intensity * rng.uniform(-1, 1)
+    return Change(flip_rows, flip_columns, turn, power)
+
+
+def augment(image: np.ndarray, change: Change) -> np.ndarray:
+    """Applies a change to a complex slice (H, W)."""
+    if change.flip_rows:
+        image = image[::-1]
+    if change.flip_columns:
+        image = image[:, ::-1]
+    if change.turn:
+        image = _rotate_and_scale(image, *change.turn)
+    if change.power is not None:
+        image = _change_contrast(image, change.power)
     return np.ascontiguousarray(image)
 
 
-def _rotate_and_scale(
-    image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
-) -> np.ndarray:
-    angle = np.deg2rad(config.rotation * rng.uniform(-1, 1))
-    scale = 1 + config.scaling * rng.uniform(-1, 1)
+def _rotate_and_scale(image: np.ndarray, angle: float, scale: float) -> np.ndarray:
     cosine, sine = np.cos(angle), np.sin(angle)
     # Maps output to input coordinates, about the centre.
     matrix = np.array([[cosine, sine], [-sine, cosine]]) / scale

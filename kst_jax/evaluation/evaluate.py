@@ -46,7 +46,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
     agreement.require_same_model(saved, config, workdir)
     sampler = pipeline.open_sampler(config)
-    model = build(config.model)
+    model = build(config.model, config.data.size)
     agreement.require_fit(
         params, model, pipeline.example_batch(config, sampler), workdir
     )
@@ -72,15 +72,17 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
         return None
     with files.together(out, reports.earlier(out)) as unfinished:
         report = reports.Report(
-            unfinished, config, test, {"step": step, "stage": stage}, source
+            *(unfinished, config, test, {"step": step, "stage": stage}),
+            *(source, sampler),
         )
         for number, found in slices:
             report.add(number, found)
         if isinstance(model, KSpaceTransformer) and complete and report.chosen:
             middle = report.chosen[len(report.chosen) // 2]
             batch = pipeline.evaluation_slice(source, config, sampler, middle)
-            if not batch.mask.all():  # otherwise there are no queries
-                report.add_attention(attention_on_grid(model, params, batch))
+            if not batch.acquisition.mask.all():  # otherwise there are no queries
+                network = model.at(batch.grid)
+                report.add_attention(attention_on_grid(network, params, batch))
         found = report.finish()
     print(f"written to {out}")
     return found

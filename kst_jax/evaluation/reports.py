@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,13 +15,22 @@ import numpy as np
 from kst_jax import figures, metrics
 from kst_jax.config import Config
 from kst_jax.data.sources import About, Source
+from kst_jax.data.transforms import centre_crop
 from kst_jax.data_config import last_names
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
 from kst_jax.models.attention_maps import Attention
 from kst_jax.programs import files
+from kst_jax.sampling import Sampler
 
 METHODS = ("zero_filled", "reconstruction")
+# Properties of volumes whose means are also given one by one.
+GROUPS = ("acceleration", "acquisition")
+_VOLUME_SCORES = {
+    "nmse": metrics.volume_nmse,
+    "psnr": metrics.volume_psnr,
+    "ssim": metrics.volume_ssim,
+}
 # The config and the parts of the network decide which of them are drawn.
 FIGURES = tuple(
     f"figures/{name}"
@@ -53,6 +62,7 @@ class Report:
       test: the result of `identify`.
       reached: `step` of the checkpoint, and its training `stage`.
       source: test slices.
+      sampler: their masks.
 
     Attributes:
       chosen: numbers of the slices that the figures show.
@@ -65,8 +75,10 @@ class Report:
         test: dict[str, Any],
         reached: dict[str, Any],
         source: Source,
+        sampler: Sampler,
     ):
         self._out, self._source, self._reached = out, source, reached
+        self._sampler, self._native = sampler, config.data.native
         self._title = registry.build(config.model).title
         self._test = test
         for folder in ("reconstructions", "figures"):
@@ -108,10 +120,9 @@ class Report:
             "volumes": {
                 "count": len(self._volumes),
                 "convention": "fastMRI: maximum of each target volume, input's units",
-                **_mean_and_std(
-                    [{k: v[k] for k in METHODS} for v in self._volumes.values()]
-                ),
+                **_means(self._volumes.values()),
             },
+            **{f"by_{name}": self._means_by(name) for name in GROUPS},
             "per_volume": self._volumes,
             "per_slice": self._slices,
         }
@@ -125,26 +136,31 @@ class Report:
         abouts, parts = zip(*self._open, strict=True)
         self._open = []
         images = {name: np.stack([x[name] for x in parts]) for name in parts[0]}
-        name = abouts[0].volume
+        about = abouts[0]
+        name = about.volume
         with (
             files.whole(self._out / "reconstructions" / f"{name}.h5") as path,
             h5py.File(path, "w") as file,
         ):
             file["reconstruction"] = images["reconstruction"]
             file["slice"] = [about.index for about in abouts]
-            file.attrs["kspace"] = _kspace(abouts[0].measured)
+            file.attrs["kspace"] = _kspace(about.measured)
+        if self._native:
+            images = {name: _square(x) for name, x in images.items()}
         self._volumes[name] = {
-            "subject": abouts[0].subject,
+            "subject": about.subject,
             "slices": len(abouts),
+            "acceleration": self._sampler.fixed_acceleration(about.file),
+            "acquisition": about.acquisition,
             **{m: _volume_scores(images[m], images["target"]) for m in METHODS},
         }
 
     def _write_figures(self) -> None:
-        def stacked(name: str) -> np.ndarray:
-            return np.stack([found["images"][name] for found in self._shown])
-
-        slices: dict[str, Any] = {name: stacked(name) for name in (*METHODS, "target")}
-        slices["mask"] = np.stack([found["mask"] for found in self._shown])
+        slices: dict[str, Any] = {
+            name: _stacked([found["images"][name] for found in self._shown])
+            for name in (*METHODS, "target")
+        }
+        slices["mask"] = _stacked([found["mask"] for found in self._shown])
         # Figures that compare methods use them.
         path = self._out / "figures" / "slices.npz"
         with files.whole(path) as partial, partial.open("wb") as file:
@@ -179,6 +195,14 @@ class Report:
         figure = figures.attention_figure(rows)
         figures.save(figure, self._out / "figures" / "attention.png")
 
+    def _means_by(self, name: str) -> dict[str, dict]:
+        """Returns the volumes' means by a property of theirs."""
+        values = sorted({volume[name] for volume in self._volumes.values()})
+        return {
+            str(value): _means([v for v in self._volumes.values() if v[name] == value])
+            for value in values
+        }
+
     def _print(self, report: dict) -> None:
         slices = report["slices"]
         print(f"\n{slices['count']} slices, k-space {report['kspace']}")
@@ -200,15 +224,37 @@ class Report:
             f"PSNR over zero-filled: {gains[0]:+.2f} dB normalised, {gains[1]:+.2f} dB "
             "in input units"
         )
+        for name in GROUPS:
+            if len(report[f"by_{name}"]) > 1:
+                _print_group(name, report[f"by_{name}"])
+
+
+def _print_group(name: str, groups: dict[str, dict]) -> None:
+    """Prints fastMRI's scores of the volumes with each value of a property."""
+    print(f"\nvolumes by {name}{'NMSE':>26}{'PSNR (dB)':>12}{'SSIM':>8}")
+    for value, means in groups.items():
+        for method in METHODS:
+            nmse, psnr, ssim = (means[method][x]["mean"] for x in _VOLUME_SCORES)
+            label = f"{value or 'unknown'} ({means['count']}), {method}"
+            print(f"{label:34}{nmse:12.4f}{psnr:12.2f}{ssim:8.3f}")
+
+
+def _square(image_SxHxW: np.ndarray) -> np.ndarray:
+    """Crops rows to the number of columns, as fastMRI's scores do."""
+    side = min(image_SxHxW.shape[1:])
+    return np.stack([centre_crop(image, (side, side)) for image in image_SxHxW])
+
+
+def _means(volumes: Collection[dict]) -> dict:
+    scores = [{name: volume[name] for name in METHODS} for volume in volumes]
+    return {"count": len(scores), **_mean_and_std(scores)}
 
 
 def _volume_scores(image_SxHxW: np.ndarray, target_SxHxW: np.ndarray) -> dict:
-    scores = {
-        "nmse": metrics.volume_nmse,
-        "psnr": metrics.volume_psnr,
-        "ssim": metrics.volume_ssim,
+    return {
+        name: float(score(image_SxHxW, target_SxHxW))
+        for name, score in _VOLUME_SCORES.items()
     }
-    return {name: float(f(image_SxHxW, target_SxHxW)) for name, f in scores.items()}
 
 
 def _mean_and_std(rows: list[dict]) -> dict:
@@ -216,6 +262,18 @@ def _mean_and_std(rows: list[dict]) -> dict:
     return jax.tree.map(
         lambda *values: {"mean": float(np.mean(values)), "std": float(np.std(values))},
         *rows,
+    )
+
+
+def _stacked(slices: list[np.ndarray]) -> np.ndarray:
+    """Stacks slices, padded to the largest."""
+    rows, columns = np.max([x.shape for x in slices], axis=0)
+    pads = [(rows - len(x), columns - x.shape[1]) for x in slices]
+    return np.stack(
+        [
+            np.pad(x, [(n // 2, n - n // 2) for n in pad])
+            for x, pad in zip(slices, pads, strict=True)
+        ]
     )
 
 
@@ -271,7 +329,8 @@ def require_same_volumes(out: Path, source: Source) -> None:
 
 
 def _by_name(test: dict[str, Any]) -> dict[str, Any]:
-    data = {"subjects": ""} | test["data"]  # older results do not have it
+    # Older results do not have these.
+    data = {"subjects": "", "native": False} | test["data"]
     paths = {part: last_names(data[part]) for part in ("train", "test") if part in data}
     bank = PurePath(test["mask"]["bank"]).name
     return test | {"data": data | paths, "mask": test["mask"] | {"bank": bank}}

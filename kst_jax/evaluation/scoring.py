@@ -23,19 +23,26 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
 
     Devices along the mesh's second axis share the queries of each slice.
 
-    The function takes parameters, a Batch, and mean and std of its slices (B,). It
+    The function takes parameters, a Batch, mean and std of its slices (B,), and the
+    magnitudes (B, h, w) that replace the target's in the input's units, or None. It
     returns a dictionary whose entries all have a leading axis B:
 
-      images: magnitudes (B, H, W) in the input's units by name: zero_filled,
-        reconstruction, target.
+      images: magnitudes (B, h, w) of the field that counts, in the input's units, by
+        name: zero_filled, reconstruction, target.
       scores: by scale ("normalised", "input"), method and metric ("psnr", "ssim").
       mask: (B, H, W), True where sampled.
-      stages: the last image (B, h, w, 2) of each stage, and the target, in the input's
-        units.
+      stages: the last image of each stage at its own size (B, ..., 2), and the target,
+        in the input's units.
     """
     model = model.clone(query_axis=parallel.QUERY)
 
-    def function(params: dict, batch: Batch, mean: jax.Array, std: jax.Array) -> dict:
+    def function(
+        params: dict,
+        batch: Batch,
+        mean: jax.Array,
+        std: jax.Array,
+        reference: jax.Array | None,
+    ) -> dict:
         output = model.reconstruct(params, batch, stage)
         images = {
             "zero_filled": batch.acquisition.adjoint(batch.kspace),
@@ -56,8 +63,14 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
         # alone: zero-filling must not know it otherwise.
         seen = jnp.where(_centre(batch.mask), mean, 0)
         shown["zero_filled"] = transforms.denormalise(images["zero_filled"], seen, std)
+        images, shown = (
+            {name: magnitude(batch.in_field(x)) for name, x in group.items()}
+            for group in (images, shown)
+        )
+        if reference is not None:
+            shown["target"] = reference
         return {
-            "images": {name: magnitude(x) for name, x in shown.items()},
+            "images": shown,
             "scores": {"normalised": _scores(images), "input": _scores(shown)},
             "mask": batch.mask,
             "stages": stages,
@@ -66,7 +79,7 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
     return parallel.map_over_devices(
         function,
         mesh,
-        in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 3),
+        in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 4),
         out_specs=parallel.SHARDED,
     )
 
@@ -78,14 +91,13 @@ def _centre(mask_BxHxW: jax.Array) -> jax.Array:
 
 
 def _scores(images: dict[str, jax.Array]) -> dict:
-    magnitudes = {name: magnitude(image) for name, image in images.items()}
-    target = magnitudes.pop("target")
     return {
         method: {
-            "psnr": metrics.psnr(image, target),
-            "ssim": metrics.ssim(image, target),
+            "psnr": metrics.psnr(image, images["target"]),
+            "ssim": metrics.ssim(image, images["target"]),
         }
-        for method, image in magnitudes.items()
+        for method, image in images.items()
+        if method != "target"
     }
 
 

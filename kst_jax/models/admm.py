@@ -158,7 +158,7 @@ class ADMM(Reconstructor):
 
         def reconstruct(prior: jax.Array) -> jax.Array:
             """Averages the measured spectrum and the prior's, weighted."""
-            weight = batch.mask[..., None] + rho
+            weight = batch.acquisition.mask[..., None] + rho
             return (batch.kspace + rho * fft2c(prior)) / weight
 
         denoised = multiplier = jnp.zeros_like(batch.kspace)

@@ -49,8 +49,8 @@ def attention_on_grid(
       "encoder" on the image's grid, "hr_decoder" on the grid of its keys, which is the
       low-resolution grid if there is a low-resolution decoder.
     """
-    size, mask = batch.mask.shape[1:], np.asarray(batch.mask[0])
-    points, queries = np.flatnonzero(mask), np.flatnonzero(~mask)
+    size, known = batch.grid, np.asarray(batch.acquisition.mask[0])
+    points, queries = np.flatnonzero(batch.mask[0]), np.flatnonzero(~known)
     places = tokens.coordinates(size)
     chosen = {
         "encoder": _nearest(places[points], sampled),

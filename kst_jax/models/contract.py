@@ -4,7 +4,7 @@ The training loop, the evaluator, the benchmark and the figures work with every 
 that follows it.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import flax.struct
 import jax
@@ -47,10 +47,14 @@ class Reconstructor(nn.Module):
       query_axis: axis of devices that share the work on each slice, for networks that
         can share it; other networks repeat it on each device. None outside
         `parallel.map_over_devices`.
+      size: rows and columns of the images that the config is for. `reconstruct` scales
+        the network for images of other sizes (`ModelConfig.resized`). None applies the
+        config to any size.
     """
 
     config: Any
     query_axis: str | None = None
+    size: tuple[int, int] | None = None
 
     title: ClassVar[str]
 
@@ -74,8 +78,16 @@ class Reconstructor(nn.Module):
         self, params: dict, batch: Batch, stage: str = "RM"
     ) -> Reconstruction:
         """Reconstructs a batch with these parameters."""
-        found: Any = self.apply({"params": params}, batch, stage=stage)
+        model = self.at(batch.grid)
+        found: Any = model.apply({"params": params}, batch, stage=stage)
         return found
+
+    @nn.nowrap
+    def at(self, grid: tuple[int, int]) -> Self:
+        """Returns the network, which has the same parameters, for images of a size."""
+        if self.size is None or self.size == grid:
+            return self
+        return self.clone(config=self.config.resized(self.size, grid), size=grid)
 
     def introduced_in(self, path: tuple) -> str:
         """Returns the stage that first uses a parameter, given its path in the tree."""

@@ -155,7 +155,7 @@ class KSpaceTransformer(Reconstructor):
         if c.lr_decoder:
             memory, supervised["lr"] = self.decode_lr(memory, valid)
             valid = None
-            upsampled = bicubic(supervised["lr"][-1], batch.mask.shape[1:])
+            upsampled = bicubic(supervised["lr"][-1], batch.grid)
             if stage == "LR":
                 return Reconstruction(upsampled, supervised, upsampled)
             first = fft2c(upsampled)
@@ -202,19 +202,20 @@ class KSpaceTransformer(Reconstructor):
     ) -> dict[str, jax.Array]:
         """Returns images (S, B, H, W, 2) of the high-resolution decoder's layers."""
         c = self.config
-        position = jnp.asarray(tokens.coordinates(batch.mask.shape[1:]))
+        position = jnp.asarray(tokens.coordinates(batch.grid))
         query_BxM = parallel.share(batch.query, self.query_axis, len(position) - 1)
         embed = _embed(c, name="embed_query")
         value_BxMx2 = tokens.at_queries(spectrum, query_BxM)
         x_BxMxD = embed(_shown(c, value_BxMx2))
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
-        order = tokens.query_order(batch.mask)
-        grid = Grid(query_BxM, order, batch.kspace, batch.acquisition)
+        acquisition = batch.acquisition
+        order = tokens.query_order(acquisition.mask)
+        grid = Grid(query_BxM, order, batch.kspace, acquisition)
         shared = {"embed_query": embed.variables}
         if c.refinement and c.shared_refinement:
             refinement = _refinement(c, name="refinement")
             if self.is_initializing():
-                refinement(batch.kspace, batch.kspace, batch.acquisition)
+                refinement(batch.kspace, batch.kspace, acquisition)
             shared["refinement"] = refinement.variables
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
@@ -289,6 +290,8 @@ def reconstruct_slice(
       InputError: `tokens.tokenise` refuses the k-space or mask, or the mask is full.
     """
     grid = grid or mask.shape
+    # A finer grid has more queries, not more low-resolution tokens.
+    model = model.at(mask.shape).clone(size=None)
     batch = tokens.batch_of([tokens.regrid(kspace, mask, grid)])
     if not batch.query.size:
         raise InputError("the mask samples every point; nothing left to reconstruct")

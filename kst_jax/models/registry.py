@@ -44,6 +44,11 @@ def entry(name: str) -> Entry:
     return MODELS[name]
 
 
-def build(config: ModelConfig) -> Reconstructor:
-    """Builds the network that a config describes."""
-    return entry(config.name).network(config)
+def build(config: ModelConfig, size: tuple[int, int] | None = None) -> Reconstructor:
+    """Builds the network that a config describes.
+
+    Args:
+      config: the network's.
+      size: rows and columns of the images that the config is for; see `Reconstructor`.
+    """
+    return entry(config.name).network(config, size=size)

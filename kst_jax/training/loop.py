@@ -129,8 +129,9 @@ def make_step(
 
     def loss_of(params: dict, batch: Batch) -> tuple[jax.Array, tuple]:
         output = model.reconstruct(params, batch, stage)
-        psnr = metrics.psnr(magnitude(output.image), magnitude(batch.target)).mean()
-        loss = losses.loss(output, batch.target, config, stage)
+        shown = (batch.in_field(image) for image in (output.image, batch.target))
+        psnr = metrics.psnr(*map(magnitude, shown)).mean()
+        loss = losses.loss(output, batch, config, stage)
         return loss, (psnr, output.image[:1])
 
     def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
@@ -209,7 +210,7 @@ def train(config: Config, workdir: str | Path) -> State:
     )
     # Scans may take long to open: checks that can fail at once come first.
     sampler = pipeline.open_sampler(config)
-    model = build(config.model)
+    model = build(config.model, config.data.size)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         source, test = pipeline.open_sources(config)

@@ -6,6 +6,7 @@ import numpy as np
 
 from kst_jax.config import TrainConfig
 from kst_jax.models.contract import Reconstruction
+from kst_jax.tokens import Batch
 
 # The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
 # the spectra equals that of the images, and using both doubles it.
@@ -34,20 +35,23 @@ _ERRORS = {"squared": _squared, "absolute": _absolute, "relative": _relative}
 
 
 def loss(
-    output: Reconstruction, target_BxHxWx2: jax.Array, config: TrainConfig, stage: str
+    output: Reconstruction, batch: Batch, config: TrainConfig, stage: str
 ) -> jax.Array:
     """Returns the weighted sum of the layers' errors, a scalar.
 
     Args:
       output: the model's result; each image in `supervised` is compared with the target
-        averaged down to its size.
-      target_BxHxWx2: fully sampled image.
+        averaged down to its size. Of images of the target's size, the batch's field
+        counts.
+      batch: has the target.
       config: kind of error, weights and domain of the loss.
       stage: training stage; the last low-resolution layer's weight depends on it.
     """
     total = jnp.zeros(())
     for name, images in output.supervised.items():
-        target = average_pool(target_BxHxWx2, images.shape[2:4])[None]
+        target = average_pool(batch.target, images.shape[2:4])[None]
+        if images.shape[2:4] == batch.grid:
+            images, target = batch.in_field(images), batch.in_field(target)
         per_layer_S = _ERRORS[config.error](images, target).mean(axis=1)
         keeps = name != "lr" or stage == "LR" or config.keep_lr_weight
         last = config.last_weight if keeps else config.layer_weight

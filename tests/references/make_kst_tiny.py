@@ -69,7 +69,7 @@ def outputs() -> dict[str, np.ndarray]:
     def gradient_of(params: dict) -> tuple[jax.Array, dict]:
         def loss_of(p: dict) -> jax.Array:
             output = model.apply({"params": p}, batch)
-            return loss(output, jnp.asarray(batch.image), TrainConfig(), "RM")
+            return loss(output, batch, TrainConfig(), "RM")
 
         return jax.value_and_grad(loss_of)(params)
 

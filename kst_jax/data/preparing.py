@@ -1,0 +1,75 @@
+"""Prepares one slice of a fully sampled scan for training or evaluation."""
+
+import numpy as np
+
+from kst_jax import tokens
+from kst_jax.config import Config
+from kst_jax.data import native, transforms
+from kst_jax.data.native import Grid, View
+from kst_jax.data.sources import Source
+
+
+def view(
+    number: int,
+    source: Source,
+    config: Config,
+    grid: Grid,
+    change: transforms.Change | None = None,
+) -> View:
+    """Reads a slice at its measured size, or cuts its field of view and resizes it.
+
+    Args:
+      number: of the slice in the source.
+      source: slices.
+      config: settings of the data.
+      grid: sizes of the result.
+      change: random change; only for slices that are resized.
+
+    Raises:
+      InputError: the slice cannot be used.
+    """
+    data = config.data
+    if data.native:
+        return native.view(source.sample(number), grid)
+    item = source[number]
+    # Before the crop, so that a rotation brings in real values from outside it.
+    image = transforms.augment(item.image, change) if change else item.image
+    image = transforms.field_of_view(image, data, f"{item.file}, slice {item.index}")
+    image = transforms.fourier_resize(image, data.size, data.resize)
+    # A measured image has a phase.
+    return View(image, simulated=not item.image.imag.any())
+
+
+def tokenise(
+    view: View,
+    mask: np.ndarray,
+    counts: tuple[int, int],
+    config: Config,
+    rng: np.random.Generator,
+    where: str,
+) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
+    """Undersamples a slice; a simulated one gets its phase and noise first.
+
+    Args:
+      view: the slice.
+      mask: (H, W), True where sampled.
+      counts: least and largest number of sampled points in the batch.
+      config: settings of the data.
+      rng: source of phase and noise.
+      where: names the slice.
+
+    Returns:
+      The fields of `tokens.Batch`, and the scaling.
+
+    Raises:
+      InputError: the slice cannot be scaled, or nothing of it is sampled.
+    """
+    image = view.image
+    if view.simulated:
+        image = transforms.simulate_scan(image, config.data.augment, rng)
+    sampled = mask if view.empty is None else mask & ~view.empty
+    channels, kspace, scaling = transforms.normalise(
+        image, sampled, config.data.normalise, where
+    )
+    fields = tokens.tokenise(kspace, mask, counts, view.empty)
+    return fields | {"image": channels}, scaling
