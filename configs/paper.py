@@ -60,6 +60,7 @@ def get_config(name: str = "") -> ConfigDict:
     kind, acceleration = setting.removesuffix("x").split("_")
     config = default.get_config()
     config.data.update(_DATASETS[dataset], normalise="target")
+    config.data.augment.phase = 0.0
     config.mask.update(kind=_MASKS[kind], acceleration=float(acceleration))
     config.train.steps = _STEPS[dataset]
     return config

@@ -19,6 +19,7 @@ from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.reconstruct.runner import Options, reconstruct
 from kst_jax.runs.checkpoints import write_parameters
+from tests import fastmri_files
 from tests.conftest import ROOT
 from tests.programs import refused, run_here
 from tests.references import make_kst_tiny
@@ -201,6 +202,33 @@ def test_an_oversampled_readout_is_cropped_and_columns_to_the_header(run, tmp_pa
     np.testing.assert_allclose(found["long"], found["short"][..., 2:14], atol=1e-4)
 
 
+def test_unmeasured_columns_stay_zero_and_do_not_count(run, tmp_path):
+    """As in fastMRI's brains: the scanner measured columns 2 to 14 of 16."""
+    mask = COLUMNS.copy()
+    mask[[0, 3]] = True  # the first is drawn, but was not measured
+    kspace = fastmri_files.measured(np.ones((2, 16, 12)), 16, (2, 15))
+    fastmri_files.write(tmp_path / "brain.h5", kspace, (16, 16), (2, 15), mask)
+    record = reconstruct(
+        run[0], str(tmp_path / "brain.h5"), tmp_path / "out", Options(phase=True)
+    )
+    with h5py.File(tmp_path / "out" / "brain.h5") as file:
+        image = file["reconstruction"][()] * np.exp(1j * file["phase"][()])
+    largest = np.abs(fft(image)).max(axis=(0, 1))
+    assert largest[[0, 1, 15]].max() < 1e-5
+    assert largest[2:15].min() > 1e-3
+    found = record["scans"]["brain.h5"]["acceleration"]
+    assert found == pytest.approx(13 / mask[2:15].sum(), abs=1e-3)
+
+
+def test_measured_columns_that_hold_zeros_are_refused(run, tmp_path):
+    kspace = fastmri_files.measured(np.ones((1, 16, 12)), 16, (2, 15))
+    kspace[..., 4] = 0
+    path = fastmri_files.write(tmp_path / "a.h5", kspace, (16, 16), (2, 15), COLUMNS)
+    message = refused(PROGRAM, run[0], path, tmp_path / "out")
+    assert "a.h5: slice 0: the mask calls column 4 sampled" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_cropping_the_readout_leaves_columns_that_are_zero(tmp_path):
     cropped = samples.crop_readout(kspace_of((32, 16)) * COLUMNS, 16)
     assert cropped.shape == (16, 16)
@@ -346,11 +374,15 @@ def test_a_phase_is_noticed_where_training_had_none():
         (real * np.exp(0.7j), False),
         (real * np.exp(2j * rows * columns), True),
     ):
-        measurement = Measurement(fft(image).astype(np.complex64), everything, None)
+        measurement = Measurement(
+            fft(image).astype(np.complex64), everything, ~everything, None
+        )
         assert ("phase" in differences(measurement, config, False)) == noticed
 
 
 def test_single_points_that_were_measured_are_found():
     mask = RNG.random((16, 16)) < 0.3
     sample = Sample(kspace=kspace_of((16, 16)) * mask, mask=None, where="x")
-    np.testing.assert_array_equal(samples.sampling_mask(sample), mask)
+    np.testing.assert_array_equal(
+        samples.sampling_mask(sample, np.zeros(mask.shape, bool)), mask
+    )

@@ -88,6 +88,7 @@ def study(
       **values: other fields of a study; see `kst_jax.study.protocol.Study`.
     """
     config = default.get_config()
+    config.data.augment.phase = 0.0  # as published
     without = {
         "kst_no_rm": changed(methods["kst"], "No RM", {"refinement": False}),
         "kst_no_lrd_rm": changed(

@@ -50,10 +50,15 @@ class Sample:
     simulated: bool = False
 
 
-def sampling_mask(sample: Sample) -> np.ndarray:
+def sampling_mask(sample: Sample, empty: np.ndarray) -> np.ndarray:
     """Finds the measured points (H, W) of a slice's k-space.
 
     Without a mask, zeros of the k-space mark the points that were not measured.
+
+    Args:
+      sample: the slice.
+      empty: (H, W), True where the scanner never measures; a mask's points there do not
+        count.
 
     Raises:
       InputError: the mask does not fit the k-space or contradicts it, or nothing was
@@ -69,7 +74,7 @@ def sampling_mask(sample: Sample) -> np.ndarray:
         columns = np.broadcast_to(measured.any(axis=0), measured.shape)
         # Few values of a measured column are zero by chance.
         return columns if measured[columns].mean() > 0.99 else measured
-    mask = fitting(sample.mask, sample.kspace.shape, sample.where)
+    mask = fitting(sample.mask, sample.kspace.shape, sample.where) & ~empty
     if (measured & ~mask).any():
         raise InputError(
             f"{sample.where}: k-space is not zero at {int((measured & ~mask).sum())} "

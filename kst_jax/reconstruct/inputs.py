@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from kst_jax import sampling, tokens
-from kst_jax.config import Config
-from kst_jax.data import samples, transforms
+from kst_jax.config import Config, MaskConfig
+from kst_jax.data import native, samples, transforms
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.samples import Geometry, Sample
 from kst_jax.data.transforms import Normalisation
@@ -22,12 +22,20 @@ class Measurement:
       kspace: complex64 (H, W), zero where not sampled; an oversampled readout is
         cropped to the rows of the image.
       mask: (H, W), True where sampled.
+      empty: (H, W), True in columns that the scanner did not measure because k-space is
+        taken to be zero there.
       geometry: the scan's grid; None if the scan has no header.
     """
 
     kspace: np.ndarray
     mask: np.ndarray
+    empty: np.ndarray
     geometry: Geometry | None
+
+    @property
+    def acceleration(self) -> float:
+        """Points that a full scan would measure, over sampled points."""
+        return float((~self.empty).sum() / self.mask.sum())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,8 +70,9 @@ def measure(
     sample = volume.sample(index)
     if undersampling.mask is not None:
         sample = dataclasses.replace(sample, mask=undersampling.mask)
-    mask = samples.sampling_mask(sample)
-    if mask.all():
+    empty = native.empty_columns(sample, sample.kspace.shape)
+    mask = samples.sampling_mask(sample, empty)
+    if (mask | empty).all():
         if not undersampling.acceleration:
             raise InputError(
                 f"{sample.where}: is fully sampled; nothing to reconstruct. Compare "
@@ -71,11 +80,12 @@ def measure(
                 "--acceleration=4."
             )
         mask = _drawn(volume, index, mask.shape, config, undersampling.acceleration)
+        mask = mask & ~empty
     elif undersampling.acceleration:
         raise InputError(
             f"{sample.where}: is already undersampled; leave out --acceleration."
         )
-    return _cropped(sample, mask)
+    return _cropped(sample, mask, empty)
 
 
 def _drawn(
@@ -86,12 +96,21 @@ def _drawn(
             "--acceleration: the network's masks come from a bank; give one of them "
             "with --mask"
         )
-    pattern = dataclasses.replace(config.mask, acceleration=acceleration)
+    pattern = _at(config.mask, acceleration)
     sampler = sampling.sampler(pattern, shape)
     return sampler.fixed(volume.path.name, index, config.eval.seed)
 
 
-def _cropped(sample: Sample, mask: np.ndarray) -> Measurement:
+def _at(config: MaskConfig, acceleration: float) -> MaskConfig:
+    """Returns the pattern at an acceleration, with the centre of the nearest one."""
+    distances = [abs(one - acceleration) for one in config.accelerations]
+    fraction = config.center_fractions[int(np.argmin(distances))]
+    return dataclasses.replace(
+        config, acceleration=acceleration, center_fraction=fraction
+    )
+
+
+def _cropped(sample: Sample, mask: np.ndarray, empty: np.ndarray) -> Measurement:
     """Crops an oversampled readout; raises InputError unless columns are whole."""
     kspace, geometry = np.where(mask, sample.kspace, 0), sample.geometry
     rows = geometry.matrix[0] if geometry else len(kspace)
@@ -102,8 +121,9 @@ def _cropped(sample: Sample, mask: np.ndarray) -> Measurement:
                 f"{rows}, but its points are sampled one by one, so it cannot be "
                 "cropped. Crop the readout before undersampling."
             )
-        kspace, mask = samples.crop_readout(kspace, rows), mask[:rows]
-    return Measurement(kspace.astype(np.complex64), mask, geometry)
+        kspace = samples.crop_readout(kspace, rows)
+        mask, empty = mask[:rows], empty[:rows]
+    return Measurement(kspace.astype(np.complex64), mask, empty, geometry)
 
 
 def tokenise(
@@ -131,7 +151,8 @@ def tokenise(
         channels = np.stack([kspace.real, kspace.imag], axis=-1)
         normalisation = transforms.scale_of(channels[mask], mask.size, where)
         channels = channels / np.float32(normalisation.std)
-    return tokens.tokenise(channels, mask, counts), normalisation
+    empty = measurement.empty if measurement.empty.any() else None
+    return tokens.tokenise(channels, mask, counts, empty), normalisation
 
 
 def differences(
@@ -143,16 +164,19 @@ def differences(
     know.
     """
     found, mask, trained = {}, measurement.mask, config.mask
-    if mask.shape != tuple(config.data.size):
+    if not config.data.native and mask.shape != tuple(config.data.size):
         found["matrix"] = (
             f"has a matrix of {mask.shape[0]} x {mask.shape[1]}; the network was "
             f"trained on {config.data.size[0]} x {config.data.size[1]}"
         )
-    acceleration = mask.size / mask.sum()
-    if trained.kind != "bank" and not 0.8 < acceleration / trained.acceleration < 1.25:
+    acceleration = measurement.acceleration
+    if trained.kind != "bank" and not any(
+        0.8 < acceleration / one < 1.25 for one in trained.accelerations
+    ):
+        times = " and ".join(f"{one:g}" for one in trained.accelerations)
         found["acceleration"] = (
             f"is undersampled {acceleration:.1f} times; the network was trained on "
-            f"{trained.acceleration:g} times"
+            f"{times} times"
         )
     lines, trained_on_lines = (mask == mask[:1]).all(), _has_lines(config)
     if trained_on_lines is not None and lines != trained_on_lines:

@@ -202,7 +202,7 @@ def _scan(
     shapes = {one.mask.shape for one in slices}
     if len(shapes) > 1:
         raise InputError(f"{volume.path}: its slices differ in size: {sorted(shapes)}.")
-    geometry, sampled = slices[0].geometry, [int(one.mask.sum()) for one in slices]
+    geometry = slices[0].geometry
     network = _compiled(_model_for(config, slices[0]), mesh)
     images = []
     for batch, mean, std, count in _batches(volume, slices, config, options):
@@ -214,7 +214,7 @@ def _scan(
     matrix = whole.shape[1:] if geometry is None else geometry.matrix
     size = [min(n, m) for n, m in zip(whole.shape[1:], matrix, strict=True)]
     cropped = np.stack([transforms.centre_crop(x, tuple(size)) for x in whole])
-    return cropped, [slices[0].mask.size / n for n in sampled], geometry
+    return cropped, [one.acceleration for one in slices], geometry
 
 
 def _batches(
