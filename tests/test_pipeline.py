@@ -12,7 +12,7 @@ import pytest
 
 from kst_jax import fourier, sampling, tokens
 from kst_jax.config import Config, MaskConfig, TrainConfig
-from kst_jax.data import pipeline
+from kst_jax.data import pipeline, sources
 from kst_jax.data.sources import Source
 from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
@@ -40,6 +40,21 @@ def people():
 def batches(config, people, **shares):
     sampler = pipeline.open_sampler(config)
     return pipeline.training_batches(people[0], config, sampler, **shares)
+
+
+@pytest.mark.parametrize(
+    ("plane", "size"), [("axial", (102, 70)), ("coronal", (170, 70))]
+)
+def test_fields_of_view_follow_from_the_affine(plane, size, tmp_path):
+    """A volume stored as (z, x, y); its voxels are 1.7, 0.7 and 1.02 mm apart."""
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 1.7, -0.7, 1.02, 1
+    volume = np.random.default_rng(0).uniform(50, 100, (120, 110, 130))
+    write_nifti(tmp_path / "a.nii", volume.astype("f4"), affine)
+    data = DataConfig(train=str(tmp_path), size=(50, 50), crop=(100, 100), plane=plane)
+    source = sources.open_source(str(tmp_path), data.selection(0))
+    found = pipeline.fields_of_view(source, dataclasses.replace(SMALL, data=data))
+    assert found == [size]
 
 
 def equal(one, other):

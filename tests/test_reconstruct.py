@@ -18,6 +18,7 @@ from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.reconstruct.runner import Options, reconstruct
+from kst_jax.runs import fields_of_view
 from kst_jax.runs.checkpoints import write_parameters
 from tests import fastmri_files
 from tests.conftest import ROOT
@@ -357,6 +358,29 @@ def test_scans_unlike_the_training_get_one_warning_each(tmp_path):
     assert len(warnings) == 3
     for what in ("by their targets", "16 x 32", "4.0 times"):
         assert sum(what in line for line in warnings) == 1
+
+
+@pytest.mark.parametrize(("height", "warns"), [(32, False), (38, False), (64, True)])
+def test_another_field_of_view_is_noticed(run, height, warns, tmp_path, capsys):
+    """The header's pixels are 2 mm high and 1.5 mm wide: 32 x 24 mm in all."""
+    write(tmp_path / "scan.h5", kspace_of((1, 32, 16)) * COLUMNS, COLUMNS, HEADER)
+    fields_of_view.write(run[0], [(height, 24), (200, 200)])
+    try:
+        reconstruct(run[0], str(tmp_path / "scan.h5"), tmp_path / "out")
+    finally:
+        (run[0] / fields_of_view.NAME).unlink()
+    said = f"covers 32 x 24 mm; the network was trained on {height} x 24 and 200 x 200"
+    assert (said in capsys.readouterr().err) == warns
+
+
+def test_a_damaged_list_of_fields_of_view_is_refused(run, scan, tmp_path):
+    path = run[0] / fields_of_view.NAME
+    path.write_text("[3]")
+    try:
+        message = refused(PROGRAM, run[0], scan, tmp_path / "out")
+    finally:
+        path.unlink()
+    assert "fields_of_view.json: is not a list of heights and widths" in message
 
 
 def test_a_phase_is_noticed_where_training_had_none():

@@ -219,6 +219,23 @@ def _grid(source: Source, number: int, config: Config) -> Grid:
     return native.grid_of(source.entries[number][0].volume)
 
 
+def fields_of_view(source: Source, config: Config) -> list[tuple[float, float]]:
+    """Lists the heights and widths in mm of the images that networks see.
+
+    Scans whose files do not tell the size of a pixel are left out.
+    """
+    data, found = config.data, set()
+    crop = data.crop[0] or data.size[0], data.crop[1] or data.size[1]
+    for volume in {scan.name: scan.volume for scan, _ in source.entries}.values():
+        if volume.pixel:
+            shape = native.grid_of(volume).shape if data.native else crop
+            height, width = (
+                round(n * mm) for n, mm in zip(shape, volume.pixel, strict=True)
+            )
+            found.add((height, width))
+    return sorted(found)
+
+
 def _seed(config: Config, place: int) -> int:
     """Returns the seed of a group's stream, which differs from the other groups'."""
     if place == 0:

@@ -46,6 +46,10 @@ class Volume(Protocol):
         """Rows and columns of the images that the scanner shows."""
 
     @property
+    def pixel(self) -> tuple[float, float] | None:
+        """Height and width of a pixel in mm; None if the file does not tell."""
+
+    @property
     def acquisition(self) -> str:
         """How the scan was made, as fastMRI names it; empty if the file is silent."""
 

@@ -1,6 +1,7 @@
 """Prepares measured slices for a network, on the host."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -156,12 +157,23 @@ def tokenise(
 
 
 def differences(
-    measurement: Measurement, config: Config, simulated: bool
+    measurement: Measurement,
+    config: Config,
+    simulated: bool,
+    pixel: tuple[float, float] | None = None,
+    fields: Sequence[tuple[float, float]] = (),
 ) -> dict[str, str]:
     """Describes how a slice differs from the network's training, by kind.
 
     A network may do badly, or well, on scans unlike its training scans; users should
     know.
+
+    Args:
+      measurement: the slice.
+      config: the config of the network's run.
+      simulated: whether the slice is a magnitude.
+      pixel: height and width of its pixels in mm, if known.
+      fields: heights and widths in mm of the training images, if known.
     """
     found, mask, trained = {}, measurement.mask, config.mask
     if not config.data.native and mask.shape != tuple(config.data.size):
@@ -178,6 +190,15 @@ def differences(
             f"is undersampled {acceleration:.1f} times; the network was trained on "
             f"{times} times"
         )
+    if pixel and fields:
+        rows, columns = mask.shape
+        field = rows * pixel[0], columns * pixel[1]
+        if not any(_alike(field, other) for other in fields):
+            others = " and ".join(f"{h:.0f} x {w:.0f}" for h, w in fields[:3])
+            found["field"] = (
+                f"covers {field[0]:.0f} x {field[1]:.0f} mm; the network was trained "
+                f"on {others} mm"
+            )
     lines, trained_on_lines = (mask == mask[:1]).all(), _has_lines(config)
     if trained_on_lines is not None and lines != trained_on_lines:
         names = {True: "whole columns", False: "single points"}
@@ -193,6 +214,10 @@ def differences(
                 "without phase (data.augment.phase)"
             )
     return found
+
+
+def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return all(0.8 < a / b < 1.25 for a, b in zip(one, other, strict=True))
 
 
 def _has_lines(config: Config) -> bool | None:

@@ -26,7 +26,7 @@ from kst_jax.models.registry import build
 from kst_jax.programs import files
 from kst_jax.reconstruct import inputs, outputs
 from kst_jax.reconstruct.inputs import Measurement, Undersampling
-from kst_jax.runs import checkpoints
+from kst_jax.runs import checkpoints, fields_of_view
 from kst_jax.stages import require_trained
 from kst_jax.tokens import Batch
 
@@ -83,7 +83,7 @@ def reconstruct(
     record = _record(run, step, options)
     done = _finished(out, record)
     todo = [volume for volume in opened if names[volume.path] not in done]
-    _look(todo, config, options.undersampling)
+    _look(todo, config, options.undersampling, fields_of_view.read(run))
     files.make_folder(out)
     mesh = parallel.make_mesh(options.batch_size)
     everywhere = parallel.replicate(params, mesh)
@@ -149,7 +149,12 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
     }
 
 
-def _look(todo: list[Volume], config: Config, undersampling: Undersampling) -> None:
+def _look(
+    todo: list[Volume],
+    config: Config,
+    undersampling: Undersampling,
+    fields: list[fields_of_view.Field],
+) -> None:
     """Refuses unusable scans; warns of scans unlike the training scans."""
     sources.warn_of([doubt for volume in todo for doubt in volume.doubts])
     warned: set[str] = set()
@@ -165,7 +170,8 @@ def _look(todo: list[Volume], config: Config, undersampling: Undersampling) -> N
             measurement = inputs.measure(volume, index, config, undersampling)
         _model_for(config, measurement)
         simulated = not volume.measured
-        for kind, what in inputs.differences(measurement, config, simulated).items():
+        found = inputs.differences(measurement, config, simulated, volume.pixel, fields)
+        for kind, what in found.items():
             if kind not in warned:
                 print(f"warning: {volume.path.name}: {what}", file=sys.stderr)
             warned.add(kind)

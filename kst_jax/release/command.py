@@ -17,7 +17,7 @@ import dataclasses
 from kst_jax.models import registry
 from kst_jax.programs import cli, files
 from kst_jax.programs.arguments import Parser
-from kst_jax.runs import checkpoints, subjects
+from kst_jax.runs import checkpoints, fields_of_view, subjects
 from kst_jax.stages import require_trained
 
 
@@ -49,6 +49,7 @@ def release(run: str, out: str, which: str = "latest", test: str | None = None) 
     noted = {part: subjects.read(run, part) for part in subjects.PARTS}
     people = {part: names for part, names in noted.items() if names}
     checkpoints.write_parameters(out, params, released, people)
+    fields_of_view.write(out, fields_of_view.read(run))
 
 
 def _main() -> None:

@@ -26,7 +26,7 @@ from kst_jax.errors import DivergedError
 from kst_jax.fourier import magnitude
 from kst_jax.models.contract import STAGES, Reconstructor
 from kst_jax.models.registry import build
-from kst_jax.runs import subjects
+from kst_jax.runs import fields_of_view, subjects
 from kst_jax.runs.checkpoints import Checkpoints
 from kst_jax.stages import first_steps, stage_at
 from kst_jax.tokens import Batch
@@ -225,6 +225,7 @@ def train(config: Config, workdir: str | Path) -> State:
             "validation": validation.subjects if validation else (),
         }
         subjects.write(workdir, people, carries_on=checkpoints.begun)
+        fields_of_view.write(workdir, pipeline.fields_of_view(source, config))
         example = pipeline.example_batch(config, sampler)
         with Interruption() as interruption:
             state = init_state(model, optimizer, example, config.train)

@@ -62,6 +62,11 @@ class FastMRIVolume:
         """Numbers of the slices that can be read."""
         return range(self.depth)
 
+    @property
+    def pixel(self) -> tuple[float, float] | None:
+        """Height and width of a pixel in mm; None without a header."""
+        return self.geometry.voxel[:2] if self.geometry else None
+
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W), in the units of its k-space."""
         return to_image(self._kspace(index), self._where(index))

@@ -46,6 +46,7 @@ class NiftiVolume:
       plane: a key of PLANES.
       depth: number of slices of the plane.
       shape: rows and columns of a slice.
+      pixel: height and width of a pixel in mm.
       slices: numbers of the slices that are not empty, counted from left to right
         (sagittal), posterior to anterior (coronal) or inferior to superior (axial).
       doubts: see `volumes.Volume`.
@@ -56,6 +57,7 @@ class NiftiVolume:
     plane: str
     depth: int
     shape: tuple[int, int]
+    pixel: tuple[float, float]
     slices: tuple[int, ...]
     doubts: tuple[str, ...]
     stored: "_Stored" = dataclasses.field(repr=False, compare=False)
@@ -133,6 +135,7 @@ def open_volume(path: Path, plane: str, min_foreground: float) -> NiftiVolume:
         plane,
         volume.shape[axis],
         (volume.shape[down], volume.shape[across]),
+        (stored.spacing[down], stored.spacing[across]),
         tuple(slices.tolist()),
         doubts,
         stored,
@@ -251,6 +254,7 @@ class _Stored:
     path: Path
     shape: tuple[int, int, int]
     orientation: np.ndarray = dataclasses.field(compare=False)
+    spacing: tuple[float, ...]  # mm between voxels along right, anterior, superior
     values: nib.arrayproxy.ArrayProxy = dataclasses.field(compare=False)
 
     @property
@@ -305,7 +309,10 @@ class _Stored:
 def _stored(path: Path) -> _Stored:
     image = load(path)
     shape = _checked_shape(image, path)
-    return _Stored(path, shape, _orientation(image, path), image.dataobj)
+    orientation = _orientation(image, path)
+    sizes = nib.affines.voxel_sizes(image.affine)
+    spacing = tuple(sizes[np.argsort(orientation[:, 0])].tolist())
+    return _Stored(path, shape, orientation, spacing, image.dataobj)
 
 
 def _decoded(stored: _Stored) -> np.ndarray:
