@@ -8,8 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
+from kst_jax.data import volumes
 from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import open_source
+from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from tests.scans import (
     CHANNELS,
@@ -182,7 +184,7 @@ BAD_H5 = {
         p, "image", shape=(2, 2), dtype="f4"
     ),
     "is a group": lambda p: write_dataset(p, "kspace/deep", shape=(2, 2), dtype="f4"),
-    "multi-coil .* Combine the coils": lambda p: write_h5(p, KSPACE[:, None]),
+    "k-space of 4 coils, .* Combine the coils": lambda p: write_h5(p, KSPACE[None]),
     r"shape \(6, 5\)": lambda p: write_h5(p, KSPACE[0]),
     r"shape \(\)": lambda p: write_h5(p, 1j),
     "shape None": lambda p: write_h5(p, h5py.Empty("c8")),
@@ -229,9 +231,22 @@ def test_bad_fastmri(tmp_path, cause):
         read_all(tmp_path / "bad.h5")
 
 
-def test_multicoil_scan_is_refused_by_name(shared):
-    with pytest.raises(InputError, match="multi-coil"):
-        open_source(str(shared / "data/brain_vfa_multicoil.h5"))
+def test_scans_of_several_coils_are_read_as_measured_but_not_trained_on(shared):
+    path = shared / "data/brain_vfa_multicoil.h5"
+    with pytest.raises(InputError, match="13 coils"):
+        open_source(str(path))
+    volume = volumes.open_scan(path, Selection())
+    assert (volume.coils, volume.shape, volume.depth) == (13, (224, 224), 3)
+    with h5py.File(path) as file:
+        wanted = file["kspace"][1]
+    np.testing.assert_array_equal(volume.sample(1).kspace, wanted)
+
+
+def test_one_coil_on_an_axis_of_its_own_is_one_coil(tmp_path):
+    write_h5(tmp_path / "a.h5", KSPACE[:, None])
+    found = read_all(tmp_path)
+    for item, image in zip(found, IMAGES, strict=True):
+        np.testing.assert_allclose(item.image, image, atol=1e-5)
 
 
 # --- the authors' arrays ---

@@ -360,6 +360,21 @@ def test_scans_unlike_the_training_get_one_warning_each(tmp_path):
         assert sum(what in line for line in warnings) == 1
 
 
+def test_several_coils_are_refused(run, tmp_path):
+    path = write(tmp_path / "brain.h5", kspace_of((2, 3, 16, 16)) * COLUMNS, COLUMNS)
+    message = refused(PROGRAM, run[0], path, tmp_path / "out")
+    assert "brain.h5: holds k-space of 3 coils" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_that_any_coil_measured_are_sampled():
+    kspace = kspace_of((3, 16, 16)) * COLUMNS
+    kspace[0, :, 1] = 0
+    sample = Sample(kspace=kspace, mask=None, where="x")
+    found = samples.sampling_mask(sample, np.zeros(SIZE, bool))
+    np.testing.assert_array_equal(found, np.broadcast_to(COLUMNS, SIZE))
+
+
 @pytest.mark.parametrize(("height", "warns"), [(32, False), (38, False), (64, True)])
 def test_another_field_of_view_is_noticed(run, height, warns, tmp_path, capsys):
     """The header's pixels are 2 mm high and 1.5 mm wide: 32 x 24 mm in all."""

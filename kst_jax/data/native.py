@@ -84,7 +84,7 @@ def empty_columns(sample: Sample, shape: Shape) -> np.ndarray:
         return empty
     first, stop = sample.geometry.columns
     empty[:, :first] = empty[:, stop:] = True
-    if sample.kspace[:, empty[0]].any():
+    if sample.kspace[..., empty[0]].any():
         raise InputError(
             f"{sample.where}: k-space is not zero in columns that the header calls "
             f"unmeasured (all but {first} to {min(stop, shape[1]) - 1}). Copy the file "

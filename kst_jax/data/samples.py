@@ -30,8 +30,8 @@ class Sample:
     """The k-space of one slice.
 
     Attributes:
-      kspace: complex64 (H, W), centred and orthonormal, in the scan's units. Rows are
-        the readout, columns the phase encoding.
+      kspace: complex64 (H, W), or (C, H, W) of several coils, centred and orthonormal,
+        in the scan's units. Rows are the readout, columns the phase encoding.
       mask: (H, W), True where sampled, or (W,) for whole columns; None if the scan has
         no mask.
       where: names the slice in messages.
@@ -64,7 +64,8 @@ def sampling_mask(sample: Sample, empty: np.ndarray) -> np.ndarray:
       InputError: the mask does not fit the k-space or contradicts it, or nothing was
         measured.
     """
-    measured = sample.kspace != 0
+    height, width = sample.kspace.shape[-2:]
+    measured = (sample.kspace.reshape(-1, height, width) != 0).any(axis=0)
     if not measured.any():
         raise InputError(
             f"{sample.where}: its k-space is all zero, so nothing was measured. "
@@ -74,7 +75,7 @@ def sampling_mask(sample: Sample, empty: np.ndarray) -> np.ndarray:
         columns = np.broadcast_to(measured.any(axis=0), measured.shape)
         # Few values of a measured column are zero by chance.
         return columns if measured[columns].mean() > 0.99 else measured
-    mask = fitting(sample.mask, sample.kspace.shape, sample.where) & ~empty
+    mask = fitting(sample.mask, measured.shape, sample.where) & ~empty
     if (measured & ~mask).any():
         raise InputError(
             f"{sample.where}: k-space is not zero at {int((measured & ~mask).sum())} "
@@ -121,14 +122,15 @@ def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:
     """Crops the readout in image space, which does not change the sampled columns.
 
     Args:
-      kspace: (H, W) complex64; each column is measured as a whole, or zero.
+      kspace: (..., H, W) complex64; each column is measured as a whole, or zero.
       rows: rows to keep about the centre, at most H.
 
     Returns:
-      (rows, W) complex64: the k-space of the cropped image.
+      (..., rows, W) complex64: the k-space of the cropped image.
     """
-    if rows == len(kspace):
+    height = kspace.shape[-2]
+    if rows == height:
         return kspace
-    lines = ifftc(kspace, axes=(0,))
-    first = (len(lines) - rows) // 2
-    return fftc(lines[first : first + rows], axes=(0,))
+    lines = ifftc(kspace, axes=(-2,))
+    first = (height - rows) // 2
+    return fftc(lines[..., first : first + rows, :], axes=(-2,))

@@ -42,6 +42,10 @@ class Volume(Protocol):
         """Rows and columns of the k-space."""
 
     @property
+    def coils(self) -> int:
+        """Number of receiver coils."""
+
+    @property
     def matrix(self) -> tuple[int, int]:
         """Rows and columns of the images that the scanner shows."""
 
@@ -66,7 +70,7 @@ class Volume(Protocol):
         """Whether the file tells that its k-space is not complete."""
 
     def read(self, index: int) -> np.ndarray:
-        """Reads one slice as a complex64 image (H, W)."""
+        """Reads one slice as a complex64 image (H, W), or one for each coil."""
 
     def sample(self, index: int) -> Sample:
         """One slice as it was measured."""
@@ -107,10 +111,11 @@ def selected(volume: Volume, selection: Selection, file: str) -> list[int]:
 
 
 def open_volume(path: Path, selection: Selection) -> Volume:
-    """Opens a fully sampled scan.
+    """Opens a fully sampled scan of one coil.
 
     Raises:
-      InputError: the file cannot be used, or its k-space is undersampled.
+      InputError: the file cannot be used, or its k-space is undersampled or of several
+        coils.
     """
     volume = open_scan(path, selection)
     if volume.undersampled:
@@ -119,7 +124,17 @@ def open_volume(path: Path, selection: Selection) -> Volume:
             "nothing to compare with. Reconstruct it with kst-reconstruct; train and "
             "test on fully sampled files (fastMRI's train and val)."
         )
+    require_one_coil(volume)
     return volume
+
+
+def require_one_coil(volume: Volume) -> None:
+    """Raises InputError for a scan of several coils, which networks do not take."""
+    if volume.coils > 1:
+        raise InputError(
+            f"{volume.path}: holds k-space of {volume.coils} coils, but networks take "
+            "one coil. Combine the coils first."
+        )
 
 
 def open_scan(path: Path, selection: Selection) -> Volume:

@@ -165,6 +165,7 @@ def _look(
             file=sys.stderr,
         )
     for volume in todo:
+        volumes.require_one_coil(volume)
         with volumes.reading(volume.path):
             index = volume.slices[len(volume.slices) // 2]
             measurement = inputs.measure(volume, index, config, undersampling)

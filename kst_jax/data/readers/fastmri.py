@@ -1,4 +1,4 @@
-"""fastMRI's single-coil HDF5 files: measured k-space with its phase."""
+"""fastMRI's HDF5 files, single-coil and multi-coil: measured k-space."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ _LENGTH_KEEPERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 
 @dataclasses.dataclass(frozen=True)
 class FastMRIVolume:
-    """One file in fastMRI's single-coil layout.
+    """One file in fastMRI's layout.
 
     Attributes:
       path: the file. It is opened again for every slice, so that the volume can be
@@ -36,6 +36,7 @@ class FastMRIVolume:
       patient: the attribute `patient_id`; empty if there is none.
       depth: number of slices.
       shape: rows and columns of the k-space.
+      coils: number of receiver coils.
       undersampled: whether the file has a mask, so that its k-space is incomplete.
       geometry: the grid of the header; None if the file has no header.
       target: name of the dataset of target images; empty if there is none.
@@ -49,6 +50,7 @@ class FastMRIVolume:
     patient: str
     depth: int
     shape: tuple[int, int]
+    coils: int
     undersampled: bool
     geometry: Geometry | None
     target: str
@@ -68,7 +70,10 @@ class FastMRIVolume:
         return self.geometry.voxel[:2] if self.geometry else None
 
     def read(self, index: int) -> np.ndarray:
-        """Reads one slice as a complex64 image (H, W), in the units of its k-space."""
+        """Reads one slice as a complex64 image, in the units of its k-space.
+
+        It is (H, W), or (C, H, W) of several coils.
+        """
         return to_image(self._kspace(index), self._where(index))
 
     def sample(self, index: int) -> Sample:
@@ -99,7 +104,8 @@ class FastMRIVolume:
 
     def _kspace(self, index: int) -> np.ndarray:
         with open_file(self.path) as file:
-            return _slice_of(file["kspace"], index, self.path)
+            kspace = _slice_of(file["kspace"], index, self.path)
+        return kspace if self.coils > 1 else kspace.reshape(self.shape)
 
     def _where(self, index: int) -> str:
         return f"{self.path}: slice {index}"
@@ -114,10 +120,10 @@ def open_volume(path: Path) -> FastMRIVolume:
         )
     with open_file(path) as file:
         kspace = kspace_of(file, path)
-        _require_single_coil(kspace, path)
+        _require_kspace(kspace, path)
         _require_plain_storage(kspace, path)
         geometry, target = _geometry_of(file, path), _target_of(file, path)
-        shape = kspace.shape[1:]
+        shape = kspace.shape[-2:]
         matrix = geometry.matrix if geometry else shape
         if target:
             matrix = _matrix_of(file[target], len(kspace), geometry, path)
@@ -126,6 +132,7 @@ def open_volume(path: Path) -> FastMRIVolume:
             patient=attribute(file, "patient_id"),
             depth=len(kspace),
             shape=shape,
+            coils=math.prod(kspace.shape[1:-2]),
             undersampled="mask" in file,
             geometry=geometry,
             target=target,
@@ -179,20 +186,20 @@ def _matrix_of(
     return shape[1:]
 
 
-def to_image(kspace_HxW: np.ndarray, where: str) -> np.ndarray:
-    """Transforms a slice's centred k-space into a complex64 image (H, W).
+def to_image(kspace: np.ndarray, where: str) -> np.ndarray:
+    """Transforms a slice's centred k-space (..., H, W) into complex64 images.
 
     Raises:
       InputError: values are not finite; `where` names the slice.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported below
-        image_HxW = ifft2c(np.asarray(kspace_HxW, np.complex64))
-    if not np.isfinite(image_HxW).all():
+        image = ifft2c(np.asarray(kspace, np.complex64))
+    if not np.isfinite(image).all():
         raise InputError(
             f"{where} holds values that are not finite, or too large for float32. "
             "Repair or leave out the file."
         )
-    return image_HxW
+    return image
 
 
 def open_file(path: Path) -> h5py.File:
@@ -209,7 +216,7 @@ def kspace_of(file: h5py.File, path: Path) -> h5py.Dataset:
     if file.get("kspace", getlink=True) is None:
         raise InputError(
             f"{path}: has no dataset 'kspace', only {sorted(file)[:20]}. Use fastMRI's "
-            "single-coil layout."
+            "layout."
         )
     _require_own(file, "kspace", path)
     return file["kspace"]
@@ -249,16 +256,12 @@ def _small(file: h5py.File, name: str, path: Path) -> np.ndarray:
     return np.asarray(data[()])
 
 
-def _require_single_coil(kspace: h5py.Dataset, path: Path) -> None:
+def _require_kspace(kspace: h5py.Dataset, path: Path) -> None:
     shape, dtype = kspace.shape, kspace.dtype
-    if shape is not None and len(shape) == 4 and dtype.kind == "c":
+    if shape is None or len(shape) not in (3, 4):
         raise InputError(
-            f"{path}: multi-coil k-space of shape {shape}, but this reader takes "
-            "single-coil (slices, H, W). Combine the coils first."
-        )
-    if shape is None or len(shape) != 3:
-        raise InputError(
-            f"{path}: 'kspace' has shape {shape}. Store an array (slices, H, W)."
+            f"{path}: 'kspace' has shape {shape}. Store an array (slices, H, W), or "
+            "(slices, coils, H, W)."
         )
     if dtype.kind != "c":
         raise InputError(

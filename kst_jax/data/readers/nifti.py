@@ -64,6 +64,7 @@ class NiftiVolume:
     measured: ClassVar[bool] = False
     undersampled: ClassVar[bool] = False
     patient: ClassVar[str] = ""  # the file names nobody
+    coils: ClassVar[int] = 1
     acquisition: ClassVar[str] = ""
 
     @property

@@ -41,6 +41,7 @@ class NpyVolume:
     measured: ClassVar[bool] = False
     undersampled: ClassVar[bool] = False
     patient: ClassVar[str] = ""  # the file names nobody
+    coils: ClassVar[int] = 1
     pixel: ClassVar[None] = None
     acquisition: ClassVar[str] = ""
 
