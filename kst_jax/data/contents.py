@@ -13,6 +13,7 @@ _HDF5, _NIFTI, _ANALYZE, _NPY = "HDF5", "NIfTI", "Analyze", "NumPy"
 # What the readers take under each suffix.
 _READABLE = {
     ".h5": (_HDF5,),
+    ".cfl": (),  # values alone
     ".npy": (_NPY,),
     ".nii": (_NIFTI,),
     ".nii.gz": (_GZIPPED + _NIFTI,),
@@ -29,8 +30,7 @@ _REMEDIES = {
     "DICOM": _DCM2NIIX,
     "PAR/REC": _DCM2NIIX,
     "a MATLAB file": "Store its k-space as .h5 or .npy.",
-    "BART": "Read the array with BART's readcfl, combine the coils, and store the "
-    "k-space as .h5 or .npy.",
+    "BART": "Copy its .cfl beside it.",
     "a zip archive": "Unpack it.",
 }
 _MRI_CONVERT = "Convert it to NIfTI with FreeSurfer's mri_convert."

@@ -304,9 +304,7 @@ def find_part(part: str) -> list[Found]:
     Raises:
       InputError: no scan is found.
     """
-    files = [
-        beside(f, ".hdr") if f.suffix.lower() == ".img" else f for f in everything(part)
-    ]
+    files = [_first_of_pair(file) for file in everything(part)]
     # Opening refuses what is not a file.
     scans = sorted({f for f in files if suffix_of(f) and not f.is_dir()})
     if not scans:
@@ -316,6 +314,15 @@ def find_part(part: str) -> list[Found]:
         )
     root = _root(part)
     return [Found(scan, root) for scan in scans]
+
+
+def _first_of_pair(file: Path) -> Path:
+    """Returns the file that stands for a pair: Analyze's .hdr and BART's .cfl."""
+    suffix = file.suffix.lower()
+    if suffix == ".img":
+        return beside(file, ".hdr")
+    values = beside(file, ".cfl") if suffix == ".hdr" else file
+    return values if values.exists() else file
 
 
 def everything(part: str) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from kst_jax.data import contents
-from kst_jax.data.readers import fastmri, nifti, npy
+from kst_jax.data.readers import bart, fastmri, nifti, npy
 from kst_jax.data.samples import Sample
 from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
@@ -79,10 +79,11 @@ class Volume(Protocol):
 # Each suffix's reader, which takes the path, the plane and the least foreground.
 READERS: dict[str, Callable[[Path, str, float], Volume]] = {
     ".h5": lambda path, *_: fastmri.open_volume(path),
+    ".cfl": lambda path, *_: bart.open_volume(path),  # with its .hdr
     ".npy": lambda path, *_: npy.open_volume(path),
     ".nii": nifti.open_volume,
     ".nii.gz": nifti.open_volume,
-    ".hdr": nifti.open_volume,  # with its .img
+    ".hdr": nifti.open_volume,  # with its .img; BART's are found by their .cfl
 }
 
 

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from kst_jax.data import contents, fourier, transforms, volumes
-from kst_jax.data.readers import fastmri, nifti, npy
+from kst_jax.data.readers import bart, fastmri, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.data_config import DataConfig, Selection
 from kst_jax.errors import InputError
@@ -192,6 +192,13 @@ def _look_npy(path: Path, found: Examination) -> None:
     found.decoding = _decoding(points, array[:1, :1, :1].nbytes)
 
 
+def _look_bart(path: Path, found: Examination) -> None:
+    volume = bart.open_volume(path)
+    found.stored = volume.depth, volume.coils, *volume.shape
+    found.dtype, found.coils = "complex64", volume.coils
+    found.decoding = _decoding(volume.coils * math.prod(volume.shape), 8)
+
+
 def _decoding(points: int, itemsize: int) -> int:
     """Size in bytes of two copies of a slice as stored, and of two images from it."""
     return points * 2 * (itemsize + np.dtype(np.complex64).itemsize)
@@ -199,6 +206,7 @@ def _decoding(points: int, itemsize: int) -> int:
 
 _LOOK: dict[str, Callable[[Path, Examination], None]] = {
     ".h5": _look_fastmri,
+    ".cfl": _look_bart,
     ".npy": _look_npy,
     ".nii": _look_nifti,
     ".nii.gz": _look_nifti,
