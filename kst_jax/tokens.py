@@ -29,11 +29,13 @@ class Batch:
       valid: (B, N), False for padding; None if every token is real.
       query: flat indices (B, M) of the unsampled grid points in row-major order;
         padding repeats the last point of the grid, and its result is never read.
-      kspace: measured k-space (B, H, W, 2), zero where not sampled.
+      kspace: measured k-space (B, H, W, 2), zero where not sampled; (B, C, H, W, 2) of
+        C coils if there are maps.
       mask: (B, H, W), True where sampled.
       image: fully sampled image (B, H, W, 2), the target; None if unknown.
       empty: (B, H, W), True where the scanner measured nothing because k-space is taken
         to be zero there: neither tokens nor queries. None if there is no such place.
+      maps: sensitivity maps (B, C, H, W, 2); None for one coil that sees the image.
       field: rows and columns in the middle of the image that count in losses and
         scores; None if all do. It is not an array, so each field has its own program.
     """
@@ -46,6 +48,7 @@ class Batch:
     mask: jax.Array
     image: jax.Array | None = None
     empty: jax.Array | None = None
+    maps: jax.Array | None = None
     field: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
@@ -55,8 +58,8 @@ class Batch:
         Zeros of places that are known to be empty count as samples.
         """
         if self.empty is None:
-            return Acquisition(self.mask)
-        return Acquisition(self.mask | self.empty)
+            return Acquisition(self.mask, self.maps)
+        return Acquisition(self.mask | self.empty, self.maps)
 
     @property
     def grid(self) -> tuple[int, int]:
