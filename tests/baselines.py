@@ -9,6 +9,7 @@ from kst_jax.models.admm import ADMMConfig
 from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.models.oucr import OUCRConfig
 from kst_jax.models.registry import build
+from kst_jax.models.sense import SENSEConfig
 from kst_jax.models.tv import TVConfig
 from kst_jax.models.unet import KUNetConfig, UNetConfig
 from tests.references import make_kst_tiny
@@ -20,6 +21,7 @@ TINY = {
     "oucr": OUCRConfig(iterations=2, features=4, under_levels=1, refinement_layers=1),
     "admm": ADMMConfig(iterations=2, features=4, points=11),
     "tv": TVConfig(iterations=20),
+    "sense": SENSEConfig(iterations=5),
 }
 
 

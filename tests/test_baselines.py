@@ -18,6 +18,7 @@ from kst_jax.models.admm import ADMMConfig
 from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.models.oucr import OUCRConfig
 from kst_jax.models.registry import build
+from kst_jax.models.sense import SENSEConfig
 from kst_jax.models.tv import TVConfig
 from kst_jax.models.unet import KUNetConfig, UNetConfig
 from kst_jax.training import loop, losses
@@ -47,6 +48,7 @@ def batch():
         # 5x5 filters there and back with biases, control points, rho and rate
         (ADMMConfig(), 128 * 26 + 128 * 101 + 128 * 25 + 1 + 2),
         (TVConfig(), 1),
+        (SENSEConfig(), 1),
     ],
 )
 def test_parameters_are_as_many_as_published(config, wanted):
@@ -57,7 +59,7 @@ def test_parameters_are_as_many_as_published(config, wanted):
     assert sum(x.size for x in jax.tree.leaves(shapes)) == wanted
 
 
-@pytest.mark.parametrize("name", ["d5c5", "unet", "oucr", "admm", "tv"])
+@pytest.mark.parametrize("name", ["d5c5", "unet", "oucr", "admm", "tv", "sense"])
 def test_a_step_over_devices_has_the_whole_gradient(name, batch):
     model, params, _ = tiny(name)
     config = TrainConfig(domain="image", batch_size=2)

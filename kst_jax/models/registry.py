@@ -9,6 +9,7 @@ from kst_jax.models.contract import Reconstructor
 from kst_jax.models.d5c5 import D5C5, D5C5Config
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.oucr import OUCR, OUCRConfig
+from kst_jax.models.sense import SENSE, SENSEConfig
 from kst_jax.models.tv import TV, TVConfig
 from kst_jax.models.unet import KUNet, KUNetConfig, UNet, UNetConfig
 
@@ -28,6 +29,7 @@ MODELS = {
     "oucr": Entry(OUCR, OUCRConfig),
     "admm": Entry(ADMM, ADMMConfig),
     "tv": Entry(TV, TVConfig),
+    "sense": Entry(SENSE, SENSEConfig),
 }
 
 
