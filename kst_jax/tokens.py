@@ -24,7 +24,7 @@ class Batch:
     """Undersampled slices, as tokens and on the grid; the same for every model.
 
     Attributes:
-      value: measured values (B, N, 2) of the tokens.
+      value: measured values (B, N, 2) of the tokens; (B, N, 2 C) of C coils.
       position: coordinates (B, N, 2), row then column, in [0, 1].
       valid: (B, N), False for padding; None if every token is real.
       query: flat indices (B, M) of the unsampled grid points in row-major order;
@@ -98,7 +98,8 @@ def tokenise(
     """Turns one slice into tokens and queries, on the host.
 
     Args:
-      kspace: k-space (H, W, 2); unsampled values are ignored.
+      kspace: k-space (H, W, 2), or (C, H, W, 2) of several coils; unsampled values are
+        ignored.
       mask: (H, W), True where sampled.
       counts: smallest and largest number of sampled points of any mask of the setting,
         by default this mask's. Tokens are padded to the largest, queries to H * W minus
@@ -111,10 +112,10 @@ def tokenise(
       absent if every mask has the same number of tokens, `empty` if it is None.
 
     Raises:
-      InputError: the k-space is not (H, W, 2), or the mask is not bool, has no sampled
+      InputError: the k-space has another shape, or the mask is not bool, has no sampled
         point, has the wrong shape, or has a number of points outside `counts`.
     """
-    if kspace.ndim != 3 or kspace.shape[2] != 2:
+    if kspace.ndim not in (3, 4) or kspace.shape[-1] != 2:
         raise InputError(
             f"k-space is {kspace.shape}, {kspace.dtype}; give its real and imaginary "
             "parts as (H, W, 2): np.stack([k.real, k.imag], -1)"
@@ -124,9 +125,9 @@ def tokenise(
             f"the mask is {mask.dtype}; give a bool mask, True where sampled, such as "
             "mask > 0"
         )
-    if mask.shape != kspace.shape[:2]:
+    if mask.shape != kspace.shape[-3:-1]:
         raise InputError(
-            f"mask {mask.shape} does not fit the k-space grid {kspace.shape[:2]}; "
+            f"mask {mask.shape} does not fit the k-space grid {kspace.shape[-3:-1]}; "
             "draw it for the data's size (data.size)"
         )
     least, most = counts or (mask.sum(), mask.sum())
@@ -140,8 +141,10 @@ def tokenise(
             f"the mask samples {sampled.size} points, outside its setting's range of "
             f"{least} to {most}; use masks of a single setting together"
         )
+    # A token has the values of all coils.
+    values = np.moveaxis(kspace.reshape(-1, mask.size, 2), 0, 1)[sampled]
     tokens = {
-        "value": _pad(kspace.reshape(-1, 2)[sampled], most),
+        "value": _pad(values.reshape(sampled.size, -1), most),
         "position": _pad(coordinates(mask.shape)[sampled], most),
         "query": _pad(query.astype(np.int32), mask.size - least, mask.size - 1),
         "kspace": np.where(mask[..., None], kspace, 0).astype(np.float32),

@@ -134,7 +134,8 @@ def require_one_coil(volume: Volume) -> None:
     if volume.coils > 1:
         raise InputError(
             f"{volume.path}: holds k-space of {volume.coils} coils, but networks take "
-            "one coil. Combine the coils first."
+            "one coil. Reconstruct it with CG-SENSE (kst-reconstruct sense), or "
+            "combine the coils first."
         )
 
 

@@ -90,6 +90,7 @@ class SENSE(Reconstructor):
     config: SENSEConfig
 
     title = "CG-SENSE"
+    takes_coils = True
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:

@@ -3,8 +3,9 @@ r"""Reconstructs scans that were undersampled at the scanner.
     kst-reconstruct runs/knee /data/singlecoil_test out
 
 RUN is the folder of a run, of released weights (weights/uniform1d_5x) or of a
-converted checkpoint. SCANS are files of k-space: fastMRI's single-coil .h5, with the
-`mask` of its test files, or .npy; a folder, a file, a pattern, or several with commas.
+converted checkpoint; or `sense` for CG-SENSE, which needs no training and takes scans
+of several coils. SCANS are files of k-space: fastMRI's .h5, with the `mask` of its test
+files, BART's .cfl, or .npy; a folder, a file, a pattern, or several with commas.
 The command writes to OUT
 
     NAME.h5             `reconstruction`, float32 magnitudes (slices, H, W), in the
@@ -37,7 +38,11 @@ from kst_jax.reconstruct.runner import Options, reconstruct
 def _main() -> None:
     parser = Parser("kst-reconstruct", __doc__)
     add = parser.add_argument
-    add("run", help="folder of a run, of released weights or of a converted checkpoint")
+    add(
+        "run",
+        help="folder of a run, of released weights or of a converted checkpoint; or "
+        "sense, for CG-SENSE",
+    )
     add("scans", help="undersampled k-space: a folder, a file, a pattern, or several")
     add("out", help="folder to write")
     add(

@@ -20,8 +20,8 @@ class Measurement:
     """One slice, ready for a network.
 
     Attributes:
-      kspace: complex64 (H, W), zero where not sampled; an oversampled readout is
-        cropped to the rows of the image.
+      kspace: complex64 (H, W), or (C, H, W) of several coils, zero where not sampled;
+        an oversampled readout is cropped to the rows of the image.
       mask: (H, W), True where sampled.
       empty: (H, W), True in columns that the scanner did not measure because k-space is
         taken to be zero there.
@@ -71,7 +71,7 @@ def measure(
     sample = volume.sample(index)
     if undersampling.mask is not None:
         sample = dataclasses.replace(sample, mask=undersampling.mask)
-    empty = native.empty_columns(sample, sample.kspace.shape)
+    empty = native.empty_columns(sample, sample.kspace.shape[-2:])
     mask = samples.sampling_mask(sample, empty)
     if (mask | empty).all():
         if not undersampling.acceleration:
@@ -114,11 +114,12 @@ def _at(config: MaskConfig, acceleration: float) -> MaskConfig:
 def _cropped(sample: Sample, mask: np.ndarray, empty: np.ndarray) -> Measurement:
     """Crops an oversampled readout; raises InputError unless columns are whole."""
     kspace, geometry = np.where(mask, sample.kspace, 0), sample.geometry
-    rows = geometry.matrix[0] if geometry else len(kspace)
-    if rows < len(kspace):
+    height = len(mask)
+    rows = geometry.matrix[0] if geometry else height
+    if rows < height:
         if not (mask == mask[:1]).all():
             raise InputError(
-                f"{sample.where}: the readout has {len(kspace)} rows for an image of "
+                f"{sample.where}: the readout has {height} rows for an image of "
                 f"{rows}, but its points are sampled one by one, so it cannot be "
                 "cropped. Crop the readout before undersampling."
             )
@@ -150,7 +151,7 @@ def tokenise(
         )
     else:
         channels = np.stack([kspace.real, kspace.imag], axis=-1)
-        normalisation = transforms.scale_of(channels[mask], mask.size, where)
+        normalisation = transforms.scale_of(channels[..., mask, :], mask.size, where)
         channels = channels / np.float32(normalisation.std)
     empty = measurement.empty if measurement.empty.any() else None
     return tokens.tokenise(channels, mask, counts, empty), normalisation

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kst_jax import parallel, tokens
+from kst_jax import coils, parallel, tokens
 from kst_jax.config import Config
 from kst_jax.data import labels, sources, transforms, volumes
 from kst_jax.data.samples import Geometry
@@ -26,8 +26,7 @@ from kst_jax.models.registry import build
 from kst_jax.programs import files
 from kst_jax.reconstruct import inputs, outputs
 from kst_jax.reconstruct.inputs import Measurement, Undersampling
-from kst_jax.runs import checkpoints, fields_of_view
-from kst_jax.stages import require_trained
+from kst_jax.reconstruct.methods import Method, open_method
 from kst_jax.tokens import Batch
 
 RECORD = "reconstruct.json"
@@ -60,7 +59,8 @@ def reconstruct(
     The same call resumes an interrupted reconstruction.
 
     Args:
-      run: folder of a run, of released weights or of a converted checkpoint.
+      run: folder of a run, of released weights or of a converted checkpoint; or "sense"
+        for CG-SENSE, which needs no training.
       scans: paths as in `data.test`: .h5 and .npy of k-space, or for a try any scans.
       out: folder to write.
       options: how to reconstruct and write; None for the defaults.
@@ -74,25 +74,24 @@ def reconstruct(
     """
     options = options or Options()
     out = files.local_folder(out)
-    params, config, step = checkpoints.read_parameters(run, options.checkpoint)
-    require_trained(config.train, step, build(config.model).stages, str(run))
+    method = open_method(run, options.checkpoint)
     selection = Selection(min_foreground=0.0)
     paths = [scan.path for scan in sources.find(scans)]
     names = dict(zip(paths, labels.file_names(paths), strict=True))
     opened = [volumes.open_scan(path, selection) for path in paths]
-    record = _record(run, step, options)
+    record = _record(method, options)
     done = _finished(out, record)
     todo = [volume for volume in opened if names[volume.path] not in done]
-    _look(todo, config, options.undersampling, fields_of_view.read(run))
+    _look(todo, method, options.undersampling)
     files.make_folder(out)
     mesh = parallel.make_mesh(options.batch_size)
-    everywhere = parallel.replicate(params, mesh)
+    everywhere = parallel.replicate(method.params, mesh)
     total = sum(len(volume.slices) for volume in todo)
     with tqdm(desc="Reconstructing", unit="slice", total=total) as bar:
         for volume in todo:
             started = time.monotonic()
             images, accelerations, geometry = _scan(
-                volume, config, everywhere, mesh, options, bar
+                volume, method.config, everywhere, mesh, options, bar
             )
             stem = labels.result_name(names[volume.path])
             name = stem + outputs.FORMATS[options.kind][0]
@@ -109,12 +108,12 @@ def reconstruct(
     return record | {"scans": done}
 
 
-def _record(run: str | Path, step: int, options: Options) -> dict[str, Any]:
+def _record(method: Method, options: Options) -> dict[str, Any]:
     """Describes the origin of the images, apart from the scans."""
     mask = options.undersampling.mask
     return {
-        "run": str(Path(run).absolute()),
-        "step": step,
+        "run": method.name,
+        "step": method.step,
         "format": options.kind,
         "complex": options.phase,
         "acceleration": options.undersampling.acceleration,
@@ -149,15 +148,11 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
     }
 
 
-def _look(
-    todo: list[Volume],
-    config: Config,
-    undersampling: Undersampling,
-    fields: list[fields_of_view.Field],
-) -> None:
+def _look(todo: list[Volume], method: Method, undersampling: Undersampling) -> None:
     """Refuses unusable scans; warns of scans unlike the training scans."""
     sources.warn_of([doubt for volume in todo for doubt in volume.doubts])
     warned: set[str] = set()
+    config = method.config
     if config.data.normalise == "target" and todo:
         print(
             "warning: the network was trained on slices normalised by their targets "
@@ -165,13 +160,18 @@ def _look(
             file=sys.stderr,
         )
     for volume in todo:
-        volumes.require_one_coil(volume)
+        if not build(config.model).takes_coils:
+            volumes.require_one_coil(volume)
         with volumes.reading(volume.path):
             index = volume.slices[len(volume.slices) // 2]
             measurement = inputs.measure(volume, index, config, undersampling)
         _model_for(config, measurement)
+        if method.step is None:  # no training to differ from
+            continue
         simulated = not volume.measured
-        found = inputs.differences(measurement, config, simulated, volume.pixel, fields)
+        found = inputs.differences(
+            measurement, config, simulated, volume.pixel, method.fields
+        )
         for kind, what in found.items():
             if kind not in warned:
                 print(f"warning: {volume.path.name}: {what}", file=sys.stderr)
@@ -209,10 +209,10 @@ def _scan(
     shapes = {one.mask.shape for one in slices}
     if len(shapes) > 1:
         raise InputError(f"{volume.path}: its slices differ in size: {sorted(shapes)}.")
-    geometry = slices[0].geometry
+    geometry, maps = slices[0].geometry, _maps(volume, slices)
     network = _compiled(_model_for(config, slices[0]), mesh)
     images = []
-    for batch, mean, std, count in _batches(volume, slices, config, options):
+    for batch, mean, std, count in _batches(volume, slices, maps, config, options):
         shards = parallel.shard((batch, mean, std), mesh)
         found = np.asarray(parallel.fetch(network(params, *shards)))[:count]
         images.append(found[..., 0] + 1j * found[..., 1])
@@ -224,8 +224,23 @@ def _scan(
     return cropped, [one.acceleration for one in slices], geometry
 
 
+def _maps(volume: Volume, slices: list[Measurement]) -> np.ndarray | None:
+    """Estimates the coils' maps (S, C, H, W, 2); None for one coil."""
+    if volume.coils == 1:
+        return None
+    try:
+        maps = np.asarray(coils.espirit(np.stack([one.kspace for one in slices])))
+    except InputError as error:
+        raise InputError(f"{volume.path}: {error}") from None
+    return np.stack([maps.real, maps.imag], axis=-1)
+
+
 def _batches(
-    volume: Volume, slices: list[Measurement], config: Config, options: Options
+    volume: Volume,
+    slices: list[Measurement],
+    maps: np.ndarray | None,
+    config: Config,
+    options: Options,
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, int]]:
     """Yields batches of equal shape; pads the last one with its last slice."""
     sampled = [int(one.mask.sum()) for one in slices]
@@ -241,7 +256,11 @@ def _batches(
             np.array([getattr(n, name) for _, n in prepared], np.float32)
             for name in ("mean", "std")
         )
-        yield tokens.batch_of([fields for fields, _ in prepared]), mean, std, len(part)
+        fields = [fields for fields, _ in prepared]
+        if maps is not None:
+            for n, one in enumerate(fields):
+                one["maps"] = maps[min(first + n, len(maps) - 1)]
+        yield tokens.batch_of(fields), mean, std, len(part)
 
 
 def _compiled(model: Reconstructor, mesh: Mesh) -> Callable:
