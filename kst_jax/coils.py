@@ -23,7 +23,7 @@ _ITERATIONS = 50
 
 
 def espirit(
-    kspace: np.ndarray,
+    kspace: np.ndarray | jax.Array,
     calibration: int = 24,
     kernel: int = 6,
     threshold: float = 0.001,
@@ -72,7 +72,9 @@ def espirit(
     return _with_phase_of(compression(flat, 1), maps).reshape(kspace.shape)
 
 
-def low_resolution_maps(kspace: np.ndarray, calibration: int = 24) -> jax.Array:
+def low_resolution_maps(
+    kspace: np.ndarray | jax.Array, calibration: int = 24
+) -> jax.Array:
     """Estimates maps quickly: low-resolution images over their root sum of squares.
 
     Unlike ESPIRiT's, they are not zero outside the object, where they are noise.
@@ -101,7 +103,9 @@ def low_resolution_maps(kspace: np.ndarray, calibration: int = 24) -> jax.Array:
     return _with_phase_of(reference, _normalised(images))
 
 
-def calibration_region(kspace: np.ndarray, most: int, least: int) -> np.ndarray:
+def calibration_region(
+    kspace: np.ndarray | jax.Array, most: int, least: int
+) -> np.ndarray:
     """Cuts the fully sampled rectangle out of the centre of k-space.
 
     Args:
@@ -244,7 +248,7 @@ def _with_phase_of(virtual_1xC: np.ndarray, maps: jax.Array) -> jax.Array:
     return maps * turn
 
 
-def compression(kspace: np.ndarray, coils: int) -> np.ndarray:
+def compression(kspace: np.ndarray | jax.Array, coils: int) -> np.ndarray:
     """Finds the virtual coils that keep most of a volume's energy (SVD compression).
 
     M. Buehrer et al., "Array compression for MRI with large coil arrays" (MRM 2007).
@@ -271,7 +275,7 @@ def compression(kspace: np.ndarray, coils: int) -> np.ndarray:
     return (vectors * largest.conj() / np.abs(largest)).astype(np.complex64)
 
 
-def compress(kspace: jax.Array, matrix: np.ndarray) -> jax.Array:
+def compress(kspace: np.ndarray | jax.Array, matrix: np.ndarray) -> jax.Array:
     """Combines coils (..., C, H, W) to virtual ones (..., V, H, W) by a matrix (V, C).
 
     Images, k-space and maps are compressed alike. Maps lose the part of their norm that

@@ -180,6 +180,8 @@ def test_simulated_coils_differ_by_seed_and_combine_to_the_image():
     head = phantom(SIZE)[1]
     changes = np.abs(np.diff(maps, axis=1))[:, head[1:]]
     assert 0.01 < changes.max() < 0.15  # smooth, in magnitude and phase
+    between = maps[0, head] * maps[3, head].conj()
+    assert np.angle(between / between.mean()).std() > 0.3
 
 
 @pytest.mark.parametrize("seed", range(5))
