@@ -65,8 +65,8 @@ def test_the_network_solves_for_its_weight(case):
         *[None] * 4, channels(kspace), acquisition.mask, maps=acquisition.maps
     )
     model = build(SENSEConfig(weight=0.3, iterations=7))
-    params = model.init(jax.random.key(0), batch)["params"]
-    found = model.reconstruct(params, batch)
+    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    found = jax.jit(model.reconstruct)(params, batch)
     wanted = solve(channels(kspace), acquisition, 0.3, 7)
     np.testing.assert_allclose(found.image, wanted, atol=1e-5)
     fewer = solve(channels(kspace), acquisition, 0.3, 2)
@@ -76,7 +76,7 @@ def test_the_network_solves_for_its_weight(case):
 def test_one_coil_is_zero_filled_and_scaled():
     batch = make_kst_tiny.example()
     model = build(SENSEConfig(weight=0.25))
-    params = model.init(jax.random.key(0), batch)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
     found = jax.jit(model.reconstruct)(params, batch).image
     wanted = batch.acquisition.adjoint(batch.kspace) / 1.25
     np.testing.assert_allclose(found, wanted, atol=1e-5)
