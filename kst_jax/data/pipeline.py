@@ -395,21 +395,21 @@ def _evaluation_batch(
 ) -> EvalBatch:
     """Prepares a process's share (process, of how many) of a global batch."""
     sampler, seed = sampler.at(row.grid.shape), config.eval.seed
-    abouts = {number: source.describe(number) for number in row.numbers}
-    masks = {
-        number: sampler.fixed(about.file, about.index, seed)
-        for number, about in abouts.items()
-    }
-    counts = sampler.bucket([int(mask.sum()) for mask in masks.values()])
     size = len(row.numbers) // share[1]
     places = range(share[0] * size, (share[0] + 1) * size)
-    slices, views, scalings = [], [], []
-    for number in (row.numbers[place] for place in places):
-        view = preparing.view(number, source, config, row.grid)
-        about, where = abouts[number], _where(source, number)
+    own = [row.numbers[place] for place in places]
+    # All processes must choose the same bucket, so they know each other's masks.
+    masks = {}
+    for number in row.numbers if len(sampler.buckets) > 1 else own:
+        about = source.describe(number)
+        masks[number] = sampler.fixed(about.file, about.index, seed)
+    counts = sampler.bucket([int(mask.sum()) for mask in masks.values()])
+    views = [preparing.view(number, source, config, row.grid) for number in own]
+    slices, scalings = [], []
+    for number, view in zip(own, views, strict=True):
+        about, where = source.describe(number), _where(source, number)
         rng = sampling.slice_rng(about.file, about.index, seed, 1)
         prepared = preparing.tokenise(view, masks[number], counts, config, rng, where)
-        views.append(view)
         slices.append(prepared[0])
         scalings.append(prepared[1])
     references = [view.reference for view in views if view.reference is not None]
