@@ -157,7 +157,7 @@ def test_what_runs_pass_over_in_silence(tmp_path):
     (tmp_path / "notes.txt").write_text("no scan")
     (found,) = examine_others(tmp_path.iterdir())
     assert (found.path.name, found.kind) == ("a.hdf5", "HDF5")
-    assert "is left out. Rename it to end in .h5 if" in found.findings[0].what
+    assert "is left out. Rename it to end in .h5 or .mrd if" in found.findings[0].what
 
 
 @pytest.mark.parametrize(

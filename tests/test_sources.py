@@ -67,7 +67,7 @@ def test_files_patterns_and_lists(folder):
         ("", "no path"),
         ("nowhere", "no such file or folder"),
         ("*.mat", "no such file or folder"),
-        ("notes.txt", "no scan found. Looked for .h5, .cfl, .npy, .nii, .nii.gz"),
+        ("notes.txt", "no scan found. Looked for .h5, .mrd, .cfl, .npy, .nii, .nii.gz"),
         ("folder.h5", "no scan found.*subfolders"),
     ],
 )

@@ -13,6 +13,7 @@ _HDF5, _NIFTI, _ANALYZE, _NPY = "HDF5", "NIfTI", "Analyze", "NumPy"
 # What the readers take under each suffix.
 _READABLE = {
     ".h5": (_HDF5,),
+    ".mrd": (_HDF5,),
     ".cfl": (),  # values alone
     ".npy": (_NPY,),
     ".nii": (_NIFTI,),

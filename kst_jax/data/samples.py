@@ -18,11 +18,17 @@ class Geometry:
       voxel: size of a voxel of that image along rows, columns and slices, in mm.
       columns: first column of k-space that the scanner measured, and the one after the
         last; None if all. Columns outside are zero (fastMRI's padding).
+      slices: number of slices of a volume; further images are further volumes, such as
+        repetitions. None if all images are one volume.
+      affine: (4, 4) from row, column and slice of that image to mm along right,
+        anterior and superior; None if the header does not tell.
     """
 
     matrix: tuple[int, int]
     voxel: tuple[float, float, float]
     columns: tuple[int, int] | None = None
+    slices: int | None = None
+    affine: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,6 +46,8 @@ class Sample:
         with, in the scan's units; None if the scan has none. It shows the middle of
         the field of view.
       simulated: whether k-space was computed from a magnitude image.
+      calibration: like `kspace`, of the lines that were measured for the coils'
+        sensitivities; zero elsewhere. None if no line is marked so.
     """
 
     kspace: np.ndarray
@@ -48,6 +56,7 @@ class Sample:
     geometry: Geometry | None = None
     target: np.ndarray | None = None
     simulated: bool = False
+    calibration: np.ndarray | None = None
 
 
 def sampling_mask(sample: Sample, empty: np.ndarray) -> np.ndarray:

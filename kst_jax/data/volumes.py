@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from kst_jax.data import contents
-from kst_jax.data.readers import bart, fastmri, nifti, npy
+from kst_jax.data.readers import bart, fastmri, mrd, nifti, npy
 from kst_jax.data.samples import Sample
 from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
@@ -76,9 +76,14 @@ class Volume(Protocol):
         """One slice as it was measured."""
 
 
+def _open_hdf5(path: Path, *_: str | float) -> Volume:
+    return (mrd if mrd.is_mrd(path) else fastmri).open_volume(path)
+
+
 # Each suffix's reader, which takes the path, the plane and the least foreground.
 READERS: dict[str, Callable[[Path, str, float], Volume]] = {
-    ".h5": lambda path, *_: fastmri.open_volume(path),
+    ".h5": _open_hdf5,
+    ".mrd": lambda path, *_: mrd.open_volume(path),
     ".cfl": lambda path, *_: bart.open_volume(path),  # with its .hdr
     ".npy": lambda path, *_: npy.open_volume(path),
     ".nii": nifti.open_volume,
@@ -121,9 +126,10 @@ def open_volume(path: Path, selection: Selection) -> Volume:
     volume = open_scan(path, selection)
     if volume.undersampled:
         raise InputError(
-            f"{path}: holds a 'mask', so its k-space is undersampled and there is "
-            "nothing to compare with. Reconstruct it with kst-reconstruct; train and "
-            "test on fully sampled files (fastMRI's train and val)."
+            f"{path}: holds a 'mask' or lacks lines, so its k-space is undersampled "
+            "and there is nothing to compare with. Reconstruct it with "
+            "kst-reconstruct; train and test on fully sampled files (fastMRI's train "
+            "and val)."
         )
     require_one_coil(volume)
     return volume

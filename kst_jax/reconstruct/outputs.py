@@ -39,22 +39,36 @@ def write_nifti(
 ) -> None:
     """Writes magnitudes as a NIfTI volume, rows from top to bottom.
 
-    Arguments as for `write_h5`. Voxel sizes come from the scan's header. fastMRI's
-    files lack the position and directions of slices, so these stay unknown. The phase,
-    if wanted, is a second volume beside the magnitude.
+    Arguments as for `write_h5`. Voxel sizes, position and directions of slices come
+    from the scan's header. fastMRI's files lack position and directions, so these stay
+    unknown. Repetitions and contrasts are further volumes. The phases, if wanted, are
+    volumes after the magnitudes.
     """
-    rows, columns, depth = geometry.voxel if geometry else (1.0, 1.0, 1.0)
-    magnitude = np.abs(image_SxHxW).astype(np.float32)
-    parts = [magnitude, np.angle(image_SxHxW).astype(np.float32)] if phase else None
-    volume = np.stack(parts, -1) if parts else magnitude
-    # (slices, rows, columns) to x along columns, y up along rows, z along slices.
-    volume = np.moveaxis(volume, (0, 1, 2), (2, 1, 0))[:, ::-1]
-    image = nib.Nifti1Image(volume, np.diag([columns, rows, depth, 1.0]))
+    parts = [np.abs(image_SxHxW)] + [np.angle(image_SxHxW)] * phase
+    count, rows, columns = image_SxHxW.shape
+    slices = geometry.slices if geometry and geometry.slices else count
+    volume = np.concatenate(parts).astype(np.float32)
+    volume = volume.reshape(-1, slices, rows, columns)
+    # (volumes, slices, rows, columns) to x along columns, y up along rows, z, volumes.
+    volume = np.moveaxis(volume, (0, 1, 2, 3), (3, 2, 1, 0))[:, ::-1]
+    volume = volume[..., 0] if volume.shape[-1] == 1 else volume
+    image = nib.Nifti1Image(volume, _affine(geometry, rows))
     image.header.set_xyzt_units("mm" if geometry else "unknown")
-    image.set_sform(None, 0)
-    image.set_qform(None, 0)
+    if geometry is None or geometry.affine is None:
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
     # nibabel chooses the format by the suffix, but the temporary file has none.
     path.write_bytes(image.to_bytes())
+
+
+def _affine(geometry: Geometry | None, rows: int) -> np.ndarray:
+    """Affine of a volume's axes (columns, rows from bottom to top, slices) in mm."""
+    if geometry is None or geometry.affine is None:
+        height, width, depth = geometry.voxel if geometry else (1.0, 1.0, 1.0)
+        return np.diag([width, height, depth, 1.0])
+    swap = np.eye(4)[[1, 0, 2, 3]]
+    swap[0, 1:] = -1, 0, rows - 1
+    return geometry.affine @ swap
 
 
 def write_png(

@@ -26,10 +26,7 @@ def geometry_of(header: bytes | str, where: str) -> Geometry:
     """
     text = header if isinstance(header, bytes) else header.encode()
     try:
-        # Declarations could make a short text expand endlessly.
-        if len(text) > _MAX_BYTES or re.search(rb"<!(DOCTYPE|ENTITY)", text):
-            raise ValueError("too long, or with declarations")
-        root = ElementTree.fromstring(text)
+        root = ElementTree.fromstring(plain_xml(text))
         space = root.find(_SPACE)
         if space is None:
             raise ValueError("no encoding/reconSpace")
@@ -48,6 +45,14 @@ def geometry_of(header: bytes | str, where: str) -> Geometry:
         ) from error
     voxel = extent[0] / rows, extent[1] / columns, extent[2] / depth
     return Geometry((rows, columns), voxel, measured)
+
+
+def plain_xml(text: bytes) -> bytes:
+    """Returns XML that is safe to parse; raises ValueError for any other."""
+    # Declarations could make a short text expand endlessly.
+    if len(text) > _MAX_BYTES or re.search(rb"<!(DOCTYPE|ENTITY)", text):
+        raise ValueError("too long, or with declarations")
+    return text
 
 
 def _measured_columns(root: ElementTree.Element) -> tuple[int, int] | None:
