@@ -209,11 +209,11 @@ def test_noise_becomes_white(tmp_path):
         return mixing @ (white[0] + 1j * white[1])
 
     acquired = [line(noise(20_000), 0, [19])]
-    acquired += [line(noise(24), n, repetition=r) for n in range(10) for r in range(99)]
+    acquired += [line(noise(24), n, repetition=r) for n in range(10) for r in range(20)]
     volume = opened(write(tmp_path / "a.mrd", acquired))
     found = np.stack([volume.sample(index).kspace for index in volume.slices], axis=1)
     covariance = np.cov(found.reshape(3, -1))
-    np.testing.assert_allclose(covariance, np.eye(3), atol=0.05)
+    np.testing.assert_allclose(covariance, np.eye(3), atol=0.08)
 
 
 def test_an_oblique_slice_lies_where_the_scanner_says(tmp_path):
