@@ -2,13 +2,16 @@
 
 import io
 import struct
+import tempfile
 import zlib
+from pathlib import Path
 
 import h5py
 import nibabel as nib
 import numpy as np
 import scipy.io
 
+from tests import mrd_files as mrd
 from tests.scans import KSPACE, VOLUME
 
 BOMB = 2**28  # zeros that a few hundred kilobytes expand to
@@ -187,7 +190,31 @@ def hdf5_files():
         yield f"patient {name}", with_attribute(value)
 
 
+def mrd_files():
+    """ISMRMRD files that lie about their lines."""
+    good, one = mrd.lines(mrd.scan()[1]), np.ones((3, 24))
+    radial = mrd.header(trajectory="radial")
+    yield "outside", written(*good, mrd.line(one, 4000))
+    yield "channels", written(*good, mrd.line(np.ones((5, 24)), 1))
+    yield "bandwidth", written(*good, mrd.line(one, 0, [19], sample_time_us=9.0))
+    yield "trajectory", written(*good, xml=radial)
+    yield "truncated", written(*good)[:9000]
+    yield "no lines", written(*mrd.lines(mrd.scan()[1], flags=[23]))
+
+
+def written(*lines, xml=None):
+    with tempfile.TemporaryDirectory() as folder:
+        return mrd.write(Path(folder) / "scan.mrd", lines, xml).read_bytes()
+
+
 def scans():
+    for name, data in mrd_files():
+        yield f"mrd {name}", {"scan.mrd": data}
+        yield f"mrd {name}.h5", {"scan.h5": data}
+    sizes = b"# Dimensions\n6 5 1 1 1 1 1 1 1 1 1 1 1 4 1 1\n"
+    yield "cfl short", {"scan.hdr": sizes, "scan.cfl": bytes(900)}
+    sizes = b"# Dimensions\n999999999 999999999\n"
+    yield "cfl huge", {"scan.hdr": sizes, "scan.cfl": bytes(900)}
     for name, data in hdf5_files():
         yield f"h5 {name}", {"scan.h5": data}
     for name, data in NPY.items():

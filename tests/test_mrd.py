@@ -7,13 +7,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.data import volumes
-from kst_jax.data_config import Selection
+from kst_jax.data import sources, volumes
+from kst_jax.data_config import DataConfig, Selection
+from kst_jax.doctor.examination import examine, patient_of
 from kst_jax.errors import InputError
 from kst_jax.reconstruct import outputs
 from tests import mrd_files
 from tests.fastmri_files import fft, ifft
 from tests.mrd_files import header, line, lines, scan, write
+from tests.scans import write_h5
+from tests.test_bart import write as write_pair
 
 IMAGES, KSPACE = scan()
 
@@ -266,6 +269,18 @@ def test_repetitions_are_volumes_of_a_nifti(tmp_path):
     np.testing.assert_allclose(values[..., 1, 2], 22 * truth, rtol=1e-4, atol=1e-4)
 
 
+def test_three_layouts_give_the_same_kspace(tmp_path):
+    mask = np.isin(np.arange(10), [0, 3, 4, 5, 8])
+    kspace = (fft(IMAGES) * mask).astype("c8")
+    xml = header(encoded=(12, 10), field=(120, 100))
+    write(tmp_path / "a.mrd", lines(kspace, np.flatnonzero(mask)), xml)
+    write_pair(tmp_path / "b.cfl", kspace[None])
+    write_h5(tmp_path / "c.h5", kspace[None])
+    for name in ("a.mrd", "b.cfl", "c.h5"):
+        found = opened(tmp_path / name).sample(0).kspace
+        np.testing.assert_allclose(found, kspace, atol=1e-5)
+
+
 def test_silent_directions_are_told(tmp_path):
     volume = opened(write(tmp_path / "a.mrd", lines(KSPACE)))
     assert volume.geometry.affine is None
@@ -373,3 +388,41 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     volume = opened(mrd_files.write(tmp_path / "bad.mrd", lines(broken)))
     with pytest.raises(InputError, match="slice 0 holds values that are not finite"):
         volume.sample(0)
+
+
+def test_the_doctor_tells_how_a_scan_was_made(tmp_path):
+    noise = np.random.default_rng(0).normal(size=(3, 99))
+    acquired = [
+        line(noise, 0, [19]),
+        *lines(KSPACE, [0, 4, 8]),
+        *lines(KSPACE, [5], flags=[20]),
+        *lines(KSPACE, [6], flags=[21]),
+        *lines(KSPACE, [1, 2], flags=[23]),
+    ]
+    path = write(tmp_path / "a.h5", acquired)
+    found = examine(path, DataConfig(), Selection())
+    notes = [one.what for one in found.findings if one.level == "note"]
+    assert notes == [
+        "3 coils; a noise scan makes them white.",
+        "the readout is oversampled 2 times.",
+        "2.5 times undersampled; 2 columns for calibration.",
+        "acquisitions with flags: 1 noise, 1 calibration alone, 1 calibration and "
+        "image, 2 navigator.",
+    ]
+    assert (found.kind, found.coils) == ("ISMRMRD", 3)
+    assert patient_of(path) == "P7"
+
+
+TWIX = {
+    "VB": b"\0\1\0\0\6\0\0\0Config\0" + bytes(500),
+    "VE": bytes(4) + b"\2" + bytes(11) + (10240).to_bytes(8, "little") + bytes(500),
+}
+
+
+@pytest.mark.parametrize("kind", TWIX)
+def test_twix_is_refused_with_the_converter_named(tmp_path, kind):
+    (tmp_path / "meas.dat").write_bytes(TWIX[kind])
+    with pytest.raises(
+        InputError, match=r"meas\.dat: .*Siemens twix.*siemens_to_ismrm"
+    ):
+        sources.find(str(tmp_path / "meas.dat"))

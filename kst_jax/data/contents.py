@@ -33,6 +33,7 @@ _REMEDIES = {
     "a MATLAB file": "Store its k-space as .h5 or .npy.",
     "BART": "Copy its .cfl beside it.",
     "a zip archive": "Unpack it.",
+    "Siemens twix": "Convert it to ISMRMRD with siemens_to_ismrmrd.",
 }
 _MRI_CONVERT = "Convert it to NIfTI with FreeSurfer's mri_convert."
 _SLICER = "Convert it to NIfTI, for example with 3D Slicer."
@@ -103,7 +104,7 @@ def passed_over(path: Path) -> tuple[str, str] | None:
     content = content_of(path)
     if names := _names(content):
         return content, f"Rename it to end in {names} if it is a scan."
-    if content in ("DICOM", "PAR/REC"):
+    if content in ("DICOM", "PAR/REC", "Siemens twix"):
         return content, _REMEDIES[content]
     return None
 
@@ -127,6 +128,14 @@ def _content(start: bytes) -> str:
         "PAR/REC": start.startswith(b"# === DATA DESCRIPTION FILE"),
         "BART": start.startswith(b"# Dimensions\n"),
         "a zip archive": start.startswith(b"PK\3\4"),
+        # VB's first buffer has one of these names; VD and VE have a table of up to 64
+        # measurements, of which the first starts at 10240.
+        "Siemens twix": start[8:].startswith((b"Config\0", b"Dicom\0", b"Meas\0"))
+        or (
+            start[1:4] == start[5:8] == bytes(3)
+            and 0 < start[4] <= 64
+            and start[16:24] == (10240).to_bytes(8, "little")
+        ),
     }
     return next((kind for kind, holds in signs.items() if holds), UNKNOWN)
 

@@ -13,7 +13,7 @@ from typing import SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
-from kst_jax.data import labels
+from kst_jax.data import contents, labels
 from kst_jax.data.labels import Found
 from kst_jax.data.readers.nifti import beside
 from kst_jax.data.samples import Sample
@@ -308,6 +308,9 @@ def find_part(part: str) -> list[Found]:
     # Opening refuses what is not a file.
     scans = sorted({f for f in files if suffix_of(f) and not f.is_dir()})
     if not scans:
+        told = contents.passed_over(files[0]) if files == [_path(part)] else None
+        if told and files[0].is_file():
+            raise InputError(f"{part}: is no scan that is read: {told[0]}. {told[1]}")
         raise InputError(
             f"{part}: no scan found. Looked for {', '.join(READERS)}"
             f"{' here and in all subfolders' if _path(part).is_dir() else ''}."

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from kst_jax.data import contents, fourier, transforms, volumes
-from kst_jax.data.readers import bart, fastmri, nifti, npy
+from kst_jax.data.readers import bart, fastmri, mrd, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.data_config import DataConfig, Selection
 from kst_jax.errors import InputError
@@ -123,10 +123,13 @@ def examine(
 
 def patient_of(path: Path) -> str:
     """Returns who a file says was scanned; empty if it does not say or is damaged."""
-    if suffix_of(path) != ".h5":
+    if suffix_of(path) not in (".h5", ".mrd"):
         return ""
     try:
         volumes.require_file(path)
+        if mrd.is_mrd(path):
+            with volumes.reading(path):
+                return mrd.open_volume(path).patient
         with volumes.reading(path), fastmri.open_file(path) as file:
             return fastmri.attribute(file, "patient_id")
     except InputError:  # examined later
@@ -151,6 +154,19 @@ def examine_others(paths: Iterable[Path]) -> list[Examination]:
         found.add("warning", f"is left out{more}. {remedy}")
         examined.append(found)
     return examined
+
+
+def _look_hdf5(path: Path, found: Examination) -> None:
+    (_look_mrd if mrd.is_mrd(path) else _look_fastmri)(path, found)
+
+
+def _look_mrd(path: Path, found: Examination) -> None:
+    volume = mrd.open_volume(path)
+    found.kind, found.coils = "ISMRMRD", volume.coils
+    found.stored, found.dtype = (volume.depth, *volume.shape), "complex64"
+    found.decoding = _decoding(volume.coils * math.prod(volume.grid.encoded), 8)
+    for what in volume.described():
+        found.add("note", what)
 
 
 def _look_fastmri(path: Path, found: Examination) -> None:
@@ -205,7 +221,8 @@ def _decoding(points: int, itemsize: int) -> int:
 
 
 _LOOK: dict[str, Callable[[Path, Examination], None]] = {
-    ".h5": _look_fastmri,
+    ".h5": _look_hdf5,
+    ".mrd": _look_mrd,
     ".cfl": _look_bart,
     ".npy": _look_npy,
     ".nii": _look_nifti,

@@ -82,6 +82,25 @@ class MRDVolume:
             self.lines.sampled(index, self.grid.encoded).all() for index in self.slices
         )
 
+    def described(self) -> list[str]:
+        """Says how the scan was made, a sentence each."""
+        encoded, lines = self.grid.encoded, self.lines
+        sampled = lines.sampled(0, encoded)
+        calibration = len(set(lines.column[lines.calibration].tolist()))
+        noise = (
+            "a noise scan makes them white"
+            if lines.flags.get("noise")
+            else ("no noise scan")
+        )
+        kinds = ", ".join(f"{count} {name}" for name, count in lines.flags.items())
+        return [
+            f"{self.coils} coils; {noise}.",
+            f"the readout is oversampled {self.grid.oversampling:g} times.",
+            f"{sampled.size / sampled.sum():.3g} times undersampled; {calibration} "
+            "columns for calibration.",
+            f"acquisitions with flags: {kinds or 'none'}.",
+        ]
+
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W), or one for each coil."""
         return ifft2c(self.sample(index).kspace)
