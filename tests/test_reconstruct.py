@@ -413,9 +413,8 @@ def test_a_phase_is_noticed_where_training_had_none():
         (real * np.exp(0.7j), False),
         (real * np.exp(2j * rows * columns), True),
     ):
-        measurement = Measurement(
-            fft(image).astype(np.complex64), everything, ~everything, None
-        )
+        kspace = fft(image).astype(np.complex64)
+        measurement = Measurement(kspace, everything, kspace, ~everything, None)
         assert ("phase" in differences(measurement, config, False)) == noticed
 
 

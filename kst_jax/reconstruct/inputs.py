@@ -23,6 +23,8 @@ class Measurement:
       kspace: complex64 (H, W), or (C, H, W) of several coils, zero where not sampled;
         an oversampled readout is cropped to the rows of the image.
       mask: (H, W), True where sampled.
+      calibration: k-space from which sensitivity maps are estimated: of the lines that
+        were measured for them, or all of it.
       empty: (H, W), True in columns that the scanner did not measure because k-space is
         taken to be zero there.
       geometry: the scan's grid; None if the scan has no header.
@@ -30,6 +32,7 @@ class Measurement:
 
     kspace: np.ndarray
     mask: np.ndarray
+    calibration: np.ndarray
     empty: np.ndarray
     geometry: Geometry | None
 
@@ -65,15 +68,15 @@ def measure(
       undersampling: the user's mask or acceleration, if given.
 
     Raises:
-      InputError: k-space or mask cannot be used; the scan is fully sampled, but no
-        acceleration is given; or it is undersampled, but an acceleration is given.
+      InputError: k-space or mask cannot be used; the scan of one coil is fully sampled,
+        but no acceleration is given; or it is undersampled, and one is given.
     """
     sample = volume.sample(index)
     if undersampling.mask is not None:
         sample = dataclasses.replace(sample, mask=undersampling.mask)
     empty = native.empty_columns(sample, sample.kspace.shape[-2:])
     mask = samples.sampling_mask(sample, empty)
-    if (mask | empty).all():
+    if (mask | empty).all() and (volume.coils == 1 or undersampling.acceleration):
         if not undersampling.acceleration:
             raise InputError(
                 f"{sample.where}: is fully sampled; nothing to reconstruct. Compare "
@@ -125,7 +128,11 @@ def _cropped(sample: Sample, mask: np.ndarray, empty: np.ndarray) -> Measurement
             )
         kspace = samples.crop_readout(kspace, rows)
         mask, empty = mask[:rows], empty[:rows]
-    return Measurement(kspace.astype(np.complex64), mask, empty, geometry)
+    kspace = kspace.astype(np.complex64)
+    calibration = kspace
+    if sample.calibration is not None:
+        calibration = samples.crop_readout(sample.calibration, len(mask))
+    return Measurement(kspace, mask, calibration, empty, geometry)
 
 
 def tokenise(

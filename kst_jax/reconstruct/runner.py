@@ -150,7 +150,9 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
 
 def _look(todo: list[Volume], method: Method, undersampling: Undersampling) -> None:
     """Refuses unusable scans; warns of scans unlike the training scans."""
-    sources.warn_of([doubt for volume in todo for doubt in volume.doubts])
+    sources.warn_of(
+        [f"{volume.path}: {doubt}" for volume in todo for doubt in volume.doubts]
+    )
     warned: set[str] = set()
     config = method.config
     if config.data.normalise == "target" and todo:
@@ -228,11 +230,14 @@ def _maps(volume: Volume, slices: list[Measurement]) -> np.ndarray | None:
     """Estimates the coils' maps (S, C, H, W, 2); None for one coil."""
     if volume.coils == 1:
         return None
-    try:
-        maps = np.asarray(coils.espirit(np.stack([one.kspace for one in slices])))
-    except InputError as error:
-        raise InputError(f"{volume.path}: {error}") from None
-    return np.stack([maps.real, maps.imag], axis=-1)
+    maps = []
+    for index, one in zip(volume.slices, slices, strict=True):
+        try:  # one by one: repetitions may be sampled differently
+            found = np.asarray(coils.espirit(one.calibration))
+        except InputError as error:
+            raise InputError(f"{volume.path}: slice {index}: {error}") from None
+        maps.append(np.stack([found.real, found.imag], axis=-1))
+    return np.stack(maps)
 
 
 def _batches(
