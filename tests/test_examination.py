@@ -73,7 +73,7 @@ def test_multi_coil_scans_show_their_coils(tmp_path):
     write_h5(tmp_path / "a.h5", np.stack([KSPACE] * 3, 1))
     found = examine(tmp_path / "a.h5", DATA, Selection())
     assert (found.coils, found.stored, found.slices) == (3, (6, 3, 20, 18), None)
-    assert "Combine the coils" in found.findings[0].what
+    assert "combine the coils" in found.findings[0].what
 
 
 def test_slices_that_cannot_be_used_are_listed(tmp_path):

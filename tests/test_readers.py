@@ -184,7 +184,7 @@ BAD_H5 = {
         p, "image", shape=(2, 2), dtype="f4"
     ),
     "is a group": lambda p: write_dataset(p, "kspace/deep", shape=(2, 2), dtype="f4"),
-    "k-space of 4 coils, .* Combine the coils": lambda p: write_h5(p, KSPACE[None]),
+    "k-space of 4 coils, .* combine the coils": lambda p: write_h5(p, KSPACE[None]),
     r"shape \(6, 5\)": lambda p: write_h5(p, KSPACE[0]),
     r"shape \(\)": lambda p: write_h5(p, 1j),
     "shape None": lambda p: write_h5(p, h5py.Empty("c8")),
