@@ -104,8 +104,33 @@ def test_without_calibration_lines_maps_cannot_be_estimated(kspace, tmp_path):
     with h5py.File(tmp_path / "scan.h5", "w") as file:
         file["kspace"], file["mask"] = kspace * mask, mask
     message = refused(PROGRAM, "sense", tmp_path / "scan.h5", tmp_path / "out")
-    assert "scan.h5: sensitivity maps need" in message
+    assert "scan.h5: slice 0: sensitivity maps need" in message
     assert "calibration" in message
+
+
+def test_fully_sampled_coils_are_combined(truth, kspace, tmp_path):
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace
+    reconstruct("sense", str(tmp_path / "scan.h5"), tmp_path / "out")
+    assert error(image_of(tmp_path / "out", "scan"), np.abs(truth[0])) < 0.02
+
+
+def test_raw_files_of_the_standards_own_tools(shared, tmp_path):
+    """Four repetitions, whose 24 lines lack the centre that 16 others measured."""
+    scans = f"{shared}/data/mrd_4x.h5,{shared}/data/mrd_full.h5"
+    record = reconstruct("sense", scans, tmp_path / "out")
+    assert record["scans"]["mrd_4x.h5"]["acceleration"] == 4
+    with h5py.File(shared / "data" / "mrd_full.h5") as file:
+        phantom = np.abs(fastmri_files.complex_of(file["dataset/phantom"][0])).T
+    errors = {}
+    for name in ("mrd_4x", "mrd_full"):
+        for image in image_of(tmp_path / "out", name):
+            scale = (image * phantom).sum() / (image**2).sum()
+            errors.setdefault(name, []).append(error(scale * image, phantom))
+    assert len(errors["mrd_4x"]) == 4
+    # Noise is 0.02 of the phantom, before it is amplified.
+    assert max(errors["mrd_4x"]) < 0.5
+    assert max(errors["mrd_full"]) < 0.1
 
 
 def test_the_measured_brain_is_as_good_as_barts(shared, tmp_path):
