@@ -38,11 +38,6 @@ def fft(image):
     return np.fft.fftshift(x, axes=(-2, -1))
 
 
-def complex_of(array):
-    """An array of ISMRMRD's pairs, or of complex numbers, as complex numbers."""
-    return array["real"] + 1j * array["imag"] if array.dtype.names else array
-
-
 def crop(image, shape):
     top, left = ((n - m) // 2 for n, m in zip(image.shape[-2:], shape, strict=True))
     return image[..., top : top + shape[0], left : left + shape[1]]

@@ -12,7 +12,6 @@ from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.examination import examine, patient_of
 from kst_jax.errors import InputError
 from kst_jax.reconstruct import outputs
-from kst_jax.reconstruct.runner import reconstruct
 from tests import mrd_files
 from tests.fastmri_files import fft, ifft
 from tests.mrd_files import header, line, lines, scan, write
@@ -315,23 +314,6 @@ def test_the_standards_own_repetitions_fill_kspace(shared):
     together = sum(sample.kspace for sample in samples)
     error = ifft(together) - phantom(volume.path)
     assert np.std(error.real) == pytest.approx(0.02, rel=0.02)
-
-
-def test_calibration_lines_make_images_of_few_lines(shared, tmp_path):
-    path = shared / "data/mrd_4x.h5"
-    reconstruct("sense", str(path), tmp_path / "out")
-    with h5py.File(tmp_path / "out/mrd_4x.h5") as file:
-        images = file["reconstruction"][()]
-    truth = np.sqrt((np.abs(phantom(path)) ** 2).sum(axis=0))
-    zero_filled = [np.sqrt((np.abs(x) ** 2).sum(axis=0)) for x in images_of(path)]
-
-    def error(image):
-        scale = np.vdot(image, truth) / np.vdot(image, image)
-        return np.linalg.norm(scale * image - truth)
-
-    assert len(images) == len(zero_filled) == 4
-    for image, aliased in zip(images, zero_filled, strict=True):
-        assert error(image) < 0.6 * error(aliased)
 
 
 def truncated(path):
