@@ -16,13 +16,13 @@ from kst_jax.data.readers import fastmri
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.evaluation.evaluate import evaluate
-from kst_jax.models.config import KSTConfig
 from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.models.registry import build
 from kst_jax.runs.checkpoints import write_parameters
 from kst_jax.training.loop import train
 from tests import fastmri_files
 from tests.programs import refused
+from tests.test_training import TINY
 
 MATRIX = (16, 14)
 # Width, measured columns, acquisition and number of slices of each scan.
@@ -31,17 +31,7 @@ SCANS = {
     "file2": (22, (2, 21), "CORPDFS_FBK", 5),
     "file3": (20, None, "CORPDFS_FBK", 4),
 }
-MODEL = KSTConfig(
-    width=8,
-    heads=2,
-    mlp=8,
-    encoder_layers=1,
-    lr_layers=1,
-    hr_layers=1,
-    lr_size=(8, 10),
-    refinement_features=4,
-)
-
+MODEL = dataclasses.replace(TINY.model, lr_size=(8, 10))
 CONVOLUTIONAL = D5C5Config(cascades=2, layers=3, features=8)
 
 

@@ -22,6 +22,7 @@ from kst_jax.runs import fields_of_view
 from kst_jax.runs.checkpoints import write_parameters
 from tests import fastmri_files
 from tests.conftest import ROOT
+from tests.fastmri_files import fft, ifft
 from tests.programs import refused, run_here
 from tests.references import make_kst_tiny
 
@@ -51,16 +52,6 @@ def write(path, kspace, mask=None, header=None):
         if header is not None:
             file["ismrmrd_header"] = header
     return path
-
-
-def ifft(kspace):
-    x = np.fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1)), norm="ortho")
-    return np.fft.fftshift(x, axes=(-2, -1))
-
-
-def fft(image):
-    x = np.fft.fft2(np.fft.ifftshift(image, axes=(-2, -1)), norm="ortho")
-    return np.fft.fftshift(x, axes=(-2, -1))
 
 
 def network(folder, **data):
