@@ -55,6 +55,7 @@ def test_outputs_equal_the_authors(authors, stage):
         assert relative(found[name.split("/")[-1]], goldens[name]) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_training_equals_the_authors(authors):
     goldens, model, params, batch = authors
     np.testing.assert_allclose(

@@ -133,6 +133,7 @@ def unet_parameters(weights):
     }
 
 
+@pytest.mark.slow
 def test_unet_equals_a_unet_in_pytorch():
     found = np.load(ROOT / "tests" / "references" / "unet_tiny.npz")
     weights, gradients = (

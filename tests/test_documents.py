@@ -39,6 +39,7 @@ NOT_RUN = {
     r"gcloud |srun |  sbatch ": "need a TPU pod or Slurm",
     r" *kst-train .*--coordinator=": "needs others; tests/test_pods.py has two",
     r"export |for |done": "shell around the two before",
+    r"kst-benchmark .*--(sweep|attention)=": "tests/test_benchmark.py sweeps",
     r"kst-study": "tests/test_study.py runs one",
     r"kst-reconstruct runs/knee": "tests/test_reconstruct.py writes such files",
     r"kst-reconstruct sense": "tests/test_reconstruct_coils.py writes such files",

@@ -179,6 +179,7 @@ def test_every_parameter_belongs_to_the_first_stage_that_uses_it(shared):
     assert not rest
 
 
+@pytest.mark.slow
 def test_any_grid_can_be_reconstructed():
     model, params, batch = tiny()
     kspace, mask = np.asarray(batch.kspace[0]), np.asarray(batch.mask[0])

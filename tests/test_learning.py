@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from kst_jax.config import EvalConfig, MaskConfig, TrainConfig
 from kst_jax.evaluation.evaluate import evaluate
 from kst_jax.models.d5c5 import D5C5Config
@@ -9,6 +11,7 @@ from kst_jax.training.loop import train
 from tests.test_training import TINY
 
 
+@pytest.mark.slow
 def test_a_trained_network_beats_zero_filling(tmp_path):
     """On a person that it was not trained on, at the same masks."""
     config = dataclasses.replace(

@@ -230,7 +230,8 @@ def evaluated(config, source, tmp_path_factory):
     run = tmp_path_factory.mktemp("native") / "run"
     config = dataclasses.replace(config, model=CONVOLUTIONAL)
     batch = pipeline.example_batch(config, pipeline.open_sampler(config))
-    params = build(config.model).init(jax.random.key(0), batch)["params"]
+    init = jax.jit(build(config.model).init)
+    params = init(jax.random.key(0), batch)["params"]
     write_parameters(run, params, config)
     return evaluate(config, run), run / "eval"
 

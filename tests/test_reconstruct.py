@@ -71,7 +71,8 @@ def network(folder, **data):
         ),
     )
     model = KSpaceTransformer(config.model)
-    params = model.init(jax.random.key(0), make_kst_tiny.example())["params"]
+    example = make_kst_tiny.example()
+    params = jax.jit(model.init)(jax.random.key(0), example)["params"]
     write_parameters(folder, params, config)
     return model, params
 
@@ -129,6 +130,7 @@ def test_without_a_mask_zeros_tell_what_was_measured(run, images, name, tmp_path
         np.testing.assert_allclose(file["reconstruction"], np.abs(images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mask_of_ones_own_and_fully_sampled_scans(run, images, tmp_path):
     """--acceleration keeps to the network's pattern, alike each time."""
     np.save(tmp_path / "mask.npy", COLUMNS)

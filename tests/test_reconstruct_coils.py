@@ -146,6 +146,7 @@ def test_raw_files_of_the_standards_own_tools(shared, tmp_path):
     assert error_of(images[4]) < 0.1  # noise alone
 
 
+@pytest.mark.slow
 def test_the_measured_brain_is_as_good_as_barts(shared, tmp_path):
     """With maps of BART's its CG-SENSE reaches 27.69 dB; the same slice and mask.
 

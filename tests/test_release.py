@@ -23,7 +23,7 @@ PROGRAM = "kst-release"
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = dataclasses.replace(
-        TINY, train=dataclasses.replace(TINY.train, steps=2, ema=0.9)
+        TINY, train=dataclasses.replace(TINY.train, steps=2, ema=0.9, stages=(0, 0, 1))
     )
     loop.train(config, folder)
     return folder

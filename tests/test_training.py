@@ -18,7 +18,7 @@ from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.models.tv import TVConfig
-from kst_jax.runs.checkpoints import Checkpoints, read_parameters
+from kst_jax.runs.checkpoints import read_parameters
 from kst_jax.stages import first_steps, reached, require_trained, stage_at
 from kst_jax.training import loop
 
@@ -75,32 +75,6 @@ def test_stages_follow_each_other(finished):
     assert list((workdir / "tensorboard").glob("events*"))
 
 
-@pytest.mark.slow
-def test_resuming_equals_not_being_interrupted(finished, tmp_path, monkeypatch):
-    class KilledError(Exception):
-        pass
-
-    save = Checkpoints.save
-
-    def save_and_die(self, step, *args):
-        save(self, step, *args)
-        if step == 5:  # what is being written is written whole
-            raise KilledError
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
-    with pytest.raises(KilledError):
-        loop.train(TINY, tmp_path)
-    # rows after the checkpoint, as a run that died between two checkpoints leaves
-    with (tmp_path / "train.jsonl").open("a") as file:
-        file.write('{"step": 6, "loss": 1.0, "stage": "K"}\n{"step": 7, "lo')
-    monkeypatch.undo()
-    state = loop.train(TINY, tmp_path)
-    workdir, whole = finished
-    assert rows(tmp_path) == rows(workdir)
-    same = jax.tree.map(np.array_equal, state, whole)
-    assert all(jax.tree.leaves(same))
-
-
 def test_a_finished_run_trains_no_further(finished):
     workdir, whole = finished
     before = rows(workdir)
@@ -140,6 +114,7 @@ def test_old_checkpoints_go(finished):
     assert kept == {"10", "12"}
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, monkeypatch):
     class Poisoned:
         """The stream, whose sixth batch holds an overflow."""

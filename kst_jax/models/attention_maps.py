@@ -1,6 +1,7 @@
 """Attention maps of the K-Space Transformer (paper section 3.5, Fig. 4)."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -103,7 +104,7 @@ def attention_maps(
     Returns:
       Stack of layers to softmax weights (S, B, K, L) over the tokens attended to.
     """
-    _, state = model.apply({"params": params}, batch, mutable=["intermediates"])
+    state = _intermediates(model, params, batch)
     kinds = {"encoder": "self_attention", "hr_decoder": "cross_attention"}
     valid = {"encoder": batch.valid}
     if not model.config.lr_decoder:
@@ -117,3 +118,10 @@ def attention_maps(
         ]
         maps[name] = jnp.stack(weights)[..., 0, :]
     return maps
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _intermediates(model: KSpaceTransformer, params: dict, batch: Batch) -> dict:
+    """Returns what the layers keep for inspection."""
+    variables = {"params": params}
+    return model.apply(variables, batch, mutable=["intermediates"])[1]
