@@ -303,8 +303,10 @@ class Sampler:
             return self._fastmri(np.random.RandomState(filename_seed(file)))
         return self.random(slice_rng(file, index, seed))
 
-    def fixed_acceleration(self, file: str) -> float:
-        """Returns the acceleration that a file's `fixed` masks have by name."""
+    def fixed_acceleration(self, file: str) -> float | None:
+        """Returns the acceleration of a file's `fixed` masks by name; None for a bank."""
+        if self.bank is not None:
+            return None
         accelerations = self.config.accelerations
         rng = np.random.RandomState(filename_seed(file))
         return accelerations[rng.randint(len(accelerations))]

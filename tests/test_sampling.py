@@ -92,6 +92,7 @@ def test_fixed_masks_depend_on_seed_file_and_slice_alone():
 def test_bank_masks_come_from_the_bank():
     bank = np.stack([sampling.uniform_1d(rng(s), (8, 8), 4) for s in range(5)])
     sampler = sampling.sampler(MaskConfig(kind="bank", bank="masks.npy"), (8, 8), bank)
+    assert sampler.fixed_acceleration("file.h5") is None  # the masks decide
     drawn = {sampler.random(rng(s)).tobytes() for s in range(60)}
     assert drawn == {mask.tobytes() for mask in bank}
 

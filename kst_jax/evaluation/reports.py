@@ -197,7 +197,7 @@ class Report:
 
     def _means_by(self, name: str) -> dict[str, dict]:
         """Returns the volumes' means by a property of theirs."""
-        values = sorted({volume[name] for volume in self._volumes.values()})
+        values = sorted({volume[name] for volume in self._volumes.values()} - {None})
         return {
             str(value): _means([v for v in self._volumes.values() if v[name] == value])
             for value in values
