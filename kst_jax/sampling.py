@@ -304,7 +304,7 @@ class Sampler:
         return self.random(slice_rng(file, index, seed))
 
     def fixed_acceleration(self, file: str) -> float | None:
-        """Returns the acceleration of a file's `fixed` masks by name; None for a bank."""
+        """Returns the acceleration of a file's `fixed` masks; None for a bank."""
         if self.bank is not None:
             return None
         accelerations = self.config.accelerations

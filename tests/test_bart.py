@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kst_jax.data import sources, volumes
+from kst_jax.data import finding, sources, volumes
 from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.examination import examine
 from kst_jax.errors import InputError
@@ -40,7 +40,7 @@ def test_one_coil_is_read_like_any_scan(tmp_path):
 @pytest.mark.parametrize("name", ["scan.cfl", "scan.hdr"])
 def test_either_file_names_the_pair(tmp_path, name):
     write(tmp_path / "scan.cfl", KSPACE[:, None])
-    (scan,) = sources.find(str(tmp_path / name))
+    (scan,) = finding.find(str(tmp_path / name))
     assert scan.path == tmp_path / "scan.cfl"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kst_jax.config import Config
-from kst_jax.data import pipeline, sources
+from kst_jax.data import opening, pipeline, sources
 from kst_jax.data.readers.npy import NpyVolume
 from kst_jax.data_config import Selection
 from kst_jax.doctor.command import examinations, report
@@ -71,9 +71,9 @@ def taken(path, data):
         model=KSTConfig(lr_size=(8, 8)),
     )
     try:
-        source = pipeline.open_test_source(config)
+        source = opening.open_test_source(config)
         batches = pipeline.evaluation_batches(
-            source, config, pipeline.open_sampler(config)
+            source, config, opening.open_sampler(config)
         )
         return sum(len(batch.number) for batch in batches) > 0
     except InputError:

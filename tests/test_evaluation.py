@@ -15,7 +15,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax.config_dict import from_dict
-from kst_jax.data import pipeline, transforms
+from kst_jax.data import opening, transforms
 from kst_jax.errors import InputError
 from kst_jax.evaluation import reports
 from kst_jax.evaluation.evaluate import evaluate
@@ -66,7 +66,7 @@ def test_a_run_leaves_its_files(workdir):
 @pytest.fixture(scope="module")
 def expected(config):
     """By numpy: targets and zero-filled images (S, H, W) on each scale."""
-    source, sampler = pipeline.open_test_source(config), pipeline.open_sampler(config)
+    source, sampler = opening.open_test_source(config), opening.open_sampler(config)
     found = {"normalised": ([], []), "input": ([], [])}
     for item in (source[n] for n in range(len(source))):
         image = transforms.field_of_view(item.image, config.data, "")
@@ -133,7 +133,7 @@ def test_volumes_are_scored_as_fastmri_does(report, expected, written, method):
 
 
 def test_reconstructions_are_written_as_fastmri_does(workdir, config, expected):
-    source = pipeline.open_test_source(config)
+    source = opening.open_test_source(config)
     with h5py.File(workdir / "eval" / "reconstructions" / "sub-0042_T1w.h5") as file:
         images = file["reconstruction"]
         assert (images.shape, images.dtype) == (expected["input"][0].shape, "f4")

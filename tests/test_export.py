@@ -14,7 +14,7 @@ import pytest
 
 from kst_jax import fourier, tokens
 from kst_jax.config import Config, MaskConfig
-from kst_jax.data import pipeline
+from kst_jax.data import opening, pipeline
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.export import command, standalone
@@ -54,7 +54,7 @@ def run(request, tmp_path_factory):
         model=MODEL,
     )
     folder = tmp_path_factory.mktemp(request.param)
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     model, key = KSpaceTransformer(MODEL), jax.random.key(1)
     example = pipeline.example_batch(config, sampler)
     params = jax.jit(model.init)(key, example)["params"]
@@ -202,7 +202,7 @@ def test_every_network_can_be_exported(name):
         mask=MaskConfig(acceleration=4.0),
         model=baselines.TINY[name],
     )
-    model, sampler = build(config.model), pipeline.open_sampler(config)
+    model, sampler = build(config.model), opening.open_sampler(config)
     example = pipeline.example_batch(config, sampler)
     params = jax.jit(model.init)(jax.random.key(0), example)["params"]
     exported = command.export(config, params, ("cpu",))

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from kst_jax.data import sources
+from kst_jax.data import finding
 from tests.conftest import ROOT
 from tests.programs import PROGRAMS, TINY
 
@@ -95,15 +95,15 @@ def trained(place):
 def test_every_module_is_the_installed_one(place):
     program = f"""
 import importlib
-from kst_jax.data import sources
+from kst_jax.data import finding
 for name in {sorted(PROGRAMS.values())}:
     print(importlib.import_module(name).__file__)
 import kst_jax.configs, kst_jax.configs.studies
 print(kst_jax.configs.__file__, kst_jax.configs.studies.__file__, sep="\\n")
-print(*sources.DEMO.values(), sep="\\n")
+print(*finding.DEMO.values(), sep="\\n")
 """
     paths = done(place, "python", "-c", program).splitlines()
-    assert len(paths) == len(PROGRAMS) + 2 + len(sources.DEMO)
+    assert len(paths) == len(PROGRAMS) + 2 + len(finding.DEMO)
     for path in paths:
         assert pathlib.Path(path).is_relative_to(place.parent / "environment")
         assert pathlib.Path(path).is_file()

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.data import sources, volumes
+from kst_jax.data import finding, volumes
 from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.examination import examine, patient_of
 from kst_jax.errors import InputError
@@ -425,4 +425,4 @@ def test_twix_is_refused_with_the_converter_named(tmp_path, kind):
     with pytest.raises(
         InputError, match=r"meas\.dat: .*Siemens twix.*siemens_to_ismrm"
     ):
-        sources.find(str(tmp_path / "meas.dat"))
+        finding.find(str(tmp_path / "meas.dat"))

@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax import sampling
 from kst_jax.config import Config, EvalConfig, MaskConfig, TrainConfig
-from kst_jax.data import pipeline
+from kst_jax.data import opening, pipeline
 from kst_jax.data.readers import fastmri
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
@@ -65,11 +65,11 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(config):
-    return pipeline.open_sources(config)[0]
+    return opening.open_sources(config)[0]
 
 
 def taken(config, source, count, sampler=None, **shares):
-    sampler = sampler or pipeline.open_sampler(config)
+    sampler = sampler or opening.open_sampler(config)
     stream = pipeline.training_batches(source, config, sampler, **shares)
     return list(itertools.islice(stream, count))
 
@@ -125,7 +125,7 @@ def test_unmeasured_columns_are_neither_tokens_nor_queries(config, source):
 
 
 def test_masks_are_fastmris_at_the_measured_width_cleared_outside(config):
-    sampler, test = pipeline.open_sampler(config), pipeline.open_test_source(config)
+    sampler, test = opening.open_sampler(config), opening.open_test_source(config)
     for found in pipeline.evaluation_batches(test, config, sampler):
         for number, mask in zip(found.number, found.batch.mask, strict=True):
             if number < 0:
@@ -140,7 +140,7 @@ def test_masks_are_fastmris_at_the_measured_width_cleared_outside(config):
 
 
 def test_evaluation_visits_each_slice_once_in_order(config):
-    sampler, test = pipeline.open_sampler(config), pipeline.open_test_source(config)
+    sampler, test = opening.open_sampler(config), opening.open_test_source(config)
     found = list(pipeline.evaluation_batches(test, config, sampler))
     numbers = [n for batch in found for n in batch.number if n >= 0]
     assert numbers == list(range(len(test)))
@@ -154,7 +154,7 @@ def test_hosts_together_see_the_batches_of_one(config, source):
     config = dataclasses.replace(
         config, train=dataclasses.replace(config.train, batch_size=4)
     )
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     usual = 16 * 4, 16 * 11  # so narrow that many batches need the other bucket
     sampler = dataclasses.replace(sampler, buckets=(usual, sampler.counts))
     whole = taken(config, source, 20, sampler)
@@ -209,7 +209,7 @@ def test_equispaced_masks_need_hardly_any_padding(kind, acceleration):
 
 
 def test_both_accelerations_are_drawn(config):
-    sampler = pipeline.open_sampler(config).at((1, 400))
+    sampler = opening.open_sampler(config).at((1, 400))
     rng = np.random.default_rng(0)
     counts = np.array([sampler.random(rng).sum() for _ in range(400)])
     assert 0.4 < (counts > 150).mean() < 0.6
@@ -231,7 +231,7 @@ def test_the_low_resolution_grid_keeps_its_share(config, source):
 def evaluated(config, source, tmp_path_factory):
     run = tmp_path_factory.mktemp("native") / "run"
     config = dataclasses.replace(config, model=CONVOLUTIONAL)
-    batch = pipeline.example_batch(config, pipeline.open_sampler(config))
+    batch = pipeline.example_batch(config, opening.open_sampler(config))
     init = jax.jit(build(config.model).init)
     params = init(jax.random.key(0), batch)["params"]
     write_parameters(run, params, config)
@@ -271,7 +271,7 @@ def test_scores_are_fastmris_of_the_same_files(config, evaluated):
 
 def test_scores_are_also_given_by_acceleration_and_acquisition(config, evaluated):
     report, out = evaluated
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     for group, names in (
         ("by_acquisition", {"CORPD_FBK": ["file1"], "CORPDFS_FBK": ["file2", "file3"]}),
         (
@@ -365,7 +365,7 @@ def test_k_space_outside_the_measured_columns_is_refused(config, tmp_path):
         config, data=dataclasses.replace(config.data, train=str(tmp_path))
     )
     with pytest.raises(InputError, match="slice 1: k-space is not zero in columns"):
-        taken(broken, pipeline.open_sources(broken)[0], 20)
+        taken(broken, opening.open_sources(broken)[0], 20)
 
 
 def test_a_network_that_the_measured_size_does_not_suit_is_refused(config, tmp_path):

@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from kst_jax import fourier, parallel, sampling, tokens
 from kst_jax.benchmark import measuring
 from kst_jax.config import MaskConfig
-from kst_jax.data import pipeline
+from kst_jax.data import opening, pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
@@ -50,8 +50,8 @@ def three_steps(devices, accumulate):
         optax.trace(decay=0.0),  # holds the gradient
         loop.make_optimizer(config.train, model),
     )
-    source, _ = pipeline.open_sources(config)
-    stream = pipeline.training_batches(source, config, pipeline.open_sampler(config))
+    source, _ = opening.open_sources(config)
+    stream = pipeline.training_batches(source, config, opening.open_sampler(config))
     batches = [parallel.shard(next(stream), mesh) for _ in range(3)]
     state = loop.init_state(model, optimizer, batches[0], config.train)
     state, rows = parallel.replicate(state, mesh), []
@@ -139,7 +139,7 @@ def test_accelerators_round_no_factor_in_training():
     config = dataclasses.replace(TINY.model, attention="blocked")
     model, mesh = KSpaceTransformer(config), parallel.make_mesh(8)
     optimizer = optax.sgd(1.0)
-    example = pipeline.example_batch(TINY, pipeline.open_sampler(TINY))
+    example = pipeline.example_batch(TINY, opening.open_sampler(TINY))
     batch = jax.tree.map(lambda x: np.repeat(x, 8, axis=0), example)
     state = jax.eval_shape(
         lambda: loop.init_state(model, optimizer, example, TINY.train)

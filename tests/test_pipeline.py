@@ -12,7 +12,7 @@ import pytest
 
 from kst_jax import fourier, sampling, tokens
 from kst_jax.config import Config, MaskConfig, TrainConfig
-from kst_jax.data import pipeline, sources
+from kst_jax.data import opening, pipeline, sources
 from kst_jax.data.sources import Source
 from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
@@ -34,11 +34,11 @@ SMALL = Config(
 
 @pytest.fixture(scope="module")
 def people():
-    return pipeline.open_sources(SMALL)
+    return opening.open_sources(SMALL)
 
 
 def batches(config, people, **shares):
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     return pipeline.training_batches(people[0], config, sampler, **shares)
 
 
@@ -53,7 +53,7 @@ def test_fields_of_view_follow_from_the_affine(plane, size, tmp_path):
     write_nifti(tmp_path / "a.nii", volume.astype("f4"), affine)
     data = DataConfig(train=str(tmp_path), size=(50, 50), crop=(100, 100), plane=plane)
     source = sources.open_source(str(tmp_path), data.selection(0))
-    found = pipeline.fields_of_view(source, dataclasses.replace(SMALL, data=data))
+    found = opening.fields_of_view(source, dataclasses.replace(SMALL, data=data))
     assert found == [size]
 
 
@@ -112,7 +112,7 @@ def test_augmentation_changes_training_alone(people):
     )
     plain, turned = (next(batches(c, people)) for c in (SMALL, augmented))
     assert not np.allclose(plain.image, turned.image)
-    sampler = pipeline.open_sampler(SMALL)
+    sampler = opening.open_sampler(SMALL)
     plain, turned = (
         next(iter(pipeline.evaluation_batches(people[1], c, sampler)))
         for c in (SMALL, augmented)
@@ -138,8 +138,8 @@ def test_networks_get_nothing_of_what_was_not_sampled(tmp_path):
             model=KSTConfig(lr_size=(8, 8)),
         )
         source, sampler = (
-            pipeline.open_test_source(config),
-            pipeline.open_sampler(config),
+            opening.open_test_source(config),
+            opening.open_sampler(config),
         )
         inputs += pipeline.evaluation_batches(source, config, sampler)
     one, other = inputs
@@ -155,7 +155,7 @@ def test_simulated_scans_are_the_same_in_every_evaluation(people):
     config = dataclasses.replace(
         SMALL, data=dataclasses.replace(SMALL.data, augment=augment)
     )
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     once, again = (
         next(iter(pipeline.evaluation_batches(people[1], config, sampler)))
         for _ in range(2)
@@ -173,9 +173,9 @@ def test_measured_scans_get_neither_phase_nor_noise(tmp_path):
     for augment in (AugmentConfig(), AugmentConfig(phase=1.0, noise=0.1)):
         data = DataConfig(test=str(tmp_path), size=(16, 16), augment=augment)
         config = Config(data=data, model=KSTConfig(lr_size=(8, 8)))
-        source = pipeline.open_test_source(config)
+        source = opening.open_test_source(config)
         found += pipeline.evaluation_batches(
-            source, config, pipeline.open_sampler(config)
+            source, config, opening.open_sampler(config)
         )
     assert equal(*found)
 
@@ -263,7 +263,7 @@ def test_each_epoch_has_every_slice_in_an_order_of_its_own(people, monkeypatch):
 
 
 def test_each_process_reads_its_share_of_a_test_alone(people, monkeypatch):
-    sampler = pipeline.open_sampler(SMALL)
+    sampler = opening.open_sampler(SMALL)
     count = len(people[0])
     assert count % 4
 
@@ -319,7 +319,7 @@ def test_each_seed_changes_one_thing_alone(name, changed, tmp_path):
 
     def parts(**seeds):
         seeded = dataclasses.replace(data, **seeds)
-        sides = pipeline.open_sources(dataclasses.replace(SMALL, data=seeded))
+        sides = opening.open_sources(dataclasses.replace(SMALL, data=seeded))
         drawn = {
             (item.file, item.index)
             for side in sides
@@ -332,7 +332,7 @@ def test_each_seed_changes_one_thing_alone(name, changed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "opened", [lambda c: pipeline.open_sources(c)[1], pipeline.open_test_source]
+    "opened", [lambda c: opening.open_sources(c)[1], opening.open_test_source]
 )
 def test_runs_of_any_seed_meet_the_same_test(opened):
     """Slices and masks, which go by `eval.seed` alone."""
@@ -347,7 +347,7 @@ def test_runs_of_any_seed_meet_the_same_test(opened):
         )
         source = opened(config)
         slices = [source.describe(n).index for n in range(len(source))]
-        sampler = pipeline.open_sampler(config)
+        sampler = opening.open_sampler(config)
         return slices, next(
             iter(pipeline.evaluation_batches(source, config, sampler))
         ).batch.mask
@@ -362,7 +362,7 @@ def test_runs_of_any_seed_meet_the_same_test(opened):
 
 
 def test_evaluation_visits_each_slice_once_and_marks_padding(people):
-    source, sampler = people[1], pipeline.open_sampler(SMALL)
+    source, sampler = people[1], opening.open_sampler(SMALL)
     config = dataclasses.replace(
         SMALL, eval=dataclasses.replace(SMALL.eval, batch_size=3)
     )
@@ -384,10 +384,10 @@ def test_people_are_set_aside_where_no_test_scans_are_named():
         pad=True,
     )
     config = dataclasses.replace(SMALL, data=data, model=KSTConfig(lr_size=(16, 16)))
-    train, test = pipeline.open_sources(config)
+    train, test = opening.open_sources(config)
     assert len(train.subjects) == len(test.subjects) == 1
     assert train.subjects != test.subjects
-    assert pipeline.open_test_source(config).subjects == test.subjects
+    assert opening.open_test_source(config).subjects == test.subjects
 
 
 def test_the_share_of_people_set_aside_is_the_tests(tmp_path):
@@ -396,20 +396,20 @@ def test_the_share_of_people_set_aside_is_the_tests(tmp_path):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["kspace"] = kspace
     data = DataConfig(train=str(tmp_path), test_fraction=0.25, size=(32, 24))
-    train, test = pipeline.open_sources(dataclasses.replace(SMALL, data=data))
+    train, test = opening.open_sources(dataclasses.replace(SMALL, data=data))
     assert (len(train.subjects), len(test.subjects)) == (3, 1)
 
 
 def test_the_same_person_on_both_sides_is_refused():
     with pytest.raises(InputError, match=r"sub-0017.*training and in the test"):
-        pipeline.open_sources(
+        opening.open_sources(
             Config(data=DataConfig(train="demo:train", test="demo:train"))
         )
 
 
 def test_training_scans_must_be_named():
     with pytest.raises(InputError, match=r"config\.data\.train is empty"):
-        pipeline.open_sources(Config())
+        opening.open_sources(Config())
 
 
 def test_a_bank_of_masks(people, tmp_path):
@@ -421,7 +421,7 @@ def test_a_bank_of_masks(people, tmp_path):
     batch = next(batches(config, people))
     assert all(any(np.array_equal(m, b) for b in bank) for m in batch.mask)
     with pytest.raises(InputError, match=r"config\.mask\.bank"):
-        pipeline.open_sampler(dataclasses.replace(SMALL, mask=MaskConfig(kind="bank")))
+        opening.open_sampler(dataclasses.replace(SMALL, mask=MaskConfig(kind="bank")))
 
 
 def test_measured_kspace_with_phase(shared):
@@ -435,9 +435,9 @@ def test_measured_kspace_with_phase(shared):
         train=TrainConfig(),
         model=KSTConfig(lr_size=(32, 32)),
     )
-    source = pipeline.open_test_source(config)
+    source = opening.open_test_source(config)
     test = next(
-        iter(pipeline.evaluation_batches(source, config, pipeline.open_sampler(config)))
+        iter(pipeline.evaluation_batches(source, config, opening.open_sampler(config)))
     )
     assert source.measured
     assert isinstance(test.batch, tokens.Batch)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kst_jax.config import Config, TrainConfig
-from kst_jax.data import pipeline
+from kst_jax.data import opening, pipeline
 from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
@@ -40,8 +40,8 @@ def config_of(**data):
 
 
 def digest_of_stream(config):
-    source, test = pipeline.open_sources(config)
-    sampler = pipeline.open_sampler(config)
+    source, test = opening.open_sources(config)
+    sampler = opening.open_sampler(config)
     batches = pipeline.training_batches(source, config, sampler)
     found = [next(batches) for _ in range(7)]
     batches.close()

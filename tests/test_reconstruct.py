@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from kst_jax import fourier
 from kst_jax.config import Config, MaskConfig
-from kst_jax.data import samples, sources, transforms
+from kst_jax.data import finding, samples, sources, transforms
 from kst_jax.data.samples import Sample
 from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.models.config import KSTConfig
@@ -165,7 +165,7 @@ def test_the_shipped_network_on_the_bundled_scan(tmp_path):
         )
         for n in range(0, len(whole), 2)
     ]
-    scan = sources.DEMO["demo:undersampled"]
+    scan = finding.DEMO["demo:undersampled"]
     with h5py.File(scan) as file, h5py.File(tmp_path / scan.name) as found:
         images = np.abs(ifft(file["kspace"][()])), found["reconstruction"][()]
     zero_filled, reconstructed = (

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from kst_jax.config import MaskConfig
-from kst_jax.data import sources
+from kst_jax.data import finding
 from kst_jax.data.sources import (
-    DEMO_FOLDER,
     open_source,
     require_disjoint,
     split_subjects,
@@ -107,7 +106,7 @@ def test_names_that_meet_are_told_apart_by_folders(folder):
 
 
 def found_in(*paths):
-    found = sources.find(",".join(map(str, paths)))
+    found = finding.find(",".join(map(str, paths)))
     return [str(scan.below) for scan in found]
 
 
@@ -275,7 +274,7 @@ def test_demo():
     for source, shape in ((train, (158, 133)), (test, (176, 146))):
         assert len(source) == 48
         assert source[0].image.shape == shape
-    for path in DEMO_FOLDER.glob("*.nii.gz"):
+    for path in finding.DEMO_FOLDER.glob("*.nii.gz"):
         assert path.stat().st_size < 1.1e6
         assert nib.aff2axcodes(nib.load(path).affine) == ("R", "A", "S")
 

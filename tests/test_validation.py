@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax.config import EvalConfig, TrainConfig
 from kst_jax.config_dict import from_dict
-from kst_jax.data import pipeline, transforms
+from kst_jax.data import opening, transforms
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.evaluation.evaluate import evaluate
@@ -68,7 +68,7 @@ def config_of(folder, people=PEOPLE[:4], validation="", **changes):
 
 
 def sources(config):
-    return pipeline.set_validation_apart(config, *pipeline.open_sources(config))
+    return opening.set_validation_apart(config, *opening.open_sources(config))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_scores_are_scikit_images_of_people_set_apart(
     params, _, found = read_parameters(checkpoint_only(workdir, step, tmp_path))
     assert found == step
     _, source = sources(config)
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     model = KSpaceTransformer(config.model)
     psnr, ssim = [], []
     for item in (source[n] for n in range(len(source))):

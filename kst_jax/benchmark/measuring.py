@@ -16,7 +16,7 @@ import numpy as np
 from kst_jax import parallel
 from kst_jax.benchmark.operation_counts import network_flops, traced_flops
 from kst_jax.config import Config
-from kst_jax.data import pipeline
+from kst_jax.data import opening
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import Reconstructor
@@ -69,7 +69,7 @@ class Case:
         """Operations of one call, if known; a gradient counts as two forward passes."""
         config = self.config
         if isinstance(config.model, KSTConfig):
-            sampled = round(np.mean(pipeline.open_sampler(config).counts))
+            sampled = round(np.mean(opening.open_sampler(config).counts))
             one: int | None = network_flops(config.model, sampled, config.data.size)
         else:
             one = traced_flops(build(config.model), example(config, 1))
@@ -78,7 +78,7 @@ class Case:
 
 def example(config: Config, count: int) -> Batch:
     """Returns a batch of random slices, undersampled as the config says."""
-    sampler, rng = pipeline.open_sampler(config), np.random.default_rng(0)
+    sampler, rng = opening.open_sampler(config), np.random.default_rng(0)
 
     def one() -> dict[str, np.ndarray]:
         image = rng.normal(size=(*config.data.size, 2)).astype(np.float32)

@@ -21,12 +21,10 @@ from absl import flags
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config
-from kst_jax.data import native, preparing, sources, transforms
+from kst_jax.data import native, opening, preparing, transforms
 from kst_jax.data.native import Grid
-from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Source
 from kst_jax.data_config import DataConfig
-from kst_jax.errors import InputError
 from kst_jax.programs import processes
 from kst_jax.sampling import Sampler
 from kst_jax.tokens import Batch
@@ -49,108 +47,6 @@ class EvalBatch(NamedTuple):
     std: np.ndarray
     reference: np.ndarray | None
     number: np.ndarray
-
-
-def open_sources(config: Config) -> tuple[Source, Source]:
-    """Opens the training and test scans, which never share a person.
-
-    Raises:
-      InputError: scans cannot be used, or both contain the same person.
-    """
-    data = config.data
-    if not data.test:
-        everyone = _open(config, data.train, data.draw_seed)
-        kept, apart = sources.split_subjects(
-            everyone.subjects, 1 - data.test_fraction, data.split_seed
-        )
-        return everyone.select(kept), everyone.select(apart)
-    train = _open(config, data.train, data.draw_seed)
-    test = _open(config, data.test, config.eval.seed)
-    sources.require_disjoint(train, test)
-    return train, test
-
-
-def set_validation_apart(
-    config: Config, train: Source, test: Source
-) -> tuple[Source, Source | None]:
-    """Returns the scans to train on, and those to validate on if the run validates.
-
-    Args:
-      config: `train.validate_every` asks for validation; `data.validation` names its
-        scans. If it is empty, people are taken from `train`.
-      train: training scans.
-      test: test scans.
-
-    Raises:
-      InputError: scans cannot be used, `train` has nobody to spare, or the validation
-        scans share a person with others.
-    """
-    data = config.data
-    if not config.train.validate_every:
-        return train, None
-    if data.validation:
-        validation = _open(config, data.validation, data.draw_seed)
-        sources.require_disjoint(train, validation, "validation")
-        sources.require_disjoint(test, validation, "validation", "test")
-        return train, validation
-    if len(train.subjects) < 2:
-        raise InputError(
-            f"config.train.validate_every needs people to validate on, but the "
-            f"training scans have only {train.subjects[0]}; name scans of others with "
-            "--config.data.validation, or set --config.train.validate_every=0"
-        )
-    kept, apart = sources.split_subjects(
-        train.subjects, 1 - data.validation_fraction, data.split_seed
-    )
-    return train.select(kept), train.select(apart)
-
-
-def open_test_source(config: Config) -> Source:
-    """Opens the test scans alone; reads training scans only if `test` is empty."""
-    if not config.data.test:
-        return open_sources(config)[1]
-    return _open(config, config.data.test, config.eval.seed)
-
-
-def _open(config: Config, paths: str, seed: int) -> Source:
-    if not paths:
-        raise InputError(
-            "config.data.train is empty; name a folder or file of scans, such as "
-            "--config.data.train=/data/train, or the bundled demo:train"
-        )
-    source = sources.open_source(paths, config.data.selection(seed))
-    if config.data.native:
-        _require_grids(source, config)
-    return source
-
-
-def _require_grids(source: Source, config: Config) -> None:
-    """Raises InputError if a scan's size suits neither network nor undersampling."""
-    sampler = open_sampler(config)
-    for scan in {scan.name: scan for scan, _ in source.entries}.values():
-        shape = native.grid_of(scan.volume).shape
-        try:
-            sampler.at(shape)
-            config.model.resized(config.data.size, shape).require_size(shape)
-        except InputError as error:
-            raise InputError(
-                f"{scan.volume.path}: its k-space of {shape[0]} x {shape[1]} cannot be "
-                f"used: {error}"
-            ) from None
-
-
-def open_sampler(config: Config) -> Sampler:
-    """Returns the undersampling of a run, with its bank of masks if it has one.
-
-    Raises:
-      InputError: settings that no mask can meet, or an unreadable bank.
-    """
-    bank = None
-    if config.mask.kind == "bank":
-        if not config.mask.bank:
-            raise InputError("config.mask.kind='bank' needs config.mask.bank, a .npy")
-        bank = read_mask_bank(config.mask.bank)
-    return sampling.sampler(config.mask, config.data.size, bank)
 
 
 def example_batch(config: Config, sampler: Sampler) -> Batch:
@@ -217,23 +113,6 @@ def _grid(source: Source, number: int, config: Config) -> Grid:
     if not config.data.native:
         return Grid(config.data.size)
     return native.grid_of(source.entries[number][0].volume)
-
-
-def fields_of_view(source: Source, config: Config) -> list[tuple[float, float]]:
-    """Lists the heights and widths in mm of the images that networks see.
-
-    Scans whose files do not tell the size of a pixel are left out.
-    """
-    data, found = config.data, set()
-    crop = data.crop[0] or data.size[0], data.crop[1] or data.size[1]
-    for volume in {scan.name: scan.volume for scan, _ in source.entries}.values():
-        if volume.pixel:
-            shape = native.grid_of(volume).shape if data.native else crop
-            height, width = (
-                round(n * mm) for n, mm in zip(shape, volume.pixel, strict=True)
-            )
-            found.add((height, width))
-    return sorted(found)
 
 
 def _seed(config: Config, place: int) -> int:
@@ -312,8 +191,9 @@ def pipeline_rate(config: Config, seconds: float) -> float:
       config: a run's config; names the scans to open.
       seconds: how long to measure, after the first batches.
     """
-    source, _ = open_sources(config)
-    stream = training_batches(source, config, open_sampler(config))
+    source, _ = opening.open_sources(config)
+    sampler = opening.open_sampler(config)
+    stream = training_batches(source, config, sampler)
     with contextlib.closing(stream):
         for _ in range(
             2 * max(1, config.data.workers)

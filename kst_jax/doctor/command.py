@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kst_jax.data import labels, sources
+from kst_jax.data import finding, labels
 from kst_jax.data.labels import Found
 from kst_jax.data.volumes import add_options, selection_of
 from kst_jax.data_config import DataConfig, Selection
@@ -115,15 +115,15 @@ def examinations(
     Raises:
       InputError: a path does not exist, or there is no scan at all.
     """
-    everything = {part: sources.everything(part) for part in sources.parts_of(paths)}
+    everything = {part: finding.everything(part) for part in finding.parts_of(paths)}
     failures: dict[str, InputError] = {}
     for part in everything:
         try:
-            sources.find_part(part)
+            finding.find_part(part)
         except InputError as error:
             failures[part] = error
     good = [part for part in everything if part not in failures]
-    scans = sources.find(",".join(good)) if good else []
+    scans = finding.find(",".join(good)) if good else []
     known = {os.path.abspath(scan.path) for scan in scans}
     others = {os.path.abspath(p): p for part in everything.values() for p in part}
     passed_over = examine_others(p for name, p in others.items() if name not in known)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kst_jax import parallel
 from kst_jax.config import Config, require_config
-from kst_jax.data import pipeline
+from kst_jax.data import opening, pipeline
 from kst_jax.evaluation import reports
 from kst_jax.evaluation.scoring import make_scorer, score_slices
 from kst_jax.models.attention_maps import attention_on_grid
@@ -45,7 +45,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     require_config(config)
     params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
     agreement.require_same_model(saved, config, workdir)
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     model = build(config.model, config.data.size)
     agreement.require_fit(
         params, model, pipeline.example_batch(config, sampler), workdir
@@ -54,7 +54,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     files.make_folder(out)
     test = reports.identify(out, config, workdir)
     reports.require_same_test(out, test)
-    source = pipeline.open_test_source(config)
+    source = opening.open_test_source(config)
     reports.require_same_volumes(out, source)
     subjects.require_unseen(workdir, source.subjects, source.unlabelled_folders)
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)

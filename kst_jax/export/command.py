@@ -29,7 +29,7 @@ from jax import export as jax_export
 from kst_jax import tokens
 from kst_jax.acquisition import Acquisition
 from kst_jax.config import Config
-from kst_jax.data import pipeline
+from kst_jax.data import opening
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import Reconstructor
@@ -100,7 +100,7 @@ def export(
     if isinstance(model, KSTConfig):
         # The portable form; "auto" would choose by this machine.
         model = dataclasses.replace(model, attention="blocked")
-    counts = pipeline.open_sampler(config).counts
+    counts = opening.open_sampler(config).counts
     function = reconstructor(build(model), params, counts)
     (b,) = jax_export.symbolic_shape("b")
     size = config.data.size

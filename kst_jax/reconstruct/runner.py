@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from kst_jax import coils, parallel, tokens
 from kst_jax.config import Config
-from kst_jax.data import labels, sources, transforms, volumes
+from kst_jax.data import finding, labels, sources, transforms, volumes
 from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import Volume
 from kst_jax.data_config import Selection
@@ -76,7 +76,7 @@ def reconstruct(
     out = files.local_folder(out)
     method = open_method(run, options.checkpoint)
     selection = Selection(min_foreground=0.0)
-    paths = [scan.path for scan in sources.find(scans)]
+    paths = [scan.path for scan in finding.find(scans)]
     names = dict(zip(paths, labels.file_names(paths), strict=True))
     opened = [volumes.open_scan(path, selection) for path in paths]
     record = _record(method, options)

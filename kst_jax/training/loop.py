@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from kst_jax import metrics, parallel
 from kst_jax.config import Config, TrainConfig, require_config
-from kst_jax.data import pipeline
+from kst_jax.data import opening, pipeline
 from kst_jax.errors import DivergedError
 from kst_jax.fourier import magnitude
 from kst_jax.models.contract import STAGES, Reconstructor
@@ -209,12 +209,12 @@ def train(config: Config, workdir: str | Path) -> State:
         mesh, "train.batch_size / train.accumulate", at_a_time
     )
     # Scans may take long to open: checks that can fail at once come first.
-    sampler = pipeline.open_sampler(config)
+    sampler = opening.open_sampler(config)
     model = build(config.model, config.data.size)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
-        source, test = pipeline.open_sources(config)
-        source, validation = pipeline.set_validation_apart(config, source, test)
+        source, test = opening.open_sources(config)
+        source, validation = opening.set_validation_apart(config, source, test)
         print(f"Training on {source}; held out for testing: {test}")
         validator = None
         if validation:
@@ -225,7 +225,7 @@ def train(config: Config, workdir: str | Path) -> State:
             "validation": validation.subjects if validation else (),
         }
         subjects.write(workdir, people, carries_on=checkpoints.begun)
-        fields_of_view.write(workdir, pipeline.fields_of_view(source, config))
+        fields_of_view.write(workdir, opening.fields_of_view(source, config))
         example = pipeline.example_batch(config, sampler)
         with Interruption() as interruption:
             state = init_state(model, optimizer, example, config.train)
