@@ -23,7 +23,7 @@ _MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank")
 _CHOICES = {
     "optimizer": ("adamw", "rmsprop"),
     "schedule": ("cosine", "constant", "step", "halving"),
-    "error": ("squared", "absolute", "relative"),
+    "error": ("squared", "absolute", "relative", "ssim"),
     "domain": ("image", "both"),
 }
 
@@ -157,8 +157,9 @@ class TrainConfig:
       stages: fractions of the steps for the stages LR, K and RM. The steps of a stage
         that the model lacks go to the next stage, or, at the end, to the previous one.
       error: how an image is compared with the target: by the mean "squared" (the paper)
-        or "absolute" difference, or by the "relative" one, the norm of the difference
-        over the norm of the target.
+        or "absolute" difference, by the "relative" one, the norm of the difference
+        over the norm of the target, or by 1 - "ssim" of the magnitudes, fastMRI's, with
+        the largest magnitude of the target's volume as data range.
       domain: where images are compared: in the "image" domain (the paper), or in
         "both", k-space too (the authors' code); "both" needs the squared error.
       layer_weight: weight of each supervised layer's loss.

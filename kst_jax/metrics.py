@@ -37,18 +37,29 @@ def psnr(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
     return _psnr(pred, target, _slice_range(target), axis=(1, 2))
 
 
-def ssim(pred_BxHxW: ArrayLike, target_BxHxW: ArrayLike) -> jax.Array:
+def ssim(
+    pred_BxHxW: ArrayLike,
+    target_BxHxW: ArrayLike,
+    data_range_B: jax.Array | None = None,
+) -> jax.Array:
     """Structural similarity of each slice (B,) (paper section 3.1).
 
     Like the authors' code, it follows scikit-image's defaults: 7x7 uniform window, K1
-    0.01, K2 0.03, sample covariance, windows inside the image only. The data range is
-    max - min of the target's slice.
+    0.01, K2 0.03, sample covariance, windows inside the image only.
+
+    Args:
+      pred_BxHxW: reconstructions.
+      target_BxHxW: targets.
+      data_range_B: data range of each slice; by default max - min of the target's
+        slice, as in the authors' code.
 
     Raises:
       InputError: the arrays differ in shape, or the images are smaller than the window.
     """
     pred, target = _pair(pred_BxHxW, target_BxHxW)
-    return _ssim(pred, target, _slice_range(target))
+    if data_range_B is None:
+        return _ssim(pred, target, _slice_range(target))
+    return _ssim(pred, target, data_range_B[:, None, None])
 
 
 def volume_nmse(pred_SxHxW: ArrayLike, target_SxHxW: ArrayLike) -> jax.Array:

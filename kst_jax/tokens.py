@@ -36,6 +36,8 @@ class Batch:
       empty: (B, H, W), True where the scanner measured nothing because k-space is taken
         to be zero there: neither tokens nor queries. None if there is no such place.
       maps: sensitivity maps (B, C, H, W, 2); None for one coil that sees the image.
+      peak: largest magnitude (B,) of the target's volume, in the units of the image;
+        None if unknown.
       field: rows and columns in the middle of the image that count in losses and
         scores; None if all do. It is not an array, so each field has its own program.
     """
@@ -49,6 +51,7 @@ class Batch:
     image: jax.Array | None = None
     empty: jax.Array | None = None
     maps: jax.Array | None = None
+    peak: jax.Array | None = None
     field: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
 
     @property

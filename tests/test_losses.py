@@ -1,10 +1,13 @@
 """The loss against numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 from kst_jax.config import TrainConfig
+from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstruction, finished
 from kst_jax.tokens import Batch
 from kst_jax.training.losses import average_pool, loss
@@ -86,6 +89,61 @@ def test_errors_of_other_networks(error):
     config = TrainConfig(error=error, domain="image", last_weight=1.0)
     got = loss(finished(jnp.asarray(image)), batch_of(target), config, "RM")
     np.testing.assert_allclose(got, expected[error], rtol=1e-5)
+
+
+def similarity(images, targets, peaks):
+    """Mean SSIM of the slices' magnitudes by scikit-image."""
+    magnitudes = [np.linalg.norm(x, axis=-1).astype(float) for x in (images, targets)]
+    return np.mean(
+        [
+            structural_similarity(t, p, data_range=peak)
+            for p, t, peak in zip(*magnitudes, peaks, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("peak", [None, [5.0, 3.0, 9.0]])
+def test_ssim_of_magnitudes_is_scikit_images(peak):
+    """For each layer; the data range is a volume's peak, or else each slice's."""
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(3, 12, 10, 2)).astype(np.float32)
+    images = target + rng.normal(0, 0.5, (2, *target.shape)).astype(np.float32)
+    peaks = peak or np.linalg.norm(target, axis=-1).max((1, 2)).astype(float)
+    first, last = (1 - similarity(image, target, peaks) for image in images)
+    batch = batch_of(target)
+    if peak:
+        batch = batch.replace(peak=jnp.asarray(peak))
+    output = Reconstruction(jnp.asarray(images[1]), {"image": jnp.asarray(images)})
+    config = TrainConfig(error="ssim", domain="image", layer_weight=0.2)
+    got = loss(output, batch, config, "RM")
+    np.testing.assert_allclose(got, 0.2 * first + last, atol=1e-5)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_gradients_of_ssim_are_finite_where_the_magnitude_is_zero(empty):
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(1, 8, 9, 2)).astype(np.float32) * (not empty)
+    image = jnp.asarray(rng.normal(size=target.shape), jnp.float32).at[0, :4].set(0)
+    config = TrainConfig(error="ssim", domain="image")
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(image):
+        return loss(finished(image), batch_of(target), config, "RM")
+
+    value, gradient = loss_of(image)
+    assert 0 < value < 2
+    assert np.isfinite(gradient).all()
+    assert (gradient[0, 4:] != 0).any()
+
+
+def test_ssim_needs_its_window_and_the_image_domain():
+    config = TrainConfig(error="ssim", domain="image")
+    small = np.ones((1, 6, 8, 2), np.float32)
+    with pytest.raises(InputError, match="7x7"):
+        loss(finished(jnp.asarray(small)), batch_of(small), config, "RM")
+    with pytest.raises(InputError, match=r"train\.domain.*'image' if train.error"):
+        TrainConfig(error="ssim", domain="both")
 
 
 def test_average_pool_over_unequal_factors():

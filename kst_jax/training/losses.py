@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kst_jax import metrics
 from kst_jax.config import TrainConfig
+from kst_jax.fourier import magnitude
 from kst_jax.models.contract import Reconstruction
 from kst_jax.tokens import Batch
 
@@ -30,6 +32,23 @@ def _relative(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
     )
 
 
+def _dissimilarity(
+    images_SxBxHxWx2: jax.Array, target: jax.Array, peak_B: jax.Array | None
+) -> jax.Array:
+    """Returns 1 - SSIM (S, B) of the magnitudes; the peak is the data range."""
+    S, B, H, W, _ = images_SxBxHxWx2.shape
+    wanted_BxHxW = magnitude(target[0])
+    if peak_B is None:
+        peak_B = wanted_BxHxW.max((1, 2))
+    peak_B = jnp.where(peak_B > 0, peak_B, 1)  # of an empty slice or volume
+    # The small constant keeps the gradient of the magnitude at zero finite.
+    found = jnp.sqrt(jnp.sum(images_SxBxHxWx2**2, -1) + 1e-12).reshape(-1, H, W)
+    similarity = metrics.ssim(
+        found, jnp.tile(wanted_BxHxW, (S, 1, 1)), jnp.tile(peak_B, S)
+    )
+    return 1 - similarity.reshape(S, B)
+
+
 # Each returns (S, B), the error by layer and slice.
 _ERRORS = {"squared": _squared, "absolute": _absolute, "relative": _relative}
 
@@ -43,16 +62,24 @@ def loss(
       output: the model's result; each image in `supervised` is compared with the target
         averaged down to its size. Of images of the target's size, the batch's field
         counts.
-      batch: has the target.
+      batch: has the target, and, for 1 - SSIM, the peak of its volume; if that is
+        unknown, the target's own maximum is the data range.
       config: kind of error, weights and domain of the loss.
       stage: training stage; the last low-resolution layer's weight depends on it.
+
+    Raises:
+      InputError: images are smaller than SSIM's window of 7x7 pixels.
     """
     total = jnp.zeros(())
     for name, images in output.supervised.items():
         target = average_pool(batch.target, images.shape[2:4])[None]
         if images.shape[2:4] == batch.grid:
             images, target = batch.in_field(images), batch.in_field(target)
-        per_layer_S = _ERRORS[config.error](images, target).mean(axis=1)
+        if config.error == "ssim":
+            error_SxB = _dissimilarity(images, target, batch.peak)
+        else:
+            error_SxB = _ERRORS[config.error](images, target)
+        per_layer_S = error_SxB.mean(axis=1)
         keeps = name != "lr" or stage == "LR" or config.keep_lr_weight
         last = config.last_weight if keeps else config.layer_weight
         total += config.layer_weight * per_layer_S[:-1].sum() + last * per_layer_S[-1]
