@@ -67,6 +67,19 @@ class Acquisition:
         """Puts the measured values of k-space back into a spectrum, unchanged."""
         return jnp.where(self._points, kspace, spectrum)
 
+    def completed(self, spectrum: jax.Array, kspace: jax.Array) -> jax.Array:
+        """Applies hard data consistency to the spectrum of an image.
+
+        Without maps this is `fill`. With maps, see `consistent`.
+
+        Args:
+          spectrum: F x of a predicted image, (..., H, W, 2) with and without maps.
+          kspace: measured k-space.
+        """
+        if self.maps is None:
+            return self.fill(spectrum, kspace)
+        return fft2c(self.consistent(ifft2c(spectrum), kspace))
+
     def consistent(self, image: jax.Array, kspace: jax.Array) -> jax.Array:
         """Applies hard data consistency: the image's samples become the measured ones.
 

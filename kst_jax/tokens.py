@@ -17,6 +17,7 @@ import numpy as np
 
 from kst_jax.acquisition import Acquisition
 from kst_jax.errors import InputError
+from kst_jax.fourier import fft2c
 
 
 @flax.struct.dataclass
@@ -27,8 +28,10 @@ class Batch:
       value: measured values (B, N, 2) of the tokens; (B, N, 2 C) of C coils.
       position: coordinates (B, N, 2), row then column, in [0, 1].
       valid: (B, N), False for padding; None if every token is real.
-      query: flat indices (B, M) of the unsampled grid points in row-major order;
-        padding repeats the last point of the grid, and its result is never read.
+      query: flat indices (B, M) of the points to predict in row-major order: the
+        unsampled ones, or all of them if there are maps, since no coil measures the
+        spectrum of the combined image. Padding repeats the last point of the grid, and
+        its result is never read.
       kspace: measured k-space (B, H, W, 2), zero where not sampled; (B, C, H, W, 2) of
         C coils if there are maps.
       mask: (B, H, W), True where sampled.
@@ -63,6 +66,20 @@ class Batch:
         if self.empty is None:
             return Acquisition(self.mask, self.maps)
         return Acquisition(self.mask | self.empty, self.maps)
+
+    @property
+    def asked(self) -> jax.Array:
+        """The points (B, H, W) that queries ask for."""
+        if self.maps is None:
+            return ~self.acquisition.mask
+        return jnp.ones_like(self.mask)
+
+    @property
+    def zero_filled_spectrum(self) -> jax.Array:
+        """Spectrum (B, H, W, 2) of the zero-filled image, coils combined."""
+        if self.maps is None:
+            return self.kspace
+        return fft2c(self.acquisition.adjoint(self.kspace))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -105,8 +122,8 @@ def tokenise(
         ignored.
       mask: (H, W), True where sampled.
       counts: smallest and largest number of sampled points of any mask of the setting,
-        by default this mask's. Tokens are padded to the largest, queries to H * W minus
-        the smallest.
+        by default this mask's. Tokens are padded to the largest, queries of one coil to
+        H * W minus the smallest; several coils have H * W queries.
       empty: (H, W), True where k-space is known to be zero without a measurement; such
         points of the mask do not count as sampled.
 
@@ -135,21 +152,24 @@ def tokenise(
         )
     least, most = counts or (mask.sum(), mask.sum())
     query = np.flatnonzero(~mask if empty is None else ~(mask | empty))
+    most_queries = mask.size - least
     mask = mask if empty is None else mask & ~empty
     sampled = np.flatnonzero(mask)
     if sampled.size == 0:
         raise InputError("the mask samples no point; lower the acceleration")
-    if sampled.size > most or query.size > mask.size - least:
+    if sampled.size > most or query.size > most_queries:
         raise InputError(
             f"the mask samples {sampled.size} points, outside its setting's range of "
             f"{least} to {most}; use masks of a single setting together"
         )
+    if kspace.ndim == 4:
+        query, most_queries = np.arange(mask.size), mask.size
     # A token has the values of all coils.
     values = np.moveaxis(kspace.reshape(-1, mask.size, 2), 0, 1)[sampled]
     tokens = {
         "value": _pad(values.reshape(sampled.size, -1), most),
         "position": _pad(coordinates(mask.shape)[sampled], most),
-        "query": _pad(query.astype(np.int32), mask.size - least, mask.size - 1),
+        "query": _pad(query.astype(np.int32), most_queries, mask.size - 1),
         "kspace": np.where(mask[..., None], kspace, 0).astype(np.float32),
         "mask": mask,
     }
@@ -218,14 +238,14 @@ def _pad(x: np.ndarray, length: int, value: int = 0) -> np.ndarray:
     return np.pad(x, width, constant_values=value)
 
 
-def query_order(mask_BxHxW: jax.Array) -> jax.Array:
+def query_order(asked_BxHxW: jax.Array) -> jax.Array:
     """Returns, for each grid point (B, H * W), the number of the query that fills it.
 
     Queries are in row-major order, so a running count numbers them; the number is
-    meaningless at sampled points.
+    meaningless at points that no query asks for.
     """
-    unsampled = ~mask_BxHxW.reshape(mask_BxHxW.shape[0], -1)
-    return jnp.maximum(jnp.cumsum(unsampled, axis=1) - 1, 0)
+    asked = asked_BxHxW.reshape(asked_BxHxW.shape[0], -1)
+    return jnp.maximum(jnp.cumsum(asked, axis=1) - 1, 0)
 
 
 def fill(
@@ -234,10 +254,10 @@ def fill(
     kspace: jax.Array,
     acquisition: Acquisition,
 ) -> jax.Array:
-    """Fills a spectrum (B, H, W, 2) with measured values and those of the queries."""
+    """Completes a spectrum (B, H, W, 2) of queries' values by the measured ones."""
     # Gathers by number: a scatter by index would run serially on a CPU.
     grid = jnp.take_along_axis(value_BxMx2, order[..., None], axis=1)
-    return acquisition.fill(grid.reshape(kspace.shape), kspace)
+    return acquisition.completed(grid.reshape(*acquisition.mask.shape, 2), kspace)
 
 
 def at_queries(spectrum: jax.Array, query_BxM: jax.Array) -> jax.Array:

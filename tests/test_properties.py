@@ -146,7 +146,7 @@ def test_what_is_asked_for_fills_what_was_not_measured(case):
     kspace, mask = case
     counts = (1, mask.size)  # padded to one shape, which is compiled once
     batch = tokens.batch_of([tokens.tokenise(kspace, mask, counts)])
-    order = tokens.query_order(batch.mask)
+    order = tokens.query_order(batch.asked)
     answers = tokens.at_queries(jnp.asarray(kspace[None]), batch.query)
     if not answers.size:
         return

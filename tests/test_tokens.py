@@ -40,7 +40,7 @@ def test_filling_queries_restores_a_spectrum():
     spectrum = jnp.asarray(np.stack([k for k, _ in slices]))
     values = tokens.at_queries(spectrum, batch.query)
     filled = tokens.fill(
-        values, tokens.query_order(batch.mask), batch.kspace, batch.acquisition
+        values, tokens.query_order(batch.asked), batch.kspace, batch.acquisition
     )
     np.testing.assert_array_equal(filled, spectrum)
 

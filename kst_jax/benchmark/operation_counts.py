@@ -10,16 +10,19 @@ from kst_jax.models.contract import Reconstructor
 from kst_jax.tokens import Batch
 
 
-def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int:
+def network_flops(
+    config: KSTConfig, sampled: int, size: tuple[int, int], coils: int = 1
+) -> int:
     """Counts the K-Space Transformer's operations to reconstruct one slice.
 
     Each pair of multiplication and addition in matrix products and convolutions counts
     as two; nothing else counts. Attention takes the paper's O(ml + nl + l^2), with m
-    queries, n sampled tokens and l low-resolution tokens, and n^2 in the encoder.
+    queries, n sampled tokens and l low-resolution tokens, and n^2 in the encoder. With
+    several coils every point is a query.
     """
     c, width = config, config.width
     pixels, low = int(np.prod(size)), int(np.prod(c.lr_size))
-    queries = pixels - sampled
+    queries = pixels - sampled if coils == 1 else pixels
 
     def attention(queries: int, keys: int) -> int:
         return 4 * width * (queries * keys + width * (queries + keys))
@@ -27,25 +30,27 @@ def network_flops(config: KSTConfig, sampled: int, size: tuple[int, int]) -> int
     def mlp(tokens: int) -> int:
         return 4 * tokens * width * c.mlp
 
-    def values(tokens: int) -> int:
-        """Maps two numbers to features, or back, through a hidden layer."""
-        return 2 * tokens * width * (width + 2)
+    def values(tokens: int, numbers: int = 2) -> int:
+        """Maps numbers to features, or back, through a hidden layer."""
+        return 2 * tokens * width * (width + numbers)
 
     def refinement() -> int:
         features, taps = c.refinement_features, c.refinement_kernel**2
         inner = (c.refinement_layers - 1) * taps * features**2
         return 2 * pixels * (2 * taps * features + inner + 2 * features)
 
-    memory = low if c.lr_decoder else sampled
+    memory = low if c.has_lr_decoder else sampled
     encoder_layer = attention(sampled, sampled) + mlp(sampled)
     lr_layer = attention(low, sampled) + attention(low, low) + mlp(low) + values(low)
-    hr_layer = attention(queries, memory) + mlp(queries) + values(queries)
+    hr_layer = mlp(queries) + values(queries)
     if c.refinement:
         hr_layer += refinement() + values(queries)
+    if c.transformer:
+        hr_layer += attention(queries, memory)
+    encoder = values(sampled, 2 * coils) + c.encoder_layers * encoder_layer
     return (
-        values(sampled)
-        + c.encoder_layers * encoder_layer
-        + c.lr_decoder * c.lr_layers * lr_layer
+        c.transformer * encoder
+        + c.has_lr_decoder * c.lr_layers * lr_layer
         + values(queries)
         + c.hr_layers * hr_layer
     )

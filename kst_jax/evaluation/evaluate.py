@@ -77,10 +77,15 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
         )
         for number, found in slices:
             report.add(number, found)
-        if isinstance(model, KSpaceTransformer) and complete and report.chosen:
+        if (
+            isinstance(model, KSpaceTransformer)
+            and model.config.transformer
+            and complete
+            and report.chosen
+        ):
             middle = report.chosen[len(report.chosen) // 2]
             batch = pipeline.evaluation_slice(source, config, sampler, middle)
-            if not batch.acquisition.mask.all():  # otherwise there are no queries
+            if batch.asked.any():  # otherwise there are no queries
                 network = model.at(batch.grid)
                 report.add_attention(attention_on_grid(network, params, batch))
         found = report.finish()

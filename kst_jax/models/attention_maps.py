@@ -43,15 +43,15 @@ def attention_on_grid(
       batch: one slice that is not fully sampled.
       sampled: coordinates, row and column in [0, 1]; the sampled point nearest to them
         is shown in the encoder.
-      unsampled: coordinates; the unsampled point nearest to them is shown in the
-        high-resolution decoder.
+      unsampled: coordinates; the query nearest to them is shown in the high-resolution
+        decoder.
 
     Returns:
       "encoder" on the image's grid, "hr_decoder" on the grid of its keys, which is the
       low-resolution grid if there is a low-resolution decoder.
     """
-    size, known = batch.grid, np.asarray(batch.acquisition.mask[0])
-    points, queries = np.flatnonzero(batch.mask[0]), np.flatnonzero(~known)
+    size, asked = batch.grid, np.asarray(batch.asked[0])
+    points, queries = np.flatnonzero(batch.mask[0]), np.flatnonzero(asked)
     places = tokens.coordinates(size)
     chosen = {
         "encoder": _nearest(places[points], sampled),
@@ -62,7 +62,7 @@ def attention_on_grid(
         "hr_decoder": places[queries[chosen["hr_decoder"]]],
     }
     grids = {"encoder": (size, points), "hr_decoder": (size, points)}
-    if model.config.lr_decoder:
+    if model.config.has_lr_decoder:
         lr_size = model.config.lr_size
         grids["hr_decoder"] = lr_size, np.arange(np.prod(lr_size))
     maps = attention_maps(model, params, batch, chosen)
@@ -107,7 +107,7 @@ def attention_maps(
     state = _intermediates(model, params, batch)
     kinds = {"encoder": "self_attention", "hr_decoder": "cross_attention"}
     valid = {"encoder": batch.valid}
-    if not model.config.lr_decoder:
+    if not model.config.has_lr_decoder:
         valid["hr_decoder"] = batch.valid
     maps = {}
     for name, number in chosen.items():

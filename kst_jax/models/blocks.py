@@ -168,10 +168,13 @@ class Refinement(nn.Module):
     def __call__(
         self,
         image_BxHxWx2: jax.Array,
-        kspace_BxHxWx2: jax.Array,
+        kspace: jax.Array,
         acquisition: Acquisition,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the refined image and its spectrum, both (B, H, W, 2)."""
+        """Returns the refined image and its spectrum, both (B, H, W, 2).
+
+        The k-space is (B, H, W, 2), or (B, C, H, W, 2) of several coils.
+        """
 
         def conv(features: int, kernel: int, fan_in: int, dtype: jnp.dtype) -> nn.Conv:
             return convolution.conv(
@@ -188,5 +191,5 @@ class Refinement(nn.Module):
             x = nn.leaky_relu(x, 0.1)
         change = conv(2, 1, self.features, jnp.float32)(x)
         spectrum = fft2c(image_BxHxWx2 + change)
-        spectrum = acquisition.fill(spectrum, kspace_BxHxWx2)
+        spectrum = acquisition.completed(spectrum, kspace)
         return ifft2c(spectrum), spectrum

@@ -73,6 +73,9 @@ class KSTConfig(ModelConfig):
       lr_layers: layers of the low-resolution decoder.
       hr_layers: layers of the high-resolution decoder.
       lr_size: rows and columns of the low-resolution grid, at most the image's.
+      transformer: not in the paper: False leaves all attention out, with the encoder
+        and the low-resolution decoder: each query starts from the zero-filled spectrum
+        and is alone in the high-resolution decoder. Shows what attention gives.
       lr_decoder: False leaves the low-resolution decoder out (paper Table 3): queries
         attend to the encoder's output and start from the zero-filled spectrum.
       refinement: False leaves the image-domain refinement out (paper Table 3).
@@ -98,6 +101,7 @@ class KSTConfig(ModelConfig):
     lr_layers: int = 4
     hr_layers: int = 6
     lr_size: tuple[int, int] = (64, 64)
+    transformer: bool = True
     lr_decoder: bool = True
     refinement: bool = True
     refinement_features: int = 64
@@ -138,9 +142,14 @@ class KSTConfig(ModelConfig):
             f"auto, or one that supports dtype={self.dtype}",
         )
 
+    @property
+    def has_lr_decoder(self) -> bool:
+        """Whether the network has a low-resolution decoder."""
+        return self.transformer and self.lr_decoder
+
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError if the low-resolution grid is larger than the image."""
-        if not self.lr_decoder:
+        if not self.has_lr_decoder:
             return
         require(
             all(n <= s for s, n in zip(size, self.lr_size, strict=True)),
@@ -151,7 +160,7 @@ class KSTConfig(ModelConfig):
 
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "KSTConfig":
         """Scales the low-resolution grid with the image."""
-        if not self.lr_decoder:
+        if not self.has_lr_decoder:
             return self
         rows, columns = (
             max(1, round(n * low / s))

@@ -77,7 +77,7 @@ class HRDecoderLayer(nn.Module):
     def __call__(
         self,
         carry: tuple[jax.Array, jax.Array],
-        memory_BxLxD: jax.Array,
+        memory_BxLxD: jax.Array | None,
         valid_BxL: jax.Array | None,
         grid: Grid,
         shared: dict[str, dict],
@@ -89,7 +89,8 @@ class HRDecoderLayer(nn.Module):
         """
         c = self.config
         x_BxMxD, value_BxMx2 = carry
-        x_BxMxD = _attend(c, "cross_attention")(x_BxMxD, memory_BxLxD, valid_BxL)
+        if memory_BxLxD is not None:
+            x_BxMxD = _attend(c, "cross_attention")(x_BxMxD, memory_BxLxD, valid_BxL)
         x_BxMxD = _mlp(c)(x_BxMxD)
         predicted = blocks.SpectrumHead(_dtype(c), name="head")(x_BxMxD)
         if c.residual_spectrum:
@@ -115,6 +116,10 @@ class HRDecoderLayer(nn.Module):
 class KSpaceTransformer(Reconstructor):
     """Reconstructs slices from their sampled tokens (paper Fig. 1 c).
 
+    Several coils are not in the paper. A token then holds the values of all coils, and
+    every point of the grid is a query for the spectrum of the combined image, which
+    starts from that of the zero-filled image.
+
     Attributes:
       config: sizes and options.
       query_axis: axis of devices that share the queries of the high-resolution decoder,
@@ -125,12 +130,13 @@ class KSpaceTransformer(Reconstructor):
     config: KSTConfig
 
     title = "K-Space Transformer"
+    takes_coils = True
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of the parts that this network has (paper Table 3)."""
         c = self.config
-        has = {"LR": c.lr_decoder, "K": True, "RM": c.refinement}
+        has = {"LR": c.has_lr_decoder, "K": True, "RM": c.refinement}
         return tuple(stage for stage in STAGES if has[stage])
 
     def introduced_in(self, path: tuple) -> str:
@@ -150,17 +156,17 @@ class KSpaceTransformer(Reconstructor):
           stage: how far to go, one of STAGES; parts that the network lacks are skipped.
         """
         c = self.config
-        memory, valid = self.encode(batch), batch.valid
-        supervised = {}
-        if c.lr_decoder:
+        memory = self.encode(batch) if c.transformer else None
+        valid, upsampled, supervised = batch.valid, None, {}
+        first = batch.zero_filled_spectrum
+        if memory is not None and c.has_lr_decoder:
             memory, supervised["lr"] = self.decode_lr(memory, valid)
             valid = None
             upsampled = bicubic(supervised["lr"][-1], batch.grid)
             if stage == "LR":
                 return Reconstruction(upsampled, supervised, upsampled)
-            first = fft2c(upsampled)
-        else:
-            upsampled, first = None, batch.kspace
+            if batch.maps is None:
+                first = fft2c(upsampled)
         supervised |= self.decode_hr(batch, memory, valid, first, refine=stage == "RM")
         last = supervised.get("refined", supervised["kspace"])[-1]
         return Reconstruction(last, supervised, upsampled)
@@ -194,13 +200,16 @@ class KSpaceTransformer(Reconstructor):
     def decode_hr(
         self,
         batch: Batch,
-        memory_BxLxD: jax.Array,
+        memory_BxLxD: jax.Array | None,
         valid_BxL: jax.Array | None,
         spectrum: jax.Array,
         *,
         refine: bool,
     ) -> dict[str, jax.Array]:
-        """Returns images (S, B, H, W, 2) of the high-resolution decoder's layers."""
+        """Returns images (S, B, H, W, 2) of the high-resolution decoder's layers.
+
+        Queries start from `spectrum` (B, H, W, 2). Without memory each query is alone.
+        """
         c = self.config
         position = jnp.asarray(tokens.coordinates(batch.grid))
         query_BxM = parallel.share(batch.query, self.query_axis, len(position) - 1)
@@ -209,13 +218,13 @@ class KSpaceTransformer(Reconstructor):
         x_BxMxD = embed(_shown(c, value_BxMx2))
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
         acquisition = batch.acquisition
-        order = tokens.query_order(acquisition.mask)
+        order = tokens.query_order(batch.asked)
         grid = Grid(query_BxM, order, batch.kspace, acquisition)
         shared = {"embed_query": embed.variables}
         if c.refinement and c.shared_refinement:
             refinement = _refinement(c, name="refinement")
             if self.is_initializing():
-                refinement(batch.kspace, batch.kspace, acquisition)
+                refinement(spectrum, batch.kspace, acquisition)
             shared["refinement"] = refinement.variables
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
