@@ -12,6 +12,7 @@ from kst_jax.models.registry import build
 from kst_jax.models.sense import SENSEConfig
 from kst_jax.models.tv import TVConfig
 from kst_jax.models.unet import KUNetConfig, UNetConfig
+from kst_jax.models.varnet import VarNetConfig
 from tests.references import make_kst_tiny
 
 TINY = {
@@ -22,6 +23,7 @@ TINY = {
     "admm": ADMMConfig(iterations=2, features=4, points=11),
     "tv": TVConfig(iterations=20),
     "sense": SENSEConfig(iterations=5),
+    "varnet": VarNetConfig(cascades=2, features=2, poolings=1, sensitivity_poolings=1),
 }
 
 

@@ -59,7 +59,9 @@ def test_parameters_are_as_many_as_published(config, wanted):
     assert sum(x.size for x in jax.tree.leaves(shapes)) == wanted
 
 
-@pytest.mark.parametrize("name", ["d5c5", "unet", "oucr", "admm", "tv", "sense"])
+@pytest.mark.parametrize(
+    "name", ["d5c5", "unet", "oucr", "admm", "tv", "sense", "varnet"]
+)
 def test_a_step_over_devices_has_the_whole_gradient(name, batch):
     model, params, _ = tiny(name)
     config = TrainConfig(domain="image", batch_size=2)
@@ -111,7 +113,7 @@ def test_measured_values_stay(name, batch):
     np.testing.assert_allclose(apply(params, full).image, batch.image, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["d5c5", "unet", "oucr", "admm"])
+@pytest.mark.parametrize("name", ["d5c5", "unet", "oucr", "admm", "varnet"])
 def test_bfloat16_stays_close(name, batch):
     _, params, apply = tiny(name)
     wanted = apply(params, batch).image

@@ -12,6 +12,7 @@ from kst_jax.models.oucr import OUCR, OUCRConfig
 from kst_jax.models.sense import SENSE, SENSEConfig
 from kst_jax.models.tv import TV, TVConfig
 from kst_jax.models.unet import KUNet, KUNetConfig, UNet, UNetConfig
+from kst_jax.models.varnet import VarNet, VarNetConfig
 
 
 class Entry(NamedTuple):
@@ -30,6 +31,7 @@ MODELS = {
     "admm": Entry(ADMM, ADMMConfig),
     "tv": Entry(TV, TVConfig),
     "sense": Entry(SENSE, SENSEConfig),
+    "varnet": Entry(VarNet, VarNetConfig),
 }
 
 

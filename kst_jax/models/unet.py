@@ -18,6 +18,7 @@ from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.config import ModelConfig, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.models.convolution import conv
+from kst_jax.models.rematerialisation import keep
 from kst_jax.tokens import Batch
 
 
@@ -64,7 +65,7 @@ class ConvBlock(nn.Module):
     """Two convolutions, each with instance normalisation and LeakyReLU."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,7 +74,7 @@ class ConvBlock(nn.Module):
             layer = conv(
                 self.features, 3, self.dtype, use_bias=False, kernel_init=uniform_kernel
             )
-            x = activate(layer(x))
+            x = activate(keep(layer(x)))
         return x
 
 
@@ -81,7 +82,7 @@ class Enlarge(nn.Module):
     """A transposed convolution, 2x2 with stride 2: each pixel becomes four."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: jax.typing.DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -93,7 +94,7 @@ class Enlarge(nn.Module):
             4 * self.features, use_bias=False, dtype=self.dtype, kernel_init=bound
         )(x)
         pixels = pixels.reshape(B, h, w, 2, 2, self.features).swapaxes(2, 3)
-        return activate(pixels.reshape(B, 2 * h, 2 * w, self.features))
+        return activate(keep(pixels.reshape(B, 2 * h, 2 * w, self.features)))
 
 
 def activate(x: jax.Array) -> jax.Array:
@@ -111,6 +112,29 @@ def halve(x: jax.Array) -> jax.Array:
     return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
 
 
+def layers(
+    x: jax.Array, features: int, poolings: int, dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """All layers of a U-Net, (B, H, W, any) to (B, H, W, 2), float32.
+
+    Call it in a compact method: the parameters are those of the caller.
+    """
+    skipped = []
+    for level in range(poolings):
+        skipped.append(ConvBlock(features << level, dtype)(x))
+        x = halve(skipped[-1])
+    x = ConvBlock(features << poolings, dtype)(x)
+    for level in reversed(range(poolings)):
+        x = Enlarge(features << level, dtype)(x)
+        skip = skipped.pop()
+        # If a size was odd, pooling dropped a row or column.
+        missing = [(0, m - n) for m, n in zip(skip.shape, x.shape, strict=True)]
+        x = jnp.pad(x, [*missing[:3], (0, 0)], mode="reflect")
+        x = ConvBlock(features << level, dtype)(jnp.concatenate([x, skip], -1))
+    start = {"kernel_init": uniform_kernel, "bias_init": uniform_bias(features)}
+    return conv(2, 1, jnp.float32, **start)(x)
+
+
 class UNet(Reconstructor):
     """Reconstructs slices from their zero-filled images."""
 
@@ -123,31 +147,15 @@ class UNet(Reconstructor):
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
         """Reconstructs a batch; there is only one stage."""
         del stage
+        c = self.config
+        sizes = c.features, c.poolings, jnp.dtype(c.dtype)
         if self.in_kspace:
-            image = ifft2c(self._network(batch.kspace))
+            image = ifft2c(layers(batch.kspace, *sizes))
         else:
-            image = self._network(batch.acquisition.adjoint(batch.kspace))
-        if self.config.consistent:
+            image = layers(batch.acquisition.adjoint(batch.kspace), *sizes)
+        if c.consistent:
             image = batch.acquisition.consistent(image, batch.kspace)
         return finished(image)
-
-    @nn.nowrap
-    def _network(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, 2) to (B, H, W, 2), float32."""
-        c, dtype, skipped = self.config, jnp.dtype(self.config.dtype), []
-        for level in range(c.poolings):
-            skipped.append(ConvBlock(c.features << level, dtype)(x))
-            x = halve(skipped[-1])
-        x = ConvBlock(c.features << c.poolings, dtype)(x)
-        for level in reversed(range(c.poolings)):
-            x = Enlarge(c.features << level, dtype)(x)
-            skip = skipped.pop()
-            # If a size was odd, pooling dropped a row or column.
-            missing = [(0, m - n) for m, n in zip(skip.shape, x.shape, strict=True)]
-            x = jnp.pad(x, [*missing[:3], (0, 0)], mode="reflect")
-            x = ConvBlock(c.features << level, dtype)(jnp.concatenate([x, skip], -1))
-        start = {"kernel_init": uniform_kernel, "bias_init": uniform_bias(c.features)}
-        return conv(2, 1, jnp.float32, **start)(x)
 
 
 class KUNet(UNet):
