@@ -13,6 +13,9 @@ maximum as data range, Adam at 1e-3, at 1e-4 for the last fifth of 50 epochs, ba
 one. The number of steps is the K-Space Transformer's at a quarter of its batch, so that
 both see as many slices. The K-Space Transformer's paper does not compare with this
 network, and it has not been trained at this size here yet.
+
+Unlike the paper's settings, this scales slices by what was measured: a mean subtracted
+would change magnitudes.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +27,7 @@ from kst_jax.models.varnet import VarNetConfig
 def get_config(setting: str = "") -> ConfigDict:
     """Returns all settings; `setting` may name one of the paper's data and masks."""
     config = paper.compared(setting, VarNetConfig(), batch_size=1)
+    config.data.normalise = "measured"
     config.train.update(
         learning_rate=1e-3, schedule="step", error="ssim", domain="image"
     )

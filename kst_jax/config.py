@@ -324,6 +324,12 @@ class Config:
             self.data.validation,
             "empty if train.validate_every=0, which turns validation off",
         )
+        require_setting(
+            self.train.error != "ssim" or self.data.normalise == "measured",
+            "data.normalise",
+            self.data.normalise,
+            "'measured' if train.error='ssim': a mean subtracted changes magnitudes",
+        )
         for name, seed in {
             "data.seed": self.data.seed,
             "data.split_seed": self.data.split_seed,

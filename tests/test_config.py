@@ -92,6 +92,13 @@ def test_own_config_files_exist_for_all_paper_settings():
         ({"data": {"draw_seed": 2**32}}, r"data\.draw_seed=4294967296"),
         ({"train": {"seed": 2**32}}, r"train\.seed=4294967296"),
         ({"eval": {"seed": -1}}, r"eval\.seed=-1"),
+        (
+            {
+                "data": {"normalise": "target"},
+                "train": {"error": "ssim", "domain": "image"},
+            },
+            r"data\.normalise='target'.*'measured' if train\.error='ssim'",
+        ),
     ],
 )
 def test_bad_values_are_refused(values, message):
@@ -126,10 +133,10 @@ def test_keys_of_the_command_line_are_checked():
         require_key("data.train.x")
 
 
-@pytest.mark.parametrize("name", ["admm", "d5c5", "kunet", "oucr", "unet"])
+@pytest.mark.parametrize("name", ["admm", "d5c5", "kunet", "oucr", "unet", "varnet"])
 def test_what_is_compared_is_trained_on_as_many_slices(name):
     config = importlib.import_module(f"kst_jax.configs.{name}")
-    train = config.get_config("oasis_uniform1d_5x").train
+    train = from_dict(config.get_config("oasis_uniform1d_5x")).train
     assert train.steps * train.batch_size == 2_230_000 * 4
 
 
