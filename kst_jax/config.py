@@ -319,6 +319,12 @@ class Config:
         """Raises InputError if two sections contradict each other."""
         self.model.require_size(self.data.size)
         require_setting(
+            self.model.takes_coils or not self.data.coils.separate,
+            "data.coils.count",
+            self.data.coils.count,
+            f"1, or combined (data.coils.combine), for model.name={self.model.name!r}",
+        )
+        require_setting(
             not self.data.validation or self.train.validate_every > 0,
             "data.validation",
             self.data.validation,

@@ -13,6 +13,7 @@ from kst_jax.errors import InputError, require, require_setting
 PLANES = ("axial", "coronal", "sagittal")
 NORMALISATIONS = ("measured", "target")
 RESIZES = ("symmetric", "plain")
+MAPS = ("espirit", "low_resolution")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,54 @@ class AugmentConfig:
             require_setting(
                 0 <= value < limit, f"data.augment.{name}", value, f"in [0, {limit})"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class CoilsConfig:
+    """Receiver coils; by default one, which sees the image itself.
+
+    Scans of one coil get simulated coils, scans of several are compressed to virtual
+    ones. Sensitivity maps are estimated before undersampling, as from a calibration
+    scan that does not count as sampled, and are the same for all methods.
+
+    Attributes:
+      count: coils that networks see; 1 reads scans of one coil as they are.
+      sets: sets of simulated coils for each training person, drawn from at random.
+        Other people have one set each.
+      calibration: rows and columns in the centre of k-space that maps are estimated
+        from.
+      maps: how: "espirit", or the quicker "low_resolution".
+      combine: combine the coils by their maps before undersampling, for networks that
+        take one coil.
+    """
+
+    count: int = 1
+    sets: int = 8
+    calibration: int = 24
+    maps: str = "espirit"
+    combine: bool = False
+
+    def __post_init__(self):
+        """Raises InputError for values out of range."""
+        for name, least in (("count", 1), ("sets", 1), ("calibration", 12)):
+            value = getattr(self, name)
+            require_setting(
+                value >= least, f"data.coils.{name}", value, f"at least {least}"
+            )
+        require_setting(
+            self.maps in MAPS, "data.coils.maps", self.maps, f"one of {MAPS}"
+        )
+        require_setting(
+            self.count > 1 or not self.combine,
+            "data.coils.combine",
+            self.combine,
+            "False if data.coils.count=1",
+        )
+
+    @property
+    def separate(self) -> bool:
+        """Whether networks see several coils."""
+        return self.count > 1 and not self.combine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +167,7 @@ class DataConfig:
     Attributes:
       train: scans to train on: a folder, a file, a pattern, several of these separated
         by commas, or a bundled person ("demo:train", "demo:test"). Kinds: fastMRI's
-        single-coil .h5, NIfTI, Analyze, the authors' .npy.
+        .h5, ISMRMRD's .h5 and .mrd, BART's .cfl, NIfTI, Analyze, the authors' .npy.
       test: scans to evaluate on; if empty, some people in `train` are held out.
       test_fraction: fraction of people held out if `test` is empty.
       validation: scans to monitor training on (`train.validate_every`); if empty, some
@@ -144,6 +193,7 @@ class DataConfig:
       min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
         fraction of their pixels exceeds a tenth of the volume's maximum.
       augment: random changes to training images.
+      coils: receiver coils.
       normalise: how values are scaled. "measured" divides by the root mean square of
         the zero-filled image, which a scan without ground truth has too. "target"
         subtracts the mean of the fully sampled slice and divides by its standard
@@ -178,6 +228,7 @@ class DataConfig:
     fraction: float = 1.0
     min_foreground: float = 0.05
     augment: AugmentConfig = AugmentConfig()
+    coils: CoilsConfig = CoilsConfig()
     normalise: str = "measured"
     resize: str = "symmetric"
     seed: int = 0
@@ -207,6 +258,18 @@ class DataConfig:
         )
         if self.native:
             self._require_unchanged()
+        require_setting(
+            not self.coils.separate or self.normalise == "measured",
+            "data.normalise",
+            self.normalise,
+            "'measured' for several coils (data.coils)",
+        )
+        require_setting(
+            self.coils.count == 1 or self.coils.calibration <= min(self.size),
+            "data.coils.calibration",
+            self.coils.calibration,
+            f"at most data.size={self.size}",
+        )
         require_setting(self.workers >= 0, "data.workers", self.workers, "0 or more")
         for name in ("threads", "prefetch"):
             value = getattr(self, name)

@@ -79,10 +79,12 @@ def measured(images, width, columns=None, noise=0.005, seed=0):
 def write(path, kspace, matrix, columns=None, mask=None, **attributes):
     """Writes a scan: with its targets, or with a mask as fastMRI's test files."""
     with h5py.File(path, "w") as file:
-        file["ismrmrd_header"] = header(kspace.shape[1:], matrix, columns)
+        file["ismrmrd_header"] = header(kspace.shape[-2:], matrix, columns)
         if mask is None:
             targets = np.abs(crop(ifft(kspace), matrix)).astype(np.float32)
-            file["reconstruction_esc"] = targets
+            if several := kspace.ndim == 4:
+                targets = np.linalg.norm(targets, axis=1)
+            file["reconstruction_rss" if several else "reconstruction_esc"] = targets
             attributes = {"max": targets.max(), **attributes}
         else:
             file["mask"] = mask

@@ -35,7 +35,7 @@ class View(NamedTuple):
     """A slice before undersampling.
 
     Attributes:
-      image: fully sampled, complex64 (H, W).
+      image: fully sampled, complex64 (H, W), or (C, H, W) of several coils.
       simulated: whether it has neither phase nor noise of a scanner.
       empty: (H, W), True where k-space is zero without a measurement; None if nowhere.
       reference: (h, w), the magnitudes that scores compare with, in the scan's units;
@@ -66,11 +66,18 @@ def view(sample: Sample, grid: Grid) -> View:
     """
     field = grid.field or grid.shape
     kspace = crop_readout(sample.kspace, grid.shape[0])
-    empty = empty_columns(sample, kspace.shape)
+    empty = empty_columns(sample, kspace.shape[-2:])
     image = ifft2c(kspace)
-    reference = np.abs(image) if sample.target is None else sample.target
+    reference = root_sum_of_squares(image) if sample.target is None else sample.target
     reference = centre_crop(reference, _smaller(reference.shape, field))
     return View(image, sample.simulated, empty, reference)
+
+
+def root_sum_of_squares(image: np.ndarray) -> np.ndarray:
+    """Returns magnitudes (H, W) of an image, or of the images of coils (C, H, W)."""
+    if image.ndim == 2:
+        return np.abs(image)
+    return np.sqrt((image.real**2 + image.imag**2).sum(axis=0))
 
 
 def empty_columns(sample: Sample, shape: Shape) -> np.ndarray:

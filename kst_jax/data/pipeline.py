@@ -11,8 +11,10 @@ import copy
 import functools
 import itertools
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import grain
@@ -21,7 +23,7 @@ from absl import flags
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config
-from kst_jax.data import native, opening, preparing, transforms
+from kst_jax.data import opening, preparing, sensitivities, transforms
 from kst_jax.data.native import Grid
 from kst_jax.data.sources import Source
 from kst_jax.data_config import DataConfig
@@ -54,8 +56,12 @@ def example_batch(config: Config, sampler: Sampler) -> Batch:
     mask = np.zeros(config.data.size, bool)
     mask.flat[: sampler.counts[1]] = True
     image = np.zeros((*config.data.size, 2), np.float32)
-    slice_tokens = tokens.tokenise(image, mask, sampler.counts)
-    return tokens.batch_of([slice_tokens | {"image": image}])
+    if not config.data.coils.separate:
+        slice_tokens = tokens.tokenise(image, mask, sampler.counts)
+        return tokens.batch_of([slice_tokens | {"image": image}])
+    coils = np.stack([image] * config.data.coils.count)
+    slice_tokens = tokens.tokenise(coils, mask, sampler.counts)
+    return tokens.batch_of([slice_tokens | {"image": image, "maps": coils}])
 
 
 def training_batches(
@@ -105,14 +111,8 @@ def _by_grid(source: Source, config: Config) -> dict[Grid, list[int]]:
     """Groups the numbers of slices that may share a batch."""
     groups: dict[Grid, list[int]] = {}
     for number in range(len(source)):
-        groups.setdefault(_grid(source, number, config), []).append(number)
+        groups.setdefault(preparing.grid_of(source, number, config), []).append(number)
     return dict(sorted(groups.items()))
-
-
-def _grid(source: Source, number: int, config: Config) -> Grid:
-    if not config.data.native:
-        return Grid(config.data.size)
-    return native.grid_of(source.entries[number][0].volume)
 
 
 def _seed(config: Config, place: int) -> int:
@@ -162,7 +162,7 @@ class _Row(NamedTuple):
 def _in_order(source: Source, config: Config) -> Iterator[_Row]:
     """Cuts the slices into batches of one grid each."""
     size = config.eval.batch_size
-    of_number = functools.partial(_grid, source, config=config)
+    of_number = functools.partial(preparing.grid_of, source, config=config)
     for grid, group in itertools.groupby(range(len(source)), of_number):
         run = list(group)
         for first in range(0, len(run), size):
@@ -178,7 +178,7 @@ def evaluation_slice(
     number: int,
 ) -> Batch:
     """Returns the slice with this number in `evaluation_batches`, as a batch of one."""
-    row = _Row(_grid(source, number, config), [number], 1)
+    row = _Row(preparing.grid_of(source, number, config), [number], 1)
     return _evaluation_batch(
         row, source=source, config=config, sampler=sampler, share=(0, 1)
     ).batch
@@ -192,8 +192,14 @@ def pipeline_rate(config: Config, seconds: float) -> float:
       seconds: how long to measure, after the first batches.
     """
     source, _ = opening.open_sources(config)
-    sampler = opening.open_sampler(config)
-    stream = training_batches(source, config, sampler)
+    with tempfile.TemporaryDirectory() as folder:
+        sets = config.data.coils.sets
+        source = sensitivities.estimate(source, config, Path(folder), sets)
+        return _rate(source, config, seconds)
+
+
+def _rate(source: Source, config: Config, seconds: float) -> float:
+    stream = training_batches(source, config, opening.open_sampler(config))
     with contextlib.closing(stream):
         for _ in range(
             2 * max(1, config.data.workers)
@@ -230,15 +236,17 @@ class _Drawn(NamedTuple):
 
     number: int
     change: transforms.Change
+    coil_set: int
     rng: np.random.Generator
 
 
 def _draw(
     place: int, rng: np.random.Generator, *, numbers: list[int], config: Config
 ) -> _Drawn:
-    change = transforms.draw_change(config.data.augment, rng)
+    change, coils = transforms.draw_change(config.data.augment, rng), config.data.coils
+    coil_set = int(rng.integers(coils.sets)) if coils.count > 1 else 0
     # grain uses a generator again once a slice is drawn.
-    return _Drawn(numbers[place], change, copy.deepcopy(rng))
+    return _Drawn(numbers[place], change, coil_set, copy.deepcopy(rng))
 
 
 def _training_batch(
@@ -257,10 +265,13 @@ def _training_batch(
     counts = sampler.bucket([int(mask.sum()) for mask in masks])
     own = zip(drawn[share], masks[share] if known is drawn else masks, strict=True)
     slices = []
-    for (number, change, rng), mask in own:
-        view = preparing.view(number, source, config, grid, change)
-        where = _where(source, number)
-        prepared = preparing.tokenise(view, mask, counts, config, rng, where)
+    for one, mask in own:
+        view = preparing.view(one.number, source, config, grid, one.change)
+        receiver = source.receiver(one.number, one.coil_set, grid.shape)
+        where = _where(source, one.number)
+        prepared = preparing.tokenise(
+            view, mask, counts, config, one.rng, where, receiver
+        )
         slices.append(prepared[0])
     return tokens.batch_of(slices, grid.field)
 
@@ -289,7 +300,10 @@ def _evaluation_batch(
     for number, view in zip(own, views, strict=True):
         about, where = source.describe(number), _where(source, number)
         rng = sampling.slice_rng(about.file, about.index, seed, 1)
-        prepared = preparing.tokenise(view, masks[number], counts, config, rng, where)
+        receiver = source.receiver(number, 0, row.grid.shape)
+        prepared = preparing.tokenise(
+            view, masks[number], counts, config, rng, where, receiver
+        )
         slices.append(prepared[0])
         scalings.append(prepared[1])
     references = [view.reference for view in views if view.reference is not None]

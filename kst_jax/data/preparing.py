@@ -6,7 +6,15 @@ from kst_jax import tokens
 from kst_jax.config import Config
 from kst_jax.data import native, transforms
 from kst_jax.data.native import Grid, View
+from kst_jax.data.receivers import Receiver
 from kst_jax.data.sources import Source
+
+
+def grid_of(source: Source, number: int, config: Config) -> Grid:
+    """Returns the sizes at which networks see a slice."""
+    if not config.data.native:
+        return Grid(config.data.size)
+    return native.grid_of(source.entries[number][0].volume)
 
 
 def view(
@@ -47,6 +55,7 @@ def tokenise(
     config: Config,
     rng: np.random.Generator,
     where: str,
+    receiver: Receiver | None = None,
 ) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
     """Undersamples a slice; a simulated one gets its phase and noise first.
 
@@ -57,6 +66,7 @@ def tokenise(
       config: settings of the data.
       rng: source of phase and noise.
       where: names the slice.
+      receiver: the coils that see the slice; None for one coil.
 
     Returns:
       The fields of `tokens.Batch`, and the scaling.
@@ -64,12 +74,32 @@ def tokenise(
     Raises:
       InputError: the slice cannot be scaled, or nothing of it is sampled.
     """
-    image = view.image
-    if view.simulated:
+    image, maps = view.image, None
+    if receiver is not None:
+        image, maps = _seen(view, config, rng, receiver), receiver.maps
+        if config.data.coils.combine:
+            image, maps = (maps.conj() * image).sum(axis=0), None
+    elif view.simulated:
         image = transforms.simulate_scan(image, config.data.augment, rng)
     sampled = mask if view.empty is None else mask & ~view.empty
     channels, kspace, scaling = transforms.normalise(
-        image, sampled, config.data.normalise, where
+        image, sampled, config.data.normalise, where, maps
     )
-    fields = tokens.tokenise(kspace, mask, counts, view.empty)
-    return fields | {"image": channels}, scaling
+    fields = tokens.tokenise(kspace, mask, counts, view.empty) | {"image": channels}
+    if maps is not None:
+        fields["maps"] = np.stack([maps.real, maps.imag], axis=-1)
+    return fields, scaling
+
+
+def _seen(
+    view: View, config: Config, rng: np.random.Generator, receiver: Receiver
+) -> np.ndarray:
+    """Returns what virtual coils see of a slice, (V, H, W)."""
+    image = view.image
+    if view.simulated:
+        image = transforms.simulate_scan(
+            image, config.data.augment, rng, receiver.simulated
+        )
+    elif receiver.simulated is not None:
+        image = receiver.simulated * image
+    return np.tensordot(receiver.compression, image, 1)

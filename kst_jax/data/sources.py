@@ -9,7 +9,8 @@ from typing import SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
-from kst_jax.data import finding, labels
+from kst_jax.data import finding, labels, receivers
+from kst_jax.data.receivers import Receiver, Receivers
 from kst_jax.data.samples import Sample
 from kst_jax.data.volumes import (
     Volume,
@@ -51,7 +52,8 @@ class Slice(About):
     """One slice of a scan.
 
     Attributes:
-      image: complex64 (H, W), oriented for display, in the input's units.
+      image: complex64 (H, W), or (C, H, W) of several coils, oriented for display, in
+        the input's units.
     """
 
     image: np.ndarray
@@ -81,10 +83,15 @@ class Scan:
 class Source:
     """Random access to slices, as grain needs it; slices are read on demand.
 
-    It holds pairs of a scan and a slice index, and no open file, so it can be pickled.
+    It holds no open file, so it can be pickled.
+
+    Attributes:
+      entries: pairs of a scan and the index of a slice.
+      receivers: maps of the coils, for `receiver`; None for one coil.
     """
 
     entries: tuple[tuple[Scan, int], ...]
+    receivers: Receivers | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -100,6 +107,23 @@ class Source:
         scan, index = self.entries[operator.index(key)]
         with reading(scan.volume.path):
             return scan.volume.sample(index)
+
+    def receiver(
+        self, key: SupportsIndex, coil_set: int, shape: tuple[int, int]
+    ) -> Receiver | None:
+        """Reads how a set of coils sees a slice of a shape; None for one coil.
+
+        Only scans of one coil have several sets, of simulated coils.
+        """
+        if self.receivers is None:
+            return None
+        scan, index = self.entries[operator.index(key)]
+        maps, compression = self.receivers.read(scan.name, coil_set, index)
+        true = None
+        if scan.volume.coils == 1:
+            count = compression.shape[1]
+            true = receivers.simulated(scan.subject, coil_set, shape, count)
+        return Receiver(maps, compression, true)
 
     def describe(self, key: SupportsIndex) -> About:
         """Says where a slice comes from, without reading it."""
@@ -159,7 +183,8 @@ class Source:
                 f"subject {unknown[0]} is not in the data. "
                 f"There are: {', '.join(self.subjects[:20])}."
             )
-        return Source(tuple(e for e in self.entries if e[0].subject in wanted))
+        kept = tuple(e for e in self.entries if e[0].subject in wanted)
+        return dataclasses.replace(self, entries=kept)
 
 
 def open_source(paths: str, selection: Selection | None = None) -> Source:

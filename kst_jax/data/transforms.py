@@ -23,27 +23,29 @@ class Normalisation:
 
 
 def field_of_view(image: np.ndarray, config: DataConfig, where: str) -> np.ndarray:
-    """Cuts the configured field of view from the centre of a complex slice (H, W).
+    """Cuts the configured field of view from the centre of a slice (..., H, W).
 
     Raises:
       InputError: the slice is smaller and padding is off.
     """
     shape = tuple(c or s for c, s in zip(config.crop, config.size, strict=True))
-    missing = [max(n - m, 0) for n, m in zip(shape, image.shape, strict=True)]
+    size = image.shape[-2:]
+    missing = [max(n - m, 0) for n, m in zip(shape, size, strict=True)]
     if any(missing):
         if not config.pad:
             raise InputError(
-                f"{where}: image {image.shape} is smaller than the crop {shape}; lower "
+                f"{where}: image {size} is smaller than the crop {shape}; lower "
                 "data.crop (or data.size), or zero-pad it with data.pad=True"
             )
-        image = np.pad(image, [(n // 2, n - n // 2) for n in missing])
+        pads = [(n // 2, n - n // 2) for n in missing]
+        image = np.pad(image, [(0, 0)] * (image.ndim - 2) + pads)
     return centre_crop(image, shape)
 
 
 def centre_crop(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Crops the middle of (H, W), starting at (H - h) // 2 as fastMRI does."""
-    top, left = ((n - m) // 2 for n, m in zip(x.shape, shape, strict=True))
-    return x[top : top + shape[0], left : left + shape[1]]
+    """Crops the middle of (..., H, W), starting at (H - h) // 2 as fastMRI does."""
+    top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape, strict=True))
+    return x[..., top : top + shape[0], left : left + shape[1]]
 
 
 def fourier_resize(
@@ -52,14 +54,14 @@ def fourier_resize(
     """Coarsens an image by cropping its spectrum; field of view and brightness stay.
 
     Args:
-      image: (H, W) complex64.
+      image: (..., H, W) complex64.
       shape: rows and columns, at most those of the image.
       how: "symmetric", which keeps a real image real, or "plain"; see `DataConfig`.
     """
-    if image.shape == shape:
+    if image.shape[-2:] == shape:
         return image
     low = spectrum = fft2c(image)
-    for axis, size in enumerate(shape):
+    for axis, size in zip((-2, -1), shape, strict=True):
         low = _lowest_frequencies(low, axis, size, symmetric=how == "symmetric")
     return ifft2c(low) * np.float32(np.sqrt(low.size / spectrum.size))
 
@@ -109,6 +111,12 @@ def draw_change(config: AugmentConfig, rng: np.random.Generator) -> Change:
     return Change(flip_rows, flip_columns, turn, power)
 
 
+def moves(config: AugmentConfig) -> bool:
+    """Whether augmentation changes geometry or contrast."""
+    names = ("flip_rows", "flip_columns", "rotation", "scaling", "intensity")
+    return any(getattr(config, name) for name in names)
+
+
 def augment(image: np.ndarray, change: Change) -> np.ndarray:
     """Applies a change to a complex slice (H, W)."""
     if change.flip_rows:
@@ -144,12 +152,20 @@ def _change_contrast(image: np.ndarray, power: float) -> np.ndarray:
 
 
 def simulate_scan(
-    image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
+    image: np.ndarray,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    sensitivity: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Adds the phase and noise of a measured image to a magnitude image (H, W)."""
+    """Adds the phase and noise of a measured image to a magnitude image (H, W).
+
+    With the sensitivities of coils (C, H, W), the result is what each of them sees.
+    """
     peak = np.abs(image).max()
     if config.phase:
         image = image * np.exp(1j * config.phase * _smooth_phase(image.shape, rng))
+    if sensitivity is not None:
+        image = sensitivity * image
     if config.noise:
         real, imaginary = rng.normal(scale=config.noise * peak, size=(2, *image.shape))
         image = image + real + 1j * imaginary
@@ -169,18 +185,24 @@ def _smooth_phase(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
 
 
 def normalise(
-    image: np.ndarray, mask: np.ndarray, by: str, where: str
+    image: np.ndarray,
+    mask: np.ndarray,
+    by: str,
+    where: str,
+    maps: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Normalisation]:
     """Scales a complex slice (H, W) and its k-space for networks.
 
     Args:
-      image: fully sampled.
+      image: fully sampled; (C, H, W) of coils with maps.
       mask: (H, W), True where k-space is sampled.
       by: "measured" or "target"; see `DataConfig.normalise`.
       where: names the slice.
+      maps: sensitivity maps (C, H, W) that combine the coils; None for one coil. Only
+        for "measured".
 
     Returns:
-      Image and spectrum, (H, W, 2) float32 each, and the scaling.
+      Image (H, W, 2) and spectrum (H, W, 2) or (C, H, W, 2), float32, and the scaling.
 
     Raises:
       InputError: the slice has no scale, for example if it is constant, or its values
@@ -194,8 +216,10 @@ def normalise(
         )
         return channels, _channels(fft2c(_complex(channels))), normalisation
     spectrum = _channels(fft2c(image))
-    normalisation = scale_of(spectrum[mask], mask.size, where)
+    normalisation = scale_of(spectrum[..., mask, :], mask.size, where)
     scale = np.float32(normalisation.std)
+    if maps is not None:
+        channels = _channels((maps.conj() * image).sum(axis=0))
     return channels / scale, spectrum / scale, normalisation
 
 

@@ -117,11 +117,10 @@ def selected(volume: Volume, selection: Selection, file: str) -> list[int]:
 
 
 def open_volume(path: Path, selection: Selection) -> Volume:
-    """Opens a fully sampled scan of one coil.
+    """Opens a fully sampled scan.
 
     Raises:
-      InputError: the file cannot be used, or its k-space is undersampled or of several
-        coils.
+      InputError: the file cannot be used, or its k-space is undersampled.
     """
     volume = open_scan(path, selection)
     if volume.undersampled:
@@ -131,18 +130,7 @@ def open_volume(path: Path, selection: Selection) -> Volume:
             "kst-reconstruct; train and test on fully sampled files (fastMRI's train "
             "and val)."
         )
-    require_one_coil(volume)
     return volume
-
-
-def require_one_coil(volume: Volume) -> None:
-    """Raises InputError for a scan of several coils, which networks do not take."""
-    if volume.coils > 1:
-        raise InputError(
-            f"{volume.path}: holds k-space of {volume.coils} coils, but networks take "
-            "one coil. Reconstruct it with CG-SENSE (kst-reconstruct sense), or "
-            "combine the coils first."
-        )
 
 
 def open_scan(path: Path, selection: Selection) -> Volume:

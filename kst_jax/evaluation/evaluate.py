@@ -2,6 +2,7 @@
 
     OUT/metrics.json                 means, volumes and every slice
     OUT/reconstructions/<name>.h5    magnitudes in the input's units, as in fastMRI
+    OUT/maps/                        sensitivity maps, with several coils
     OUT/figures/*.png                the paper's Figs. 2 to 4 (3 and 4 as far as the
                                      network has these parts)
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from kst_jax import parallel
 from kst_jax.config import Config, require_config
-from kst_jax.data import opening, pipeline
+from kst_jax.data import opening, pipeline, sensitivities
 from kst_jax.evaluation import reports
 from kst_jax.evaluation.scoring import make_scorer, score_slices
 from kst_jax.models.attention_maps import attention_on_grid
@@ -57,6 +58,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     source = opening.open_test_source(config)
     reports.require_same_volumes(out, source)
     subjects.require_unseen(workdir, source.subjects, source.unlabelled_folders)
+    source = sensitivities.estimate(source, config, out / "maps")
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     parallel.warn_of_idle_devices(mesh, "eval.batch_size", config.eval.batch_size)
     stage = reached(saved.train, step, model.stages)

@@ -4,6 +4,7 @@ This file is separate from the networks, so that a config can be read without th
 """
 
 import dataclasses
+from typing import ClassVar
 
 from kst_jax.errors import require
 
@@ -21,6 +22,9 @@ class ModelConfig:
       dtype: precision of products, "float32" or "bfloat16"; parameters, Fourier
         transforms and data consistency are float32 with both.
     """
+
+    # Whether the network reconstructs scans of several coils, given their maps.
+    takes_coils: ClassVar[bool] = False
 
     name: str = ""
     dtype: str = "float32"
@@ -92,6 +96,8 @@ class KSTConfig(ModelConfig):
       remat: which activations training keeps for the gradient, which sets its memory;
         see `kst_jax.models.rematerialisation`.
     """
+
+    takes_coils = True
 
     name: str = "kst"
     width: int = 256

@@ -57,8 +57,6 @@ class Reconstructor(nn.Module):
     size: tuple[int, int] | None = None
 
     title: ClassVar[str]
-    # Whether it reconstructs scans of several coils, given their maps.
-    takes_coils: ClassVar[bool] = False
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ class D5C5Config(ModelConfig):
       kernel: size of each convolution.
     """
 
+    takes_coils = True
+
     name: str = "d5c5"
     cascades: int = 5
     layers: int = 5

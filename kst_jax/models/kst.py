@@ -130,7 +130,6 @@ class KSpaceTransformer(Reconstructor):
     config: KSTConfig
 
     title = "K-Space Transformer"
-    takes_coils = True
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ class OUCRConfig(ModelConfig):
         counting the last.
     """
 
+    takes_coils = True
+
     name: str = "oucr"
     iterations: int = 5
     features: int = 56

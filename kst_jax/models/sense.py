@@ -28,6 +28,8 @@ class SENSEConfig(ModelConfig):
         through the iterations and updates its logarithm, the only parameter.
     """
 
+    takes_coils = True
+
     name: str = "sense"
     iterations: int = 30
     weight: float = 0.01
@@ -90,7 +92,6 @@ class SENSE(Reconstructor):
     config: SENSEConfig
 
     title = "CG-SENSE"
-    takes_coils = True
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:

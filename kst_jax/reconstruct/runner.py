@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from kst_jax import coils, parallel, tokens
 from kst_jax.config import Config
-from kst_jax.data import finding, labels, sources, transforms, volumes
+from kst_jax.data import finding, labels, sensitivities, sources, transforms, volumes
 from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import Volume
-from kst_jax.data_config import Selection
+from kst_jax.data_config import CoilsConfig, Selection
 from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
@@ -162,8 +162,7 @@ def _look(todo: list[Volume], method: Method, undersampling: Undersampling) -> N
             file=sys.stderr,
         )
     for volume in todo:
-        if not build(config.model).takes_coils:
-            volumes.require_one_coil(volume)
+        _require_coils(volume, method)
         with volumes.reading(volume.path):
             index = volume.slices[len(volume.slices) // 2]
             measurement = inputs.measure(volume, index, config, undersampling)
@@ -178,6 +177,30 @@ def _look(todo: list[Volume], method: Method, undersampling: Undersampling) -> N
             if kind not in warned:
                 print(f"warning: {volume.path.name}: {what}", file=sys.stderr)
             warned.add(kind)
+
+
+def _require_coils(volume: Volume, method: Method) -> None:
+    """Raises InputError if the network does not take a scan's coils."""
+    options, found = method.config.data.coils, volume.coils
+    if method.step is None and method.config.model.takes_coils:
+        return
+    if found == 1 and options.separate:
+        raise InputError(
+            f"{volume.path}: holds k-space of one coil, but the network was trained "
+            f"on {options.count}. Use a network for one coil."
+        )
+    if found > 1 and not options.separate:
+        raise InputError(
+            f"{volume.path}: holds k-space of {found} coils, but the network takes "
+            "one. Reconstruct it with CG-SENSE (kst-reconstruct sense), or train a "
+            "network for several coils (data.coils)."
+        )
+    if found < options.count and options.separate:
+        raise InputError(
+            f"{volume.path}: holds k-space of {found} coils, but the network was "
+            f"trained on {options.count}. Reconstruct it with CG-SENSE "
+            "(kst-reconstruct sense)."
+        )
 
 
 def _model_for(config: Config, measurement: Measurement) -> Reconstructor:
@@ -211,7 +234,10 @@ def _scan(
     shapes = {one.mask.shape for one in slices}
     if len(shapes) > 1:
         raise InputError(f"{volume.path}: its slices differ in size: {sorted(shapes)}.")
-    geometry, maps = slices[0].geometry, _maps(volume, slices)
+    geometry = slices[0].geometry
+    if config.data.coils.separate:
+        slices = _compressed(slices, config.data.coils.count)
+    maps = _maps(volume, slices, config.data.coils)
     network = _compiled(_model_for(config, slices[0]), mesh)
     images = []
     for batch, mean, std, count in _batches(volume, slices, maps, config, options):
@@ -226,14 +252,30 @@ def _scan(
     return cropped, [one.acceleration for one in slices], geometry
 
 
-def _maps(volume: Volume, slices: list[Measurement]) -> np.ndarray | None:
+def _compressed(slices: list[Measurement], count: int) -> list[Measurement]:
+    """Compresses the coils of a scan to virtual ones."""
+    calibration = np.stack([one.calibration for one in slices])
+    compression = coils.compression(calibration, count)
+    return [
+        dataclasses.replace(
+            one,
+            kspace=np.tensordot(compression, one.kspace, 1),
+            calibration=np.tensordot(compression, one.calibration, 1),
+        )
+        for one in slices
+    ]
+
+
+def _maps(
+    volume: Volume, slices: list[Measurement], options: CoilsConfig
+) -> np.ndarray | None:
     """Estimates the coils' maps (S, C, H, W, 2); None for one coil."""
     if volume.coils == 1:
         return None
     maps = []
     for index, one in zip(volume.slices, slices, strict=True):
         try:  # one by one: repetitions may be sampled differently
-            found = np.asarray(coils.espirit(one.calibration))
+            found = sensitivities.maps_of(one.calibration, options)
         except InputError as error:
             raise InputError(f"{volume.path}: slice {index}: {error}") from None
         maps.append(np.stack([found.real, found.imag], axis=-1))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from kst_jax import metrics, parallel
 from kst_jax.config import Config, TrainConfig, require_config
-from kst_jax.data import opening, pipeline
+from kst_jax.data import opening, pipeline, sensitivities
 from kst_jax.errors import DivergedError
 from kst_jax.fourier import magnitude
 from kst_jax.models.contract import STAGES, Reconstructor
@@ -215,10 +215,12 @@ def train(config: Config, workdir: str | Path) -> State:
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         source, test = opening.open_sources(config)
         source, validation = opening.set_validation_apart(config, source, test)
+        kept = Path(workdir) / "maps"
         print(f"Training on {source}; held out for testing: {test}")
         validator = None
         if validation:
             print(f"Validating on {validation}")
+            validation = sensitivities.estimate(validation, config, kept)
             validator = Validator(config, validation, sampler, model)
         people = {
             "train": source.subjects,
@@ -226,6 +228,8 @@ def train(config: Config, workdir: str | Path) -> State:
         }
         subjects.write(workdir, people, carries_on=checkpoints.begun)
         fields_of_view.write(workdir, opening.fields_of_view(source, config))
+        sets = config.data.coils.sets
+        source = sensitivities.estimate(source, config, kept, sets)
         example = pipeline.example_batch(config, sampler)
         with Interruption() as interruption:
             state = init_state(model, optimizer, example, config.train)
