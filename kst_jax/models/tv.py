@@ -1,7 +1,8 @@
 """Compressed sensing with total variation, its weight chosen by training.
 
 M. Lustig, D. Donoho and J. M. Pauly, "Sparse MRI" (MRM 2007), solved by the primal-dual
-iteration of A. Chambolle and T. Pock (JMIV 2011, algorithm 1).
+iteration of A. Chambolle and T. Pock (JMIV 2011, algorithm 1), with several coils by
+that of L. Condat (JOTA 2013).
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ class TVConfig(ModelConfig):
       weight: initial weight of the total variation. Training differentiates through the
         iterations and updates its logarithm, the only parameter.
     """
+
+    takes_coils = True
 
     name: str = "tv"
     iterations: int = 150
@@ -67,14 +70,14 @@ def divergence(field: jax.Array) -> jax.Array:
 def minimise(
     kspace: jax.Array, acquisition: Acquisition, weight: jax.Array, iterations: int
 ) -> jax.Array:
-    """Returns the image x that minimises |M F x - y|^2 / 2 + weight TV(x).
+    """Returns the image x that minimises |A x - y|^2 / 2 + weight TV(x).
 
     TV is isotropic and joint over the real and imaginary part: the sum over pixels of
     the norm of `differences`.
 
     Args:
-      kspace: y, (B, H, W, 2), zero where not sampled.
-      acquisition: M F.
+      kspace: y, (B, H, W, 2) or, with maps, (B, C, H, W, 2); zero where not sampled.
+      acquisition: A.
       weight: a scalar above 0.
       iterations: number of iterations; the error falls with its inverse.
 
@@ -86,19 +89,27 @@ def minimise(
     # below 8. On normalised slices, larger primal steps approach the optimum sooner.
     # Only the share of the measured values depends on the weight.
     share = acquisition.mask[..., None] / (1 + 2 * weight)
+    zero_filled = acquisition.adjoint(kspace)
+
+    def descend(image: jax.Array, dual: jax.Array) -> jax.Array:
+        if acquisition.maps is None:
+            spectrum = fft2c(image + divergence(dual) / 2)
+            return ifft2c(spectrum + share * (kspace - spectrum))
+        # The data have no proximal step in closed form; their gradient has norm 1.
+        change = zero_filled - acquisition.normal(image) + weight * divergence(dual)
+        return image + change / (0.5 + 2 * weight)
 
     @jax.checkpoint
     def iterate(carry: tuple, _: None) -> tuple[tuple, None]:
         image, ahead, dual = carry
         dual = dual + differences(ahead) / 4
         dual = dual / jnp.sqrt(jnp.maximum((dual**2).sum((-2, -1), keepdims=True), 1.0))
-        spectrum = fft2c(image + divergence(dual) / 2)
-        new = ifft2c(spectrum + share * (kspace - spectrum))
+        new = descend(image, dual)
         return (new, 2 * new - image, dual), None
 
-    image = acquisition.adjoint(kspace)
-    dual = jnp.zeros_like(differences(image))
-    return lax.scan(iterate, (image, image, dual), length=iterations)[0][0]
+    dual = jnp.zeros_like(differences(zero_filled))
+    start = zero_filled, zero_filled, dual
+    return lax.scan(iterate, start, length=iterations)[0][0]
 
 
 class TV(Reconstructor):

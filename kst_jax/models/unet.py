@@ -34,6 +34,8 @@ class UNetConfig(ModelConfig):
         mention it.
     """
 
+    takes_coils = True
+
     name: str = "unet"
     features: int = 32
     poolings: int = 4
@@ -56,7 +58,9 @@ class UNetConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class KUNetConfig(UNetConfig):
-    """Sizes of a U-Net on the spectrum; see `UNetConfig`."""
+    """Sizes of a U-Net on the spectrum of one coil; see `UNetConfig`."""
+
+    takes_coils = False
 
     name: str = "kunet"
 

@@ -50,6 +50,8 @@ class VarNetConfig(ModelConfig):
         see `kst_jax.models.rematerialisation`.
     """
 
+    takes_coils = True
+
     name: str = "varnet"
     cascades: int = 12
     features: int = 18
@@ -198,7 +200,6 @@ class VarNet(Reconstructor):
     config: VarNetConfig
 
     title = "E2E-VarNet"
-    takes_coils = True
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:

@@ -1,0 +1,77 @@
+"""The methods that the K-Space Transformer is compared with, on several coils."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kst_jax import tokens
+from kst_jax.acquisition import Acquisition
+from kst_jax.models import tv
+from kst_jax.models.registry import MODELS, build
+from tests.baselines import TINY
+from tests.test_kst_coils import SIZE, channels, scan, transform
+
+
+def maps_of_two():
+    rng = np.random.default_rng(3)
+    maps = rng.normal(size=(2, *SIZE)) + 1j * rng.normal(size=(2, *SIZE))
+    return maps / np.linalg.norm(maps, axis=0)
+
+
+def run(config, batch):
+    model = build(config)
+    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    return jax.jit(model.apply)({"params": params}, batch).image
+
+
+@pytest.mark.parametrize("name", ["d5c5", "unet", "oucr"])
+def test_networks_with_data_consistency_keep_a_fully_sampled_image(name):
+    maps, config = maps_of_two(), TINY[name]
+    if name == "unet":
+        config = dataclasses.replace(config, consistent=True)
+    batch, image = scan(maps)
+    kspace = channels(transform(np.fft.fft2, maps * image))
+    whole = tokens.tokenise(kspace, np.ones(SIZE, bool)) | {"maps": channels(maps)}
+    found = run(config, tokens.batch_of([whole]))
+    np.testing.assert_allclose(found[0], channels(image), atol=1e-4)
+    assert np.abs(run(config, batch)[0] - channels(image)).max() > 0.1
+
+
+def test_total_variation_of_one_coil_is_the_same_by_both_iterations():
+    """With unit maps the problem is that of one coil, solved in another way."""
+    batch, _ = scan(np.ones((1, *SIZE)))
+    kspace, mask = batch.kspace, batch.mask
+    several = Acquisition(mask, batch.maps)
+    weight = jnp.float32(0.05)
+    minimise = jax.jit(tv.minimise, static_argnums=3)
+    wanted = minimise(kspace[:, 0], Acquisition(mask), weight, 3000)
+    found = minimise(kspace, several, weight, 3000)
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def test_total_variation_of_several_coils_is_a_minimum():
+    batch, _ = scan(maps_of_two())
+    weight = 0.05
+    found = jax.jit(tv.minimise, static_argnums=3)(
+        batch.kspace, batch.acquisition, jnp.float32(weight), 3000
+    )
+
+    def objective(image):
+        misfit = batch.acquisition.forward(image) - batch.kspace
+        size = jnp.sqrt((tv.differences(image) ** 2).sum((-2, -1)))
+        return float((misfit**2).sum() / 2 + weight * size.sum())
+
+    least, rng = objective(found), np.random.default_rng(0)
+    for scale in (1e-1, 1e-2):
+        change = scale * rng.normal(size=found.shape)
+        assert objective(found + change) > least
+    assert objective(0.99 * found) > least
+    assert objective(1.01 * found) > least
+
+
+def test_which_networks_take_coils():
+    takes = {name for name, entry in MODELS.items() if entry.config.takes_coils}
+    assert set(MODELS) - takes == {"kunet", "admm"}
