@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from kst_jax.config import Config, EvalConfig, MaskConfig, TrainConfig
 from kst_jax.config_dict import from_dict
-from kst_jax.data_config import DataConfig
+from kst_jax.data_config import CoilsConfig, DataConfig
 from kst_jax.errors import InputError, require
 from kst_jax.models import registry
 from kst_jax.models.config import ModelConfig
@@ -25,12 +25,14 @@ class Method:
       train: section `train` of its runs, without steps and seed.
       images: training images (steps x batch size); 0 uses the study's number.
       title: name in tables and figures; by default the network's.
+      coils: changes to section `data.coils` of the study.
     """
 
     model: Mapping
     train: Mapping
     images: int = 0
     title: str = ""
+    coils: Mapping = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         """Raises InputError for values that cannot be."""
@@ -218,8 +220,12 @@ def config_of(study: Study, cell: Cell) -> Config:
         steps = (method.images or study.images) // train.batch_size
         train = dataclasses.replace(train, steps=steps, seed=cell.seed)
         model = from_dict(method.model, ModelConfig, f"{where}.model")
+        coils = dataclasses.asdict(study.data.coils) | dict(method.coils)
+        data = dataclasses.replace(
+            study.data, coils=from_dict(coils, CoilsConfig, f"{where}.coils")
+        )
         mask = study.settings[cell.setting]
-        config = Config(study.data, mask, model, train, study.eval)
+        config = Config(data, mask, model, train, study.eval)
     except InputError as error:
         told = str(error)
         raise InputError(told if where in told else f"{where}: {told}") from None
