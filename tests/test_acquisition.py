@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kst_jax.acquisition import Acquisition
-from kst_jax.coils import simulate
+from kst_jax.birdcage import birdcage
 
 SHAPES = [(8, 6), (7, 9), (16, 5)]
 
@@ -88,7 +88,7 @@ def coils():
     """An acquisition of two slices by three coils, an image and k-space of them."""
     rng = np.random.default_rng(1)
     rows, columns = 8, 7
-    maps = np.stack([simulate(seed, (rows, columns), 3) for seed in (1, 2)])
+    maps = np.stack([birdcage(seed, (rows, columns), 3) for seed in (1, 2)])
     maps[:, :, :2, :2] = 0  # outside the object
     image, kspace = (
         jnp.asarray(rng.normal(size=size), jnp.float32)

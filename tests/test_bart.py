@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kst_jax.data import finding, sources, volumes
+from kst_jax.config import Config
+from kst_jax.data import finding, opening, volumes
 from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.examination import examine
 from kst_jax.errors import InputError
@@ -49,8 +50,9 @@ def test_coils_are_read_as_measured(tmp_path):
     assert (volume.coils, volume.shape, volume.depth) == (3, (6, 5), 4)
     for index in volume.slices:
         np.testing.assert_array_equal(volume.sample(index).kspace, COILS[index])
+    config = Config(data=DataConfig(test=str(tmp_path)))
     with pytest.raises(InputError, match=r"a\.cfl: holds k-space of 3 coils"):
-        sources.open_source(str(tmp_path))
+        opening.open_test_source(config)
 
 
 def test_the_doctor_shows_coils(tmp_path):

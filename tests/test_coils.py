@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kst_jax import coils
+from kst_jax.birdcage import birdcage
 from kst_jax.errors import InputError
 
 SIZE = (48, 40)
@@ -30,7 +31,7 @@ def phantom(size):
 def scan(seed=1, count=5, size=SIZE):
     """K-space of simulated coils, their maps and where the head is."""
     image, head = phantom(size)
-    maps = coils.simulate(seed, size, count)
+    maps = birdcage(seed, size, count)
     return transform(image * maps).astype(np.complex64), maps, head
 
 
@@ -173,9 +174,9 @@ def test_virtual_coils_cannot_exceed_the_measured(count):
 
 
 def test_simulated_coils_differ_by_seed_and_combine_to_the_image():
-    maps = coils.simulate(3, SIZE, 6)
-    assert (maps == coils.simulate(3, SIZE, 6)).all()
-    assert np.abs(maps - coils.simulate(4, SIZE, 6)).max() > 0.1
+    maps = birdcage(3, SIZE, 6)
+    assert (maps == birdcage(3, SIZE, 6)).all()
+    assert np.abs(maps - birdcage(4, SIZE, 6)).max() > 0.1
     np.testing.assert_allclose((np.abs(maps) ** 2).sum(0), 1, atol=1e-5)
     head = phantom(SIZE)[1]
     changes = np.abs(np.diff(maps, axis=1))[:, head[1:]]
@@ -186,7 +187,7 @@ def test_simulated_coils_differ_by_seed_and_combine_to_the_image():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_each_simulated_coil_is_strongest_somewhere_at_the_border(seed):
-    maps = np.abs(coils.simulate(seed, SIZE, 4))
+    maps = np.abs(birdcage(seed, SIZE, 4))
     strongest = maps.argmax(0)
     border = np.concatenate([strongest[[0, -1]].ravel(), strongest[:, [0, -1]].ravel()])
     assert set(border) == set(range(4))
@@ -194,7 +195,7 @@ def test_each_simulated_coil_is_strongest_somewhere_at_the_border(seed):
 
 def test_simulation_needs_a_coil():
     with pytest.raises(InputError, match="at least 1"):
-        coils.simulate(0, SIZE, 0)
+        birdcage(0, SIZE, 0)
 
 
 def complex_field(x):

@@ -13,7 +13,7 @@ from kst_jax.data import volumes
 from kst_jax.data.contents import content_of
 from kst_jax.data.fourier import fft2c
 from kst_jax.data.sources import open_source
-from kst_jax.data_config import DataConfig, Selection
+from kst_jax.data_config import CoilsConfig, DataConfig, Selection
 from kst_jax.doctor.examination import examine, examine_others, patient_of
 from kst_jax.errors import InputError
 from tests.scans import with_nan, write_h5, write_nifti, write_npy
@@ -73,7 +73,10 @@ def test_multi_coil_scans_show_their_coils(tmp_path):
     write_h5(tmp_path / "a.h5", np.stack([KSPACE] * 3, 1))
     found = examine(tmp_path / "a.h5", DATA, Selection())
     assert (found.coils, found.stored, found.slices) == (3, (6, 3, 20, 18), None)
-    assert "combine the coils" in found.findings[0].what
+    assert "holds k-space of 3 coils. Set" in found.findings[0].what
+    data = dataclasses.replace(DATA, coils=CoilsConfig(count=2, calibration=12))
+    found = examine(tmp_path / "a.h5", data, Selection())
+    assert (found.slices, found.sizes, found.findings) == (6, [(20, 18)], [])
 
 
 def test_slices_that_cannot_be_used_are_listed(tmp_path):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kst_jax import coils, parallel, tokens
+from kst_jax import parallel, tokens
+from kst_jax.birdcage import birdcage
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
 from tests.references import make_kst_tiny
@@ -42,7 +43,7 @@ def network(batch, **changes):
 
 
 def test_every_point_is_a_query_and_a_token_holds_all_coils():
-    batch, _ = scan(coils.simulate(0, SIZE, 3))
+    batch, _ = scan(birdcage(0, SIZE, 3))
     assert batch.value.shape == (1, MASK.sum(), 6)
     np.testing.assert_array_equal(batch.query[0], np.arange(MASK.size))
     _, params = network(batch)
@@ -53,7 +54,7 @@ def test_every_point_is_a_query_and_a_token_holds_all_coils():
 @pytest.mark.parametrize("transformer", [True, False])
 def test_layers_that_change_nothing_give_the_zero_filled_image(transformer):
     """Consistency then takes one step of gradient descent from it, by numpy."""
-    maps = coils.simulate(1, SIZE, 3)
+    maps = birdcage(1, SIZE, 3)
     batch, _ = scan(maps)
     model, params = network(
         batch,
@@ -88,7 +89,7 @@ def test_one_coil_with_unit_maps_keeps_the_measured_values():
 
 
 def test_devices_share_the_queries_of_several_coils():
-    batch, _ = scan(coils.simulate(2, SIZE, 2))
+    batch, _ = scan(birdcage(2, SIZE, 2))
     model, params = network(batch)
     wanted = jax.jit(model.apply)({"params": params}, batch).image
     mesh = parallel.make_mesh(1, query_devices=4)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kst_jax import coils
+from kst_jax.birdcage import birdcage
 from kst_jax.data import volumes
 from kst_jax.data_config import Selection
 from kst_jax.reconstruct.runner import Options, reconstruct
@@ -23,7 +24,7 @@ def truth():
     images = fastmri_files.slices_of("demo:test", SIZE, (0.5, 0.54))[:2]
     rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in SIZE), indexing="ij")
     images = images * np.exp(1j * (rows + columns**2))
-    return images, coils.simulate(3, SIZE, 8)
+    return images, birdcage(3, SIZE, 8)
 
 
 @pytest.fixture(scope="module")

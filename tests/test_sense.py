@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kst_jax.acquisition import Acquisition
-from kst_jax.coils import simulate
+from kst_jax.birdcage import birdcage
 from kst_jax.errors import InputError
 from kst_jax.fourier import to_channels
 from kst_jax.models.registry import build
@@ -34,7 +34,7 @@ def centred_dft(size):
 def case():
     """Two slices: their acquisition as matrices, and as an operator; k-space."""
     rng = np.random.default_rng(0)
-    maps = np.stack([simulate(seed, SHAPE, COILS) for seed in (1, 2)])
+    maps = np.stack([birdcage(seed, SHAPE, COILS) for seed in (1, 2)])
     mask = rng.random((2, *SHAPE)) < 0.6
     kspace = rng.normal(size=(2, 2, COILS, *SHAPE))
     kspace = np.where(mask[:, None], kspace[0] + 1j * kspace[1], 0)

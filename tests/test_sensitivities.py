@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kst_jax import coils
+from kst_jax.birdcage import birdcage
 from kst_jax.config import Config, MaskConfig, TrainConfig
 from kst_jax.data import opening, pipeline, receivers, sensitivities
 from kst_jax.data_config import AugmentConfig, CoilsConfig, DataConfig
@@ -161,7 +161,7 @@ def test_maps_are_estimated_once(people, folder, monkeypatch):
 def measured(tmp_path):
     """A scan of five coils in fastMRI's layout."""
     images = fastmri_files.slices_of("demo:test", SIZE, (0.5, 0.56))
-    maps = coils.simulate(3, SIZE, 5)
+    maps = birdcage(3, SIZE, 5)
     kspace = fastmri_files.fft(images[:, None] * maps).astype(np.complex64)
     fastmri_files.write(tmp_path / "scan.h5", kspace, SIZE, patient_id="one")
     return tmp_path / "scan.h5", images

@@ -118,10 +118,10 @@ def test_a_training_that_diverges_does_not_keep_others_from_theirs(
 ):
     train = cells.loop.train
 
-    def diverging(config, run):
+    def diverging(config, run, maps):
         if config.train.seed == 0:
             raise DivergedError("loss is nan at step 1.")
-        return train(config, run)
+        return train(config, run, maps)
 
     monkeypatch.setattr(cells.loop, "train", diverging)
     with pytest.raises(InputError, match="no results for a/d5c5/0: training diverged"):

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kst_jax import coils
+from kst_jax.birdcage import birdcage
 from tests import fastmri_files
 from tests.programs import run_here
 
@@ -51,7 +51,7 @@ def test_scores_and_images_of_several_coils(run):
 @pytest.mark.slow
 def test_a_measured_scan_of_more_coils_is_reconstructed(run, tmp_path):
     images = fastmri_files.slices_of("demo:test", SIZE, (0.5, 0.54))
-    maps = coils.simulate(3, SIZE, 5)
+    maps = birdcage(3, SIZE, 5)
     kspace = fastmri_files.fft(images[:, None] * maps)
     mask = np.zeros(24, bool)
     mask[::3] = mask[5:19] = True

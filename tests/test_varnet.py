@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from kst_jax.coils import simulate
+from kst_jax.birdcage import birdcage
 from kst_jax.errors import InputError
 from kst_jax.fourier import ifft2c, to_channels
 from kst_jax.models.registry import build
@@ -46,7 +46,7 @@ def scan():
     """Two slices of three coils, sampled in columns; two others are empty."""
     rng = np.random.default_rng(0)
     mask = np.stack([lines(SHAPE, [0, 4, 5, 6, 7, 10]), lines(SHAPE, [2, 5, 6, 12])])
-    maps = np.stack([simulate(seed, SHAPE, COILS) for seed in (1, 2)])
+    maps = np.stack([birdcage(seed, SHAPE, COILS) for seed in (1, 2)])
     kspace = rng.normal(size=(2, COILS, *SHAPE, 2)).astype(np.float32)
     kspace = np.where(mask[:, None, :, :, None], kspace, 0)
     batch = batch_of(kspace, mask, to_channels(jnp.asarray(maps)))

@@ -2,7 +2,7 @@
 
 from kst_jax import sampling
 from kst_jax.config import Config
-from kst_jax.data import native, sources, transforms
+from kst_jax.data import native, sources, transforms, volumes
 from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
@@ -84,27 +84,12 @@ def _open(config: Config, paths: str, seed: int) -> Source:
 
 
 def _require_coils(source: Source, config: Config) -> None:
-    """Raises InputError if a scan has other coils than the config says."""
-    count, augment = config.data.coils.count, config.data.augment
-    for scan in {scan.name: scan for scan, _ in source.entries}.values():
-        found = scan.volume.coils
-        if found == 1:
-            continue
-        if count == 1:
+    """Raises InputError if the coils of a scan do not suit the config."""
+    for volume in {scan.name: scan.volume for scan, _ in source.entries}.values():
+        volumes.require_coils(volume, config.data.coils.count)
+        if volume.coils > 1 and transforms.moves(config.data.augment):
             raise InputError(
-                f"{scan.volume.path}: holds k-space of {found} coils. Set "
-                "--config.data.coils.count to the virtual coils that the network "
-                f"should see, at most {found}; with --config.data.coils.combine=True "
-                "they are combined to one before undersampling."
-            )
-        if found < count:
-            raise InputError(
-                f"{scan.volume.path}: holds k-space of {found} coils, fewer than "
-                f"config.data.coils.count={count}. Lower it, or leave the file out."
-            )
-        if transforms.moves(augment):
-            raise InputError(
-                f"{scan.volume.path}: holds k-space of {found} coils, whose maps "
+                f"{volume.path}: holds k-space of {volume.coils} coils, whose maps "
                 "would not follow flips, rotation, scaling or a change of intensity. "
                 "Leave config.data.augment at its defaults."
             )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from kst_jax import coils
+from kst_jax.birdcage import birdcage
 
 
 class Receiver(NamedTuple):
@@ -47,9 +47,9 @@ class Receivers:
 def simulated(
     subject: str, coil_set: int, shape: tuple[int, int], count: int
 ) -> np.ndarray:
-    """Simulates a set of coils (C, H, W) of a person; see `coils.simulate`.
+    """Simulates a set of coils (C, H, W) of a person; see `birdcage.birdcage`.
 
     Every person has a bank of sets, which only the label and the number determine.
     """
     digest = hashlib.sha256(f"{subject}:{coil_set}".encode()).digest()
-    return coils.simulate(int.from_bytes(digest[:4], "big"), shape, count)
+    return birdcage(int.from_bytes(digest[:4], "big"), shape, count)

@@ -133,6 +133,22 @@ def open_volume(path: Path, selection: Selection) -> Volume:
     return volume
 
 
+def require_coils(volume: Volume, count: int) -> None:
+    """Raises InputError if a scan of several coils does not suit `data.coils.count`."""
+    if volume.coils > 1 and count == 1:
+        raise InputError(
+            f"{volume.path}: holds k-space of {volume.coils} coils. Set "
+            "--config.data.coils.count to the virtual coils that the network should "
+            f"see, at most {volume.coils}; or reconstruct it with CG-SENSE "
+            "(kst-reconstruct sense)."
+        )
+    if 1 < volume.coils < count:
+        raise InputError(
+            f"{volume.path}: holds k-space of {volume.coils} coils, fewer than "
+            f"--config.data.coils.count={count}. Lower it, or leave the file out."
+        )
+
+
 def open_scan(path: Path, selection: Selection) -> Volume:
     """Opens a scan, undersampled or not; raises InputError if it cannot be used."""
     require_file(path)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from kst_jax.data import finding, labels
 from kst_jax.data.labels import Found
 from kst_jax.data.volumes import add_options, selection_of
-from kst_jax.data_config import DataConfig, Selection
+from kst_jax.data_config import CoilsConfig, DataConfig, Selection
 from kst_jax.doctor.examination import (
     Examination,
     examine,
@@ -238,9 +238,20 @@ def _main() -> None:
             help=f"{what} ({' '.join(map(str, getattr(default, name)))})",
         )
     add("--pad", action="store_true", help="zero-pad small slices, as data.pad=True")
+    add(
+        "--coils",
+        type=int,
+        default=default.coils.count,
+        help="coils that networks see, as data.coils.count (1)",
+    )
     add_options(parser)
     args = parser.parse_args()
-    data = DataConfig(size=args.size, crop=args.crop, pad=args.pad)
+    data = DataConfig(
+        size=args.size,
+        crop=args.crop,
+        pad=args.pad,
+        coils=CoilsConfig(count=args.coils),
+    )
     examined = examinations(",".join(args.paths), data, selection_of(args))
     summary = report(examined, args.json)
     sys.exit(1 if summary.errors or summary.warnings else 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from kst_jax.data import contents, fourier, transforms, volumes
+from kst_jax.data import contents, fourier, native, transforms, volumes
 from kst_jax.data.readers import bart, fastmri, mrd, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.data_config import DataConfig, Selection
@@ -110,6 +110,7 @@ def examine(
         with contextlib.suppress(InputError), volumes.reading(path):
             _LOOK[suffix_of(path)](path, found)
         volume = volumes.open_volume(path, selection)
+        volumes.require_coils(volume, data.coils.count)
         numbers = volumes.selected(volume, selection, file or path.name)
     except InputError as error:
         found.add("error", error)
@@ -244,7 +245,7 @@ def _read(
         try:
             with volumes.reading(volume.path):
                 image = volume.read(number)
-            sizes.add(image.shape)
+            sizes.add(image.shape[-2:])
             found.holding += image.nbytes
             with np.errstate(over="ignore"):  # `normalise` reports it
                 _span(np.abs(image) if image.imag.any() else image.real, found)
@@ -268,7 +269,7 @@ def _normalise(image: np.ndarray, data: DataConfig, number: int) -> None:
     where = f"slice {number}"
     image = transforms.field_of_view(image, data, where)
     image = transforms.fourier_resize(image, data.size, data.resize)
-    everything = np.ones(image.shape, bool)
+    everything = np.ones(image.shape[-2:], bool)
     transforms.normalise(image, everything, data.normalise, where)
 
 
@@ -297,7 +298,7 @@ class _Peak:
         self._shape: tuple[int, ...] = (0, 0)
 
     def see(self, image: np.ndarray) -> None:
-        spectrum = np.abs(fourier.fft2c(image))
+        spectrum = native.root_sum_of_squares(fourier.fft2c(image))
         value = float(spectrum.max())
         if value > self._value:
             place = np.unravel_index(spectrum.argmax(), spectrum.shape)

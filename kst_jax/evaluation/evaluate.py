@@ -27,12 +27,16 @@ from kst_jax.runs import agreement, checkpoints, subjects
 from kst_jax.stages import reached
 
 
-def evaluate(config: Config, workdir: str | Path) -> dict | None:
+def evaluate(
+    config: Config, workdir: str | Path, maps: Path | None = None
+) -> dict | None:
     """Evaluates a run's latest or best checkpoint on the test scans.
 
     Args:
       config: test scans, undersampling and model; the model must be the checkpoint's.
       workdir: the run.
+      maps: folder that keeps the coils' sensitivity maps; by default `maps` in the
+        results.
 
     Returns:
       The contents of metrics.json; with several processes only the first one writes and
@@ -58,7 +62,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict | None:
     source = opening.open_test_source(config)
     reports.require_same_volumes(out, source)
     subjects.require_unseen(workdir, source.subjects, source.unlabelled_folders)
-    source = sensitivities.estimate(source, config, out / "maps")
+    source = sensitivities.estimate(source, config, maps or out / "maps")
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     parallel.warn_of_idle_devices(mesh, "eval.batch_size", config.eval.batch_size)
     stage = reached(saved.train, step, model.stages)

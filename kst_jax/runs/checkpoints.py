@@ -4,6 +4,7 @@ workdir/config.json              the run's config, for `configs/saved.py`
 workdir/train_subjects.json      people that the model is trained on
 workdir/validation_subjects.json people that it is validated on
 workdir/fields_of_view.json      sizes of its images in mm
+workdir/maps/                    sensitivity maps, with several coils
 workdir/checkpoints/<step>/      params, ema, training, config, metrics, checksums
 workdir/checkpoints/<step>.damaged*  set aside when a run resumes from an earlier one
 workdir/.lock                    held by the only training that may use the folder

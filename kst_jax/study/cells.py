@@ -35,10 +35,11 @@ def run(study: Study, cell: Cell, workdir: Path) -> None:
       SystemExit: after SIGTERM, with the run saved.
     """
     config, run = config_of(study, cell), workdir / "runs" / cell.name
+    maps = workdir / "maps"  # for all cells
     with _timed(run):
-        state = loop.train(config, run)
+        state = loop.train(config, run, maps)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    found = evaluate.evaluate(config, run)
+    found = evaluate.evaluate(config, run, maps)
     seconds, devices = _sittings(run)
     result = {
         "config": dataclasses.asdict(config),

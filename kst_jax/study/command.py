@@ -10,6 +10,7 @@ continues an interrupted one from its last checkpoint.
     WORKDIR/results/SETTING/METHOD/SEED.json   a cell's scores, slice by slice
     WORKDIR/results/SETTING/METHOD/SEED.npz    its images of the slices in the figures
     WORKDIR/runs/SETTING/METHOD/SEED/          checkpoints, logs and full evaluation
+    WORKDIR/maps/                              sensitivity maps, with several coils
     WORKDIR/tables.md, tables.json, figures/   from the finished cells
 
 Tables, figures and the list of finished cells depend only on the results; `runs` may be

@@ -183,7 +183,7 @@ def _means(
     return parallel.mean(jax.tree.map(lambda x: x / micro_batches, sums)), images[0]
 
 
-def train(config: Config, workdir: str | Path) -> State:
+def train(config: Config, workdir: str | Path, maps: Path | None = None) -> State:
     """Trains a model, or resumes an interrupted run.
 
     SIGTERM and Ctrl-C stop it after the current step and save it.
@@ -191,6 +191,8 @@ def train(config: Config, workdir: str | Path) -> State:
     Args:
       config: the run.
       workdir: folder for checkpoints and logs.
+      maps: folder that keeps the coils' sensitivity maps; by default `maps` in the
+        workdir.
 
     Returns:
       The final state.
@@ -215,7 +217,7 @@ def train(config: Config, workdir: str | Path) -> State:
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         source, test = opening.open_sources(config)
         source, validation = opening.set_validation_apart(config, source, test)
-        kept = Path(workdir) / "maps"
+        kept = maps or Path(workdir) / "maps"
         print(f"Training on {source}; held out for testing: {test}")
         validator = None
         if validation:
