@@ -15,6 +15,7 @@ import numpy as np
 
 from kst_jax import parallel
 from kst_jax.benchmark.operation_counts import network_flops, traced_flops
+from kst_jax.birdcage import birdcage
 from kst_jax.config import Config
 from kst_jax.data import opening
 from kst_jax.errors import InputError
@@ -70,7 +71,10 @@ class Case:
         config = self.config
         if isinstance(config.model, KSTConfig):
             sampled = round(np.mean(opening.open_sampler(config).counts))
-            one: int | None = network_flops(config.model, sampled, config.data.size)
+            coils = config.data.coils.count if config.data.coils.separate else 1
+            one: int | None = network_flops(
+                config.model, sampled, config.data.size, coils
+            )
         else:
             one = traced_flops(build(config.model), example(config, 1))
         return one and self.batch * one * (3 if self.what == "train step" else 1)
@@ -80,9 +84,18 @@ def example(config: Config, count: int) -> Batch:
     """Returns a batch of random slices, undersampled as the config says."""
     sampler, rng = opening.open_sampler(config), np.random.default_rng(0)
 
+    coils = config.data.coils
+    maps = birdcage(0, config.data.size, coils.count)
+    maps = np.stack([maps.real, maps.imag], axis=-1)
+
     def one() -> dict[str, np.ndarray]:
         image = rng.normal(size=(*config.data.size, 2)).astype(np.float32)
-        return tokenise(image, sampler.random(rng), sampler.counts) | {"image": image}
+        mask = sampler.random(rng)
+        if not coils.separate:
+            return tokenise(image, mask, sampler.counts) | {"image": image}
+        kspace = rng.normal(size=maps.shape).astype(np.float32)
+        fields = tokenise(kspace, mask, sampler.counts)
+        return fields | {"image": image, "maps": maps}
 
     return batch_of([one() for _ in range(count)])
 

@@ -27,7 +27,6 @@ import numpy as np
 from jax import export as jax_export
 
 from kst_jax import tokens
-from kst_jax.acquisition import Acquisition
 from kst_jax.config import Config
 from kst_jax.data import opening
 from kst_jax.errors import InputError
@@ -46,8 +45,11 @@ _STANDALONE = Path(__file__).with_name("standalone.py")
 
 def reconstructor(
     model: Reconstructor, params: dict, counts: tuple[int, int]
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+) -> Callable[..., jax.Array]:
     """Makes a function of arrays: k-space (B, H, W, 2) and mask (B, H, W) to images.
+
+    For several coils, k-space is (B, C, H, W, 2), and the function also takes their
+    sensitivity maps, (B, C, H, W, 2).
 
     Args:
       model: the network.
@@ -59,8 +61,11 @@ def reconstructor(
       is NaN if its mask samples more or fewer points than the counts allow.
     """
 
-    def reconstruct(kspace: jax.Array, mask: jax.Array) -> jax.Array:
+    def reconstruct(
+        kspace: jax.Array, mask: jax.Array, maps: jax.Array | None = None
+    ) -> jax.Array:
         batch = jax.vmap(lambda k, m: _tokenise(k, m, counts))(kspace, mask)
+        batch = dataclasses.replace(batch, maps=maps)
         image = model.reconstruct(params, batch).image
         sampled = mask.sum((1, 2))
         fits = (counts[0] <= sampled) & (sampled <= counts[1])
@@ -73,15 +78,19 @@ def _tokenise(kspace: jax.Array, mask: jax.Array, counts: tuple[int, int]) -> Ba
     """Does the work of `tokens.tokenise`, but traceable; always sets `valid`."""
     least, most = counts
     (sampled,) = jnp.nonzero(mask.ravel(), size=most, fill_value=0)
-    (query,) = jnp.nonzero(
-        ~mask.ravel(), size=mask.size - least, fill_value=mask.size - 1
-    )
+    values = jnp.moveaxis(kspace.reshape(-1, mask.size, 2), 0, 1)
+    if kspace.ndim == 4:  # several coils
+        query = jnp.arange(mask.size)
+    else:
+        (query,) = jnp.nonzero(
+            ~mask.ravel(), size=mask.size - least, fill_value=mask.size - 1
+        )
     return Batch(
-        value=kspace.reshape(-1, 2)[sampled],
+        value=values.reshape(mask.size, -1)[sampled],
         position=jnp.asarray(tokens.coordinates(mask.shape))[sampled],
         valid=jnp.arange(most) < mask.sum(),
         query=query.astype(jnp.int32),
-        kspace=Acquisition(mask).sampled(kspace),
+        kspace=jnp.where(mask[..., None], kspace, 0),
         mask=mask,
     )
 
@@ -103,10 +112,13 @@ def export(
     counts = opening.open_sampler(config).counts
     function = reconstructor(build(model), params, counts)
     (b,) = jax_export.symbolic_shape("b")
-    size = config.data.size
+    size, coils = config.data.size, config.data.coils
+    separate = (coils.count,) if coils.separate else ()
+    kspace = jax.ShapeDtypeStruct((b, *separate, *size, 2), np.float32)
+    mask = jax.ShapeDtypeStruct((b, *size), np.bool_)
+    maps = [kspace] if coils.separate else []
     return jax_export.export(jax.jit(function), platforms=platforms)(
-        jax.ShapeDtypeStruct((b, *size, 2), np.float32),
-        jax.ShapeDtypeStruct((b, *size), np.bool_),
+        kspace, mask, *maps
     )
 
 

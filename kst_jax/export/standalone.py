@@ -3,9 +3,10 @@
     python reconstruct.py INPUT.npz IMAGE.npy
 
 INPUT.npz holds `kspace`, complex (slices, H, W), centred, orthonormal and normalised as
-in training, and `mask`, bool (slices, H, W), True where sampled. IMAGE.npy will hold
-the complex images (slices, H, W). Over the real and imaginary parts together, training
-normalises by data.normalise:
+in training, and `mask`, bool (slices, H, W), True where sampled. A network for several
+coils takes kspace (slices, C, H, W), and `maps`, their sensitivity maps of the same
+shape. IMAGE.npy will hold the complex images (slices, H, W). Over the real and
+imaginary parts together, training normalises by data.normalise:
 
     measured   k-space is divided so that its zero-filled image has a mean square of 1
     target     the k-space is that of the image minus mean, over standard deviation
@@ -80,8 +81,11 @@ def compiler_options(platform: str) -> dict[str, bool]:
     return {option: False}
 
 
-def read(source: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Reads k-space (slices, H, W, 2) and mask (slices, H, W) from an archive."""
+def read(source: str, size: tuple[int, ...]) -> list[np.ndarray]:
+    """Reads k-space (slices, *size, 2), mask (slices, H, W) and maps from an archive.
+
+    Maps are only there for several coils, whose size is (C, H, W).
+    """
     if not Path(source).is_file():
         raise ValueError("no such file")
     with zipfile.ZipFile(source) as archive:
@@ -90,13 +94,20 @@ def read(source: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
                 f"holds more than {_MAX_BYTES} bytes; split it into several files"
             )
     with np.load(source) as arrays:
-        kspace, mask = arrays["kspace"], arrays["mask"]
-    if kspace.dtype.kind != "c" or kspace.shape[1:] != size:
-        raise ValueError(f"kspace is {kspace.dtype} {kspace.shape}, not complex {size}")
-    if mask.dtype.kind not in "bui" or mask.shape != kspace.shape:
-        raise ValueError(f"mask is {mask.dtype} {mask.shape}, not bool {kspace.shape}")
-    channels = np.stack([kspace.real, kspace.imag], axis=-1).astype(np.float32)
-    return channels, mask.astype(bool)
+        several = ("maps",) if len(size) == 3 else ()
+        found = {name: arrays[name] for name in ("kspace", "mask", *several)}
+    mask = found.pop("mask")
+    for name, x in found.items():
+        if x.dtype.kind != "c" or x.shape[1:] != size or len(x) != len(mask):
+            wanted = f"complex {(len(mask), *size)}"
+            raise ValueError(f"{name} is {x.dtype} {x.shape}, not {wanted}")
+    shape = len(mask), *size[-2:]
+    if mask.dtype.kind not in "bui" or mask.shape != shape:
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}, not bool {shape}")
+    kspace, *maps = (
+        np.stack([x.real, x.imag], axis=-1).astype(np.float32) for x in found.values()
+    )
+    return [kspace, mask.astype(bool), *maps]
 
 
 def main(source: str, target: str) -> None:
@@ -109,14 +120,14 @@ def main(source: str, target: str) -> None:
             network = export.deserialize(bytearray(program))
         require_platform(network, platform)
         named = source
-        kspace, mask = read(source, network.in_avals[1].shape[1:])
+        inputs = read(source, network.in_avals[0].shape[1:-1])
         named = str(folder)
         function = jax.jit(network.call, compiler_options=compiler_options(platform))
         with readable(about):
-            lowered = function.lower(kspace, mask)
+            lowered = function.lower(*inputs)
     except Exception as error:  # damaged files fail in many ways inside the libraries
         sys.exit(f"error: {named}: {error}")
-    image = np.asarray(lowered.compile()(kspace, mask))
+    image = np.asarray(lowered.compile()(*inputs))
     if not np.isfinite(image).all():
         sys.exit(
             f"error: {source}: a mask samples more or fewer points than the masks of "
