@@ -9,6 +9,7 @@ import time
 
 import jax
 import pytest
+from jax._src import compiler
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Numbers of the authors' network (tests/references/README.md).
@@ -58,6 +59,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 # buffers, but LLVM polishes less. See `full_compilation`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
+# XLA's former code generator for CPUs halves compilation again. An XLA that no longer
+# knows a flag ends the process.
+FLAGS = os.environ.get("XLA_FLAGS")
+if jax.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] = f"{FLAGS or ''} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -74,12 +80,24 @@ def exchanged_programs():
     link_new(programs, KEPT)
 
 
+def with_fusion_emitters(*args, options_of=compiler.get_compile_options, **kwargs):
+    options = options_of(*args, **kwargs)
+    if jax.__version_info__ < (0, 11):
+        options.env_option_overrides += [("xla_cpu_use_fusion_emitters", True)]
+    return options
+
+
 @pytest.fixture(scope="module")
 def full_compilation():
     """Programs are compiled as for users, where tests compare with others' numbers."""
     name = "jax_disable_most_optimizations"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(name.upper())
+        patch.delenv("XLA_FLAGS", raising=False)
+        if FLAGS is not None:
+            patch.setenv("XLA_FLAGS", FLAGS)
+        # This process has read its flags, and JAX has no setting for this one.
+        patch.setattr(compiler, "get_compile_options", with_fusion_emitters)
         jax.config.update(name, False)
         jax.clear_caches()  # which do not tell one kind of program from the other
         yield
