@@ -1,6 +1,7 @@
 """The notebook runs from top to bottom; of what it shows, git holds pictures alone."""
 
 import base64
+import copy
 
 import nbformat
 import pytest
@@ -18,10 +19,12 @@ TINY = {
     "model.hr_layers": 1,
     "model.lr_size": (8, 8),
     "model.refinement_features": 4,
+    "model.refinement_layers": 1,
     "data.size": (16, 16),
     "data.slices": (0.45, 0.5),
     "train.steps": 4,
     "train.warmup_steps": 0,
+    "train.stages": (0.0, 0.0, 1.0),  # one program to compile
     "train.log_every": 1,
     "train.image_every": 0,
     "eval.batch_size": 2,
@@ -42,18 +45,27 @@ def with_parameters(notebook, **values):
     return notebook
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Where it trains, once: the next time it finds the run finished."""
-    return tmp_path_factory.mktemp("notebook") / "run"
+def once_more(notebook, network):
+    """Adds what the notebook does with a network to its end: with another network."""
+    ids = [cell.id for cell in notebook.cells]
+    again = [
+        copy.deepcopy(cell)
+        for cell in notebook.cells[ids.index("load") :]
+        if cell.cell_type == "code"
+    ]
+    again[0].source = f"NETWORK = {network!r}\n{again[0].source}"
+    for cell in again:
+        cell.id += "-again"
+    notebook.cells += again
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["weights/uniform1d_5x", ""])
-def test_it_runs_from_top_to_bottom(network, notebook, run, tmp_path, monkeypatch):
+def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    run = tmp_path / "run"
+    once_more(with_parameters(notebook, SETTINGS=TINY, WORKDIR=str(run)), network="")
     NotebookClient(
-        with_parameters(notebook, SETTINGS=TINY, WORKDIR=str(run), NETWORK=network),
+        notebook,
         timeout=300,
         kernel_name="python3",
         resources={"metadata": {"path": str(PATH.parent)}},
@@ -63,8 +75,13 @@ def test_it_runs_from_top_to_bottom(network, notebook, run, tmp_path, monkeypatc
         for cell in notebook.cells
         if cell.cell_type == "code"
     }
-    for name in ("spectrum", "tokens", "train", "fig2", "fig3", "fig4", "own"):
+    with_network = ("fig2", "fig3", "fig4", "own")
+    again = (f"{name}-again" for name in with_network)
+    for name in ("spectrum", "tokens", "train", *with_network, *again):
         assert "image/png" in shown[name], name
+    said = {c.id: str(c.get("outputs")) for c in notebook.cells}
+    assert "weights/uniform1d_5x, step" in said["load"]
+    assert f"{run}, step 4" in said["load-again"]
     assert (run / "checkpoints" / "4").is_dir()
     assert (run / "example.h5").is_file()
 
