@@ -28,6 +28,7 @@ GLOO = re.compile(
 RUN = [
     *TINY,
     "--config.model.lr_decoder=False",
+    "--config.model.refinement=False",  # one stage, which compiles fast
     "--config.train.stages=(0,0,1)",
     "--config.train.steps=3",
     "--config.train.checkpoint_every=1",
