@@ -1,5 +1,6 @@
 """The package as installed from its source distribution, in an empty folder."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -18,7 +19,14 @@ pytestmark = pytest.mark.slow
 # All that a build may need.
 FOLDERS = ["configs", "kst_jax"]
 FILES = ["LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "requirements.txt"]
-SMALL = [*TINY[1:], "--config.train.steps=2", "--config.train.stages=(0,0,1)"]
+# Of the network, what compiles fast.
+SMALL = [
+    *TINY[1:],
+    "--config.model.lr_decoder=False",
+    "--config.model.refinement=False",
+    "--config.train.steps=2",
+    "--config.train.stages=(0,0,1)",
+]
 MINE = """
 from kst_jax.configs import demo
 
@@ -142,19 +150,45 @@ def test_the_doctor(place):
     assert "1 scans of 1 people" in run(place, "kst-doctor", "demo:train").stdout
 
 
-@pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        ("kst-train --config=dmeo --workdir=x", "is it demo?"),
-        ("kst-study --config=studies/smal --workdir=x", "is it studies/small?"),
-        ("kst-study --config=studies/small --workdir=x", "colin27_t1w.nii.gz"),
-        ("kst-convert none.pth converted", "none.pth"),
-        ("kst-eval --config=demo --workdir=none", "none"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(command, told, place):
-    ended = run(place, *command.split())
-    assert ended.returncode == 1
-    assert told in ended.stderr
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("\n") == 1
+MISTAKES = {
+    "kst-train --config=dmeo --workdir=x": "is it demo?",
+    "kst-study --config=studies/smal --workdir=x": "is it studies/small?",
+    "kst-study --config=studies/small --workdir=x": "colin27_t1w.nii.gz",
+    "kst-convert none.pth converted": "none.pth",
+    "kst-eval --config=demo --workdir=none": "none",
+}
+# Runs installed programs one after another, since a start takes seconds.
+IN_TURN = """
+import contextlib, io, json, pathlib, runpy, sys
+
+found = {}
+for command in json.loads(sys.argv[1]):
+    program, *sys.argv[1:] = command.split()
+    sys.argv[0] = str(pathlib.Path(sys.executable).parent / program)
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+    found[command] = code, stderr.getvalue()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(place):
+    """Exit codes and messages of MISTAKES."""
+    ended = run(place, "python", "-c", IN_TURN, json.dumps([*MISTAKES]))
+    assert ended.returncode == 0, ended.stderr
+    assert not ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_mistakes_are_told_in_one_line(command, answers):
+    code, said = answers[command]
+    assert code == 1
+    assert MISTAKES[command] in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
