@@ -30,6 +30,7 @@ TINY = [
     "--config.model.encoder_layers=1",
     "--config.model.lr_size=(8,8)",
     "--config.model.refinement_features=4",
+    "--config.model.refinement_layers=1",
     "--config.train.steps=4",
     "--config.train.warmup_steps=0",
     "--config.train.checkpoint_every=2",

@@ -60,6 +60,7 @@ SMALL = {
     "model.hr_layers": 1,
     "model.lr_size": (8, 8),
     "model.refinement_features": 4,
+    "model.refinement_layers": 1,
     "model.features": 4,
     "train.steps": 2,
     "train.warmup_steps": 0,
