@@ -7,7 +7,6 @@ unit vector over the coils, or zero outside the object.
 """
 
 import functools
-import itertools
 import math
 
 import jax
@@ -126,13 +125,9 @@ def calibration_region(
             "k-space (coils, rows, columns)"
         )
     kspace = np.asarray(kspace)
-
     highest, widest = (min(most, n) for n in kspace.shape[-2:])
     measured = (_centre(kspace, highest, widest) != 0).any(-3)
-    measured = measured.reshape(-1, highest, widest).all(0)
-    sizes = itertools.product(range(1, highest + 1), range(1, widest + 1))
-    whole = [size for size in sizes if _centre(measured, *size).all()]
-    found = max(whole, key=math.prod, default=(0, 0))
+    found = centre_of(measured.reshape(-1, highest, widest).all(0))
     if min(found) < least:
         raise InputError(
             f"sensitivity maps need {least} fully sampled rows and columns in the "
@@ -141,6 +136,17 @@ def calibration_region(
             "or use smaller kernels"
         )
     return _centre(kspace, *found)
+
+
+def centre_of(mask: np.ndarray) -> tuple[int, int]:
+    """Returns rows and columns of the largest complete centre of a mask (H, W)."""
+    found, columns = (0, 0), mask.shape[1]
+    for rows in range(1, len(mask) + 1):
+        # More rows have as many complete columns, or fewer.
+        while columns and not _centre(mask, rows, columns).all():
+            columns -= 1
+        found = max(found, (rows, columns), key=math.prod)
+    return found
 
 
 def _centre(x: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -232,3 +232,24 @@ def test_espirit_agrees_with_bart_on_a_measured_head(shared, full_compilation):
     head = golden["maps"].any(0)
     assert (found.any(0) == head).mean() > 0.99
     assert (direction(found, golden["maps"])[head] > 0.99).mean() > 0.98
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_largest_complete_centre_of_a_mask(seed):
+    """Against all rectangles about the middle."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((9, 12)) < 0.97
+    mask[3:6, 4:8] |= seed % 3 > 0
+    sizes = [
+        (rows, columns)
+        for rows in range(1, 10)
+        for columns in range(1, 13)
+        if all(
+            mask[4 - rows // 2 + y, 6 - columns // 2 + x]
+            for y in range(rows)
+            for x in range(columns)
+        )
+    ]
+    areas = [rows * columns for rows, columns in sizes]
+    assert np.prod(coils.centre_of(mask)) == max(areas, default=0)
+    assert coils.centre_of(mask) in [*sizes, (0, 0)]

@@ -5,6 +5,7 @@ import gzip
 import shutil
 import tracemalloc
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from kst_jax.data.sources import open_source
 from kst_jax.data_config import CoilsConfig, DataConfig, Selection
 from kst_jax.doctor.examination import examine, examine_others, patient_of
 from kst_jax.errors import InputError
+from tests import test_bart
 from tests.scans import with_nan, write_h5, write_nifti, write_npy
 
 DATA = DataConfig(size=(16, 16))
@@ -77,6 +79,26 @@ def test_multi_coil_scans_show_their_coils(tmp_path):
     data = dataclasses.replace(DATA, coils=CoilsConfig(count=2, calibration=12))
     found = examine(tmp_path / "a.h5", data, Selection())
     assert (found.slices, found.sizes, found.findings) == (6, [(20, 18)], [])
+
+
+@pytest.mark.parametrize("layout", ["fastmri", "bart"])
+def test_the_doctor_tells_how_coils_are_undersampled(layout, tmp_path):
+    """Every third of 18 columns, and six in the middle: 10 of 18."""
+    mask = np.arange(18) % 3 == 0
+    mask[6:12] = True
+    kspace = np.stack([KSPACE] * 3, 1) * mask
+    if layout == "bart":
+        path = test_bart.write(tmp_path / "a.cfl", kspace)
+    else:
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file["kspace"], file["mask"] = kspace, mask
+    found = examine(path, DATA, Selection())
+    assert found.findings[0].what == (
+        "slice 3 has 200 of 360 points, 1.8x; 20 rows and 7 columns in the centre are "
+        "complete."
+    )
+    assert found.findings[1].level == "error"
 
 
 def test_slices_that_cannot_be_used_are_listed(tmp_path):

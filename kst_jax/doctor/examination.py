@@ -14,7 +14,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from kst_jax.data import contents, fourier, native, transforms, volumes
+from kst_jax import coils
+from kst_jax.data import contents, fourier, native, samples, transforms, volumes
 from kst_jax.data.readers import bart, fastmri, mrd, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.data_config import DataConfig, Selection
@@ -180,6 +181,24 @@ def _look_fastmri(path: Path, found: Examination) -> None:
             # A chunk is unpacked once to check its size, and again to read it.
             chunk = 2 * math.prod(kspace.chunks or (0,)) * itemsize
             found.decoding = chunk + _decoding(math.prod(kspace.shape[-2:]), itemsize)
+    _note_sampling(fastmri.open_volume(path), found)
+
+
+def _note_sampling(volume: Volume, found: Examination) -> None:
+    """Adds a note on the undersampling of a scan's middle slice."""
+    index = volume.depth // 2
+    sample = volume.sample(index)
+    empty = native.empty_columns(sample, volume.shape)
+    mask = samples.sampling_mask(sample, empty)
+    if (mask | empty).all():
+        return
+    rows, columns = coils.centre_of(mask)
+    found.add(
+        "note",
+        f"slice {index} has {mask.sum()} of {(~empty).sum()} points, "
+        f"{(~empty).sum() / mask.sum():.1f}x; {rows} rows and {columns} columns in the "
+        "centre are complete.",
+    )
 
 
 def _look_nifti(path: Path, found: Examination) -> None:
@@ -214,6 +233,7 @@ def _look_bart(path: Path, found: Examination) -> None:
     found.stored = volume.depth, volume.coils, *volume.shape
     found.dtype, found.coils = "complex64", volume.coils
     found.decoding = _decoding(volume.coils * math.prod(volume.shape), 8)
+    _note_sampling(volume, found)
 
 
 def _decoding(points: int, itemsize: int) -> int:
