@@ -319,6 +319,12 @@ class Config:
         """Raises InputError if two sections contradict each other."""
         self.model.require_size(self.data.size)
         require_setting(
+            self.data.coils.target == "combined" or self.train.error == "ssim",
+            "data.coils.target",
+            self.data.coils.target,
+            "'combined' unless train.error='ssim', which compares magnitudes",
+        )
+        require_setting(
             self.model.takes_coils or not self.data.coils.separate,
             "data.coils.count",
             self.data.coils.count,

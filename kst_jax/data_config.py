@@ -14,6 +14,7 @@ PLANES = ("axial", "coronal", "sagittal")
 NORMALISATIONS = ("measured", "target")
 RESIZES = ("symmetric", "plain")
 MAPS = ("espirit", "low_resolution")
+TARGETS = ("combined", "rss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,9 @@ class CoilsConfig:
       calibration: rows and columns in the centre of k-space that maps are estimated
         from.
       maps: how: "espirit", or the quicker "low_resolution".
+      target: what reconstructions are compared with: "combined", the image that the
+        maps combine, or "rss", the root sum of squares of the virtual coils' images,
+        which has no phase and needs train.error="ssim".
       combine: combine the coils by their maps before undersampling, for networks that
         take one coil.
     """
@@ -80,6 +84,7 @@ class CoilsConfig:
     sets: int = 8
     calibration: int = 24
     maps: str = "espirit"
+    target: str = "combined"
     combine: bool = False
 
     def __post_init__(self):
@@ -89,14 +94,22 @@ class CoilsConfig:
             require_setting(
                 value >= least, f"data.coils.{name}", value, f"at least {least}"
             )
-        require_setting(
-            self.maps in MAPS, "data.coils.maps", self.maps, f"one of {MAPS}"
-        )
+        for name, choices in (("maps", MAPS), ("target", TARGETS)):
+            value = getattr(self, name)
+            require_setting(
+                value in choices, f"data.coils.{name}", value, f"one of {choices}"
+            )
         require_setting(
             self.count > 1 or not self.combine,
             "data.coils.combine",
             self.combine,
             "False if data.coils.count=1",
+        )
+        require_setting(
+            self.separate or self.target == "combined",
+            "data.coils.target",
+            self.target,
+            "'combined' if networks see one coil",
         )
 
     @property

@@ -174,6 +174,20 @@ def test_hosts_together_see_the_batches_of_one(config, source):
     assert lengths == {usual[1], sampler.counts[1]}
 
 
+def test_the_loss_by_ssim_has_the_peak_of_the_volume(config):
+    train = dataclasses.replace(config.train, error="ssim", domain="image")
+    config = dataclasses.replace(config, train=train)
+    source = opening.open_test_source(config)
+    sampler = opening.open_sampler(config)
+    for test in pipeline.evaluation_batches(source, config, sampler):
+        for n in np.flatnonzero(test.number >= 0):
+            number = test.number[n]
+            with h5py.File(source.entries[number][0].volume.path) as file:
+                wanted = file["reconstruction_esc"][:].max()
+            found = test.batch.peak[n] * test.std[n]
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_a_resumed_stream_goes_on_where_it_stopped(config, source):
     whole = taken(config, source, 9)
     rest = taken(config, source, 4, first_step=5)

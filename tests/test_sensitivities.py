@@ -118,6 +118,24 @@ def test_combined_coils_are_one_coil(people):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
+def test_the_target_may_be_the_root_sum_of_squares(people):
+    source = people[1]
+    data = dataclasses.replace(
+        DATA, coils=dataclasses.replace(DATA.coils, target="rss")
+    )
+    train = dataclasses.replace(CONFIG.train, error="ssim", domain="image")
+    config = dataclasses.replace(CONFIG, data=data, train=train)
+    found, combined = evaluated(source, config).batch, evaluated(source).batch
+    np.testing.assert_array_equal(found.kspace, combined.kspace)
+    rss = np.abs(as_complex(found.target))
+    assert not np.asarray(found.target)[..., 1].any()
+    np.testing.assert_allclose(found.peak, rss.max((1, 2)), rtol=1e-6)
+    # The maps have norm 1, so both are the simulated magnitude where maps are right.
+    head = rss > 0.3
+    close = np.abs(np.abs(as_complex(combined.target)) / rss - 1)[head] < 0.01
+    assert close.mean() > 0.98
+
+
 def test_training_draws_from_the_bank_the_same_way_on_any_number_of_hosts(people):
     sampler, source = opening.open_sampler(CONFIG), people[0]
     stream = pipeline.training_batches(source, CONFIG, sampler)
@@ -199,6 +217,8 @@ def test_scans_of_other_coils_are_refused(measured, changes, cause):
     [
         ({"count": 0}, {}, "data.coils.count=0"),
         ({"maps": "guess"}, {}, "data.coils.maps"),
+        ({"target": "rss"}, {}, "unless train.error='ssim'"),
+        ({"count": 1, "target": "rss"}, {}, "if networks see one coil"),
         ({"count": 1, "combine": True}, {}, "data.coils.combine"),
         ({"calibration": 49}, {}, "data.coils.calibration=49"),
         ({}, {"normalise": "target"}, "data.normalise"),

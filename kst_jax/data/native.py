@@ -40,12 +40,14 @@ class View(NamedTuple):
       empty: (H, W), True where k-space is zero without a measurement; None if nowhere.
       reference: (h, w), the magnitudes that scores compare with, in the scan's units;
         None if they are the image's.
+      peak: largest value of the reference in the volume; None if unknown.
     """
 
     image: np.ndarray
     simulated: bool
     empty: np.ndarray | None = None
     reference: np.ndarray | None = None
+    peak: float | None = None
 
 
 def grid_of(volume: Volume) -> Grid:
@@ -70,7 +72,7 @@ def view(sample: Sample, grid: Grid) -> View:
     image = ifft2c(kspace)
     reference = root_sum_of_squares(image) if sample.target is None else sample.target
     reference = centre_crop(reference, _smaller(reference.shape, field))
-    return View(image, sample.simulated, empty, reference)
+    return View(image, sample.simulated, empty, reference, sample.peak)
 
 
 def root_sum_of_squares(image: np.ndarray) -> np.ndarray:

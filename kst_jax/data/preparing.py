@@ -85,9 +85,16 @@ def tokenise(
     channels, kspace, scaling = transforms.normalise(
         image, sampled, config.data.normalise, where, maps
     )
+    if config.data.coils.target == "rss":
+        magnitude = native.root_sum_of_squares(image) / np.float32(scaling.std)
+        channels = np.stack([magnitude, 0 * magnitude], axis=-1)
     fields = tokens.tokenise(kspace, mask, counts, view.empty) | {"image": channels}
     if maps is not None:
         fields["maps"] = np.stack([maps.real, maps.imag], axis=-1)
+    if config.train.error == "ssim":
+        known = view.peak and view.peak / scaling.std
+        peak = known or np.linalg.norm(channels, axis=-1).max()
+        fields["peak"] = np.asarray(peak, np.float32)
     return fields, scaling
 
 

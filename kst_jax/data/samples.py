@@ -48,6 +48,7 @@ class Sample:
       simulated: whether k-space was computed from a magnitude image.
       calibration: like `kspace`, of the lines that were measured for the coils'
         sensitivities; zero elsewhere. None if no line is marked so.
+      peak: largest value of all targets of the volume; None if unknown.
     """
 
     kspace: np.ndarray
@@ -57,6 +58,7 @@ class Sample:
     target: np.ndarray | None = None
     simulated: bool = False
     calibration: np.ndarray | None = None
+    peak: float | None = None
 
 
 def sampling_mask(sample: Sample, empty: np.ndarray) -> np.ndarray:

@@ -89,6 +89,7 @@ class FastMRIVolume:
             mask = _small(file, "mask", self.path) if self.undersampled else None
             if self.target:
                 target = _slice_of(file[self.target], index, self.path)
+            peak = _peak_of(file) if self.target else None
         if target is not None and not np.isfinite(target).all():
             raise InputError(
                 f"{where} of '{self.target}' holds values that are not finite. Repair "
@@ -100,6 +101,7 @@ class FastMRIVolume:
             where=where,
             geometry=self.geometry,
             target=target,
+            peak=peak,
         )
 
     def _kspace(self, index: int) -> np.ndarray:
@@ -345,6 +347,14 @@ def _filters(data: h5py.Dataset) -> list[int]:
 
 def _name(data: h5py.Dataset) -> str:
     return data.name.rpartition("/")[2]
+
+
+def _peak_of(file: h5py.File) -> float | None:
+    """Returns the attribute `max`, the largest target; None if it is no such number."""
+    value = np.asarray(file.attrs.get("max", 0))
+    if value.size != 1 or value.dtype.kind not in "fiu":
+        return None
+    return float(value.item()) if 0 < value.item() < np.inf else None
 
 
 def attribute(file: h5py.File, name: str) -> str:
