@@ -12,6 +12,7 @@ demo: $(VENV)/.installed  ## Reconstruct with the shipped network; train one and
 		--workdir=weights/uniform1d_5x --config.eval.out=runs/shipped
 	$(BIN)/python -m kst_jax.reconstruct weights/uniform1d_5x demo:undersampled \
 		runs/reconstructed --format=png
+	$(BIN)/python -m kst_jax.reconstruct sense demo:coils runs/measured --format=png
 	$(BIN)/python train.py --config=demo --workdir=runs/demo
 	$(BIN)/python eval.py --config=demo --workdir=runs/demo
 

@@ -153,6 +153,22 @@ def attention_figure(rows: Sequence[AttentionMaps]) -> Figure:
     return figure
 
 
+def coils_figure(maps_CxHxW: np.ndarray) -> Figure:
+    """Shows the complex sensitivity maps of coils: magnitudes above, phases below."""
+    count, *grid = maps_CxHxW.shape
+    figure, axes = _grid(2, count, grid, left=_LINE)
+    axes[0, 0].set_ylabel("Magnitude", **_NOTE)
+    axes[1, 0].set_ylabel("Phase", **_NOTE)
+    for number, (above, below) in enumerate(axes.T):
+        one = maps_CxHxW[number]
+        above.set_title(f"Coil {number + 1}", **_TITLE)
+        _show(above, np.abs(one), cmap="gray", vmin=0, vmax=1)
+        phase = np.where(one == 0, np.nan, np.angle(one))
+        _show(below, phase, cmap="twilight", vmin=-np.pi, vmax=np.pi)
+        below.set_facecolor(_BLANK)
+    return figure
+
+
 def scaling_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
     """Plots time and memory over image size, as measured by `kst_jax.benchmark`.
 

@@ -230,6 +230,20 @@ def test_attention_figure_marks_queries_and_leaves_gaps_blank():
             assert arrow.arrow_patch.get_edgecolor() == to_rgba(row.arrow)
 
 
+def test_coils_show_their_magnitude_and_phase():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(3, 5, 7)) + 1j * rng.normal(size=(3, 5, 7))
+    maps[0, 2, 2] = 0
+    axes, _ = grid_of(figures.coils_figure(maps), 2, 3)
+    assert [ax.get_title() for ax in axes[0]] == ["Coil 1", "Coil 2", "Coil 3"]
+    for column, one in zip(axes.T, maps, strict=True):
+        magnitude, phase = (image_of(ax).get_array() for ax in column)
+        np.testing.assert_allclose(magnitude, np.abs(one))
+        seen = one != 0
+        np.testing.assert_allclose(np.exp(1j * phase[seen]), one[seen] / abs(one[seen]))
+        assert (np.isnan(np.ma.filled(phase, np.nan)) == (one == 0)).all()
+
+
 def test_every_head_has_its_own_scale():
     maps = np.ones((2, 4, 4)) * np.array([1.0, 100.0])[:, None, None]
     row = figures.AttentionMaps("Encoder", maps, (1, 1), "red")

@@ -8,7 +8,7 @@ import pytest
 
 from kst_jax import coils
 from kst_jax.birdcage import birdcage
-from kst_jax.data import volumes
+from kst_jax.data import finding, volumes
 from kst_jax.data_config import Selection
 from kst_jax.reconstruct.runner import Options, reconstruct
 from tests import fastmri_files, mrd_files, test_bart
@@ -175,3 +175,20 @@ def test_the_measured_brain_is_as_good_as_barts(shared, tmp_path):
     for name in ("bart", "raw"):
         other = image_of(tmp_path / "out", name)[0]
         assert np.abs(other - found).max() < 1e-4 * found.max(), name
+
+
+def test_the_bundled_measured_slice(tmp_path):
+    """Against the fully sampled slice, each scaled to fit it."""
+    reconstruct("sense", "demo:coils", tmp_path / "out")
+    scan = finding.DEMO["demo:coils"]
+    with h5py.File(scan) as file:
+        target = file["reconstruction_rss"][0].astype(np.float64)
+        zero_filled = fastmri_files.ifft(file["kspace"][0])
+    zero_filled = np.linalg.norm(zero_filled, axis=0)
+
+    def decibels(image):
+        image = image * (np.vdot(image, target) / np.vdot(image, image))
+        return 10 * np.log10(target.max() ** 2 / np.mean((image - target) ** 2))
+
+    found = image_of(tmp_path / "out", scan.stem)[0]
+    assert decibels(found) > decibels(zero_filled) + 1

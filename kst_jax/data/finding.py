@@ -13,11 +13,12 @@ from kst_jax.data.volumes import READERS, suffix_of
 from kst_jax.errors import InputError
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
-# Two people: one to train on, the other to test on.
+# Two people: one to train on, the other to test on. Then scans to reconstruct.
 DEMO = {
     "demo:train": DEMO_FOLDER / "sub-0017_T1w.nii.gz",
     "demo:test": DEMO_FOLDER / "sub-0042_T1w.nii.gz",
     "demo:undersampled": DEMO_FOLDER / "sub-0042_uniform1d_5x.h5",
+    "demo:coils": DEMO_FOLDER / "brain_vfa_8coils_4x.h5",
 }
 
 

@@ -4,7 +4,7 @@
     OUT/reconstructions/<name>.h5    magnitudes in the input's units, as in fastMRI
     OUT/maps/                        sensitivity maps, with several coils
     OUT/figures/*.png                the paper's Figs. 2 to 4 (3 and 4 as far as the
-                                     network has these parts)
+                                     network has these parts), and coils' maps
 
 Slices are scored on two scales. "normalised" compares magnitudes of the images that the
 network sees, like the authors' code. "input" compares magnitudes in the input's units,
@@ -13,6 +13,9 @@ alone. The two differ if normalisation subtracts a mean (data.normalise="target"
 """
 
 from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
 
 from kst_jax import parallel
 from kst_jax.config import Config, require_config
@@ -20,11 +23,13 @@ from kst_jax.data import opening, pipeline, sensitivities
 from kst_jax.evaluation import reports
 from kst_jax.evaluation.scoring import make_scorer, score_slices
 from kst_jax.models.attention_maps import attention_on_grid
+from kst_jax.models.contract import Reconstructor
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.programs import files
 from kst_jax.runs import agreement, checkpoints, subjects
 from kst_jax.stages import reached
+from kst_jax.tokens import Batch
 
 
 def evaluate(
@@ -83,17 +88,23 @@ def evaluate(
         )
         for number, found in slices:
             report.add(number, found)
-        if (
-            isinstance(model, KSpaceTransformer)
-            and model.config.transformer
-            and complete
-            and report.chosen
-        ):
+        if report.chosen:
             middle = report.chosen[len(report.chosen) // 2]
             batch = pipeline.evaluation_slice(source, config, sampler, middle)
-            if batch.asked.any():  # otherwise there are no queries
+            if complete and _attends(model, batch):
                 network = model.at(batch.grid)
                 report.add_attention(attention_on_grid(network, params, batch))
+            if batch.maps is not None:
+                report.add_coils(np.asarray(batch.maps[0]))
         found = report.finish()
     print(f"written to {out}")
     return found
+
+
+def _attends(model: Reconstructor, batch: Batch) -> TypeGuard[KSpaceTransformer]:
+    """Whether queries of a batch attend to anything."""
+    return (
+        isinstance(model, KSpaceTransformer)
+        and model.config.transformer
+        and bool(batch.asked.any())
+    )

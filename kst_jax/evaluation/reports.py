@@ -34,7 +34,10 @@ _VOLUME_SCORES = {
 # The config and the parts of the network decide which of them are drawn.
 FIGURES = tuple(
     f"figures/{name}"
-    for name in ("slices.npz", "reconstructions.png", "stages.png", "attention.png")
+    for name in (
+        *("slices.npz", "reconstructions.png", "stages.png", "attention.png"),
+        "coils.png",
+    )
 )
 # Columns of Fig. 3, as far as the model has these parts.
 _STAGES = {
@@ -194,6 +197,11 @@ class Report:
         ]
         figure = figures.attention_figure(rows)
         figures.save(figure, self._out / "figures" / "attention.png")
+
+    def add_coils(self, maps_CxHxWx2: np.ndarray) -> None:
+        """Writes the sensitivity maps of a slice."""
+        figure = figures.coils_figure(maps_CxHxWx2[..., 0] + 1j * maps_CxHxWx2[..., 1])
+        figures.save(figure, self._out / "figures" / "coils.png")
 
     def _means_by(self, name: str) -> dict[str, dict]:
         """Returns the volumes' means by a property of theirs."""
