@@ -175,6 +175,14 @@ def test_maps_are_estimated_once(people, folder, monkeypatch):
         sensitivities.estimate(test, other, folder)
 
 
+def test_damaged_maps_are_named(people, folder, tmp_path):
+    (path, *_) = folder.iterdir()
+    damaged = tmp_path / path.name
+    damaged.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match=f"{path.name}: the sensitivity maps cannot"):
+        receivers.Receivers({("scan", 0): damaged}).read("scan", 0, 0)
+
+
 @pytest.fixture
 def measured(tmp_path):
     """A scan of five coils in fastMRI's layout."""

@@ -19,7 +19,6 @@ def get_config():
     config = demo.get_config()
     config.data.update(size=(24, 24), crop=(208, 208), slices=(0.45, 0.55))
     config.data.coils.update(count=2, sets=2, calibration=16)
-    config.data.augment.phase = 1.0
     config.mask.update(kind="uniform_1d", acceleration=3.0)
     config.model.update(
         width=8, heads=2, mlp=8, encoder_layers=1, lr_layers=1, hr_layers=1,

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from kst_jax.birdcage import birdcage
+from kst_jax.errors import InputError
 
 
 class Receiver(NamedTuple):
@@ -37,11 +38,21 @@ class Receivers:
     paths: dict[tuple[str, int], Path]
 
     def read(self, scan: str, coil_set: int, index: int) -> tuple:
-        """Reads the maps (V, H, W) and the compression (V, C) of a slice."""
+        """Reads the maps (V, H, W) and the compression (V, C) of a slice.
+
+        Raises:
+          InputError: the file is damaged.
+        """
         path = self.paths.get((scan, coil_set)) or self.paths[scan, 0]
-        with h5py.File(path) as file:
-            row = int(np.searchsorted(file["slices"][:], index))
-            return file["maps"][row], file["compression"][:]
+        try:
+            with h5py.File(path, locking=False) as file:
+                row = int(np.searchsorted(file["slices"][:], index))
+                return file["maps"][row], file["compression"][:]
+        except (OSError, KeyError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{path}: the sensitivity maps cannot be read ({error}). Delete the "
+                "file; the next run estimates them again."
+            ) from error
 
 
 def simulated(

@@ -214,7 +214,8 @@ def differences(
             f"is sampled by {names[bool(lines)]}; the network was trained on "
             f"{names[trained_on_lines]}"
         )
-    if not simulated and _trained_without_phase(config):
+    one_coil = measurement.kspace.ndim == 2  # coils have phases of their own
+    if one_coil and not simulated and _trained_without_phase(config):
         asymmetry = _asymmetry(measurement)
         if asymmetry > 0.1:
             found["phase"] = (
