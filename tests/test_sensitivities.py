@@ -211,13 +211,21 @@ def test_measured_coils_are_compressed(measured, tmp_path):
     [
         ({"coils": CoilsConfig()}, "holds k-space of 5 coils. Set"),
         ({"coils": CoilsConfig(count=6)}, "5 coils, fewer than"),
-        ({"augment": AugmentConfig(rotation=5.0)}, "would not follow flips"),
     ],
 )
 def test_scans_of_other_coils_are_refused(measured, changes, cause):
     config = with_data(test=str(measured[0]), slices=(0.0, 1.0), **changes)
     with pytest.raises(InputError, match=cause):
         source_of(config)
+
+
+def test_augmentation_of_measured_coils_is_refused_in_training_alone(measured):
+    turned = AugmentConfig(rotation=5.0)
+    paths = {"train": str(measured[0]), "slices": (0.0, 1.0), "augment": turned}
+    with pytest.raises(InputError, match="would not follow flips"):
+        opening.open_sources(with_data(**paths))
+    paths = paths | {"train": "demo:train", "test": paths["train"]}
+    assert source_of(with_data(**paths)).subjects == ("one",)
 
 
 @pytest.mark.parametrize(

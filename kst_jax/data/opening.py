@@ -21,8 +21,11 @@ def open_sources(config: Config) -> tuple[Source, Source]:
         kept, apart = sources.split_subjects(
             everyone.subjects, 1 - data.test_fraction, data.split_seed
         )
-        return everyone.select(kept), everyone.select(apart)
+        train = everyone.select(kept)
+        _require_unmoved(train, config)
+        return train, everyone.select(apart)
     train = _open(config, data.train, data.draw_seed)
+    _require_unmoved(train, config)
     test = _open(config, data.test, config.eval.seed)
     sources.require_disjoint(train, test)
     return train, test
@@ -87,12 +90,17 @@ def _require_coils(source: Source, config: Config) -> None:
     """Raises InputError if the coils of a scan do not suit the config."""
     for volume in {scan.name: scan.volume for scan, _ in source.entries}.values():
         volumes.require_coils(volume, config.data.coils.count)
-        if volume.coils > 1 and transforms.moves(config.data.augment):
-            raise InputError(
-                f"{volume.path}: holds k-space of {volume.coils} coils, whose maps "
-                "would not follow flips, rotation, scaling or a change of intensity. "
-                "Leave config.data.augment at its defaults."
-            )
+
+
+def _require_unmoved(train: Source, config: Config) -> None:
+    """Raises InputError if augmentation would change measured scans of coils."""
+    measured = [scan.volume for scan, _ in train.entries if scan.volume.coils > 1]
+    if measured and transforms.moves(config.data.augment):
+        raise InputError(
+            f"{measured[0].path}: holds k-space of {measured[0].coils} coils, whose "
+            "maps would not follow flips, rotation, scaling or a change of intensity. "
+            "To train on it, leave config.data.augment at its defaults."
+        )
 
 
 def _require_grids(source: Source, config: Config) -> None:

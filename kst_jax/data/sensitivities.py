@@ -42,18 +42,20 @@ def estimate(source: Source, config: Config, folder: Path, sets: int = 1) -> Sou
     if config.data.coils.count == 1:
         return source
     files.make_folder(folder)
-    paths = {}
-    scans = list(_by_scan(source))
-    for scan, numbers in tqdm(scans, "Sensitivity maps", unit="scan", delay=3):
-        simulated = scan.volume.coils == 1
+    paths, jobs = {}, []
+    for scan, numbers in _by_scan(source):
         missing = {}
-        for coil_set in range(sets if simulated else 1):
+        for coil_set in range(sets if scan.volume.coils == 1 else 1):
             path = folder / _name(scan, numbers, source, config, coil_set)
             paths[scan.name, coil_set] = path
             if not path.exists():
                 missing[coil_set] = path
-        if missing:
-            _write(scan, numbers, source, config, missing)
+        jobs.append((scan, numbers, missing))
+    total = sum(len(missing) for _, _, missing in jobs)
+    with tqdm(desc="Sensitivity maps", unit="set", total=total, delay=3) as bar:
+        for scan, numbers, missing in jobs:
+            if missing:
+                _write(scan, numbers, source, config, missing, bar)
     return dataclasses.replace(source, receivers=Receivers(paths))
 
 
@@ -87,6 +89,7 @@ def _write(
     source: Source,
     config: Config,
     paths: dict[int, Path],
+    bar: tqdm,
 ) -> None:
     """Estimates a scan's maps for some sets of coils."""
     grid = preparing.grid_of(source, numbers[0], config)
@@ -102,6 +105,7 @@ def _write(
         with files.whole(path) as partial, h5py.File(partial, "w") as file:
             file["slices"], file["compression"] = slices, compression
             file["maps"] = maps
+        bar.update()
 
 
 def _estimated(
