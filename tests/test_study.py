@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kst_jax.configs.studies import paper_fastmri, paper_oasis, search, small
+from kst_jax.configs.studies import coils, paper_fastmri, paper_oasis, search, small
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.metrics import psnr
 from kst_jax.models.d5c5 import D5C5Config
@@ -391,7 +391,7 @@ def test_seeds_are_chosen_on_the_command_line(monkeypatch, tmp_path):
     assert [cell.seed for cell in seen] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("config", [small, search])
+@pytest.mark.parametrize("config", [small, search, coils])
 def test_published_tables_are_made_from_published_results(config, tmp_path):
     folder = ROOT / "studies" / config.__name__.rpartition(".")[2]
     shutil.copytree(folder / "results", tmp_path / "results")
