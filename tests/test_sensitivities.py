@@ -219,6 +219,24 @@ def test_scans_of_other_coils_are_refused(measured, changes, cause):
         source_of(config)
 
 
+def test_simulated_coils_fill_columns_that_the_scanner_left_empty(tmp_path):
+    """Or else zeros would count as measured where the coils have values."""
+    images = fastmri_files.slices_of("demo:test", (32, 32), (0.5, 0.56))
+    columns = (4, 32)
+    kspace = fastmri_files.measured(images, 36, columns)
+    path = tmp_path / "scan.h5"
+    fastmri_files.write(path, kspace, (32, 32), columns, patient_id="one")
+    data = DataConfig(train="demo:train", test=str(path), native=True, size=(32, 36))
+    coiled = dataclasses.replace(data, coils=DATA.coils)
+    for one, left_empty in ((data, True), (coiled, False)):
+        config = dataclasses.replace(CONFIG, data=one)
+        source = sensitivities.estimate(source_of(config), config, tmp_path / "maps")
+        batch = evaluated(source, config).batch
+        assert batch.empty.any() == left_empty
+    values = np.abs(batch.kspace[0])[:, np.asarray(batch.mask[0])]
+    assert (values.max(axis=(0, 2)) > 0).all()
+
+
 def test_augmentation_of_measured_coils_is_refused_in_training_alone(measured):
     turned = AugmentConfig(rotation=5.0)
     paths = {"train": str(measured[0]), "slices": (0.0, 1.0), "augment": turned}

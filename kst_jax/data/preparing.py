@@ -74,21 +74,24 @@ def tokenise(
     Raises:
       InputError: the slice cannot be scaled, or nothing of it is sampled.
     """
-    image, maps = view.image, None
+    image, maps, empty = view.image, None, view.empty
+    if receiver is not None and receiver.simulated is not None and empty is not None:
+        # The sensitivities of simulated coils spread k-space into these places.
+        empty = np.zeros_like(empty)
     if receiver is not None:
         image, maps = _seen(view, config, rng, receiver), receiver.maps
         if config.data.coils.combine:
             image, maps = (maps.conj() * image).sum(axis=0), None
     elif view.simulated:
         image = transforms.simulate_scan(image, config.data.augment, rng)
-    sampled = mask if view.empty is None else mask & ~view.empty
+    sampled = mask if empty is None else mask & ~empty
     channels, kspace, scaling = transforms.normalise(
         image, sampled, config.data.normalise, where, maps
     )
     if config.data.coils.target == "rss":
         magnitude = native.root_sum_of_squares(image) / np.float32(scaling.std)
         channels = np.stack([magnitude, 0 * magnitude], axis=-1)
-    fields = tokens.tokenise(kspace, mask, counts, view.empty) | {"image": channels}
+    fields = tokens.tokenise(kspace, mask, counts, empty) | {"image": channels}
     if maps is not None:
         fields["maps"] = np.stack([maps.real, maps.imag], axis=-1)
     if config.train.error == "ssim":
