@@ -324,12 +324,8 @@ class Config:
             self.data.coils.target,
             "'combined' unless train.error='ssim', which compares magnitudes",
         )
-        require_setting(
-            self.model.takes_coils or not self.data.coils.separate,
-            "data.coils.count",
-            self.data.coils.count,
-            f"1, or combined (data.coils.combine), for model.name={self.model.name!r}",
-        )
+        if self.data.coils.separate:
+            self.model.require_coils(self.data.coils)
         require_setting(
             not self.data.validation or self.train.validate_every > 0,
             "data.validation",

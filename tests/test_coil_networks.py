@@ -9,6 +9,9 @@ import pytest
 
 from kst_jax import tokens
 from kst_jax.acquisition import Acquisition
+from kst_jax.config import Config, TrainConfig
+from kst_jax.data_config import CoilsConfig, DataConfig
+from kst_jax.errors import InputError
 from kst_jax.models import tv
 from kst_jax.models.registry import MODELS, build
 from tests.baselines import TINY
@@ -27,17 +30,49 @@ def run(config, batch):
     return jax.jit(model.apply)({"params": params}, batch).image
 
 
-@pytest.mark.parametrize("name", ["d5c5", "unet", "oucr"])
+@pytest.mark.parametrize("name", ["d5c5", "oucr"])
 def test_networks_with_data_consistency_keep_a_fully_sampled_image(name):
     maps, config = maps_of_two(), TINY[name]
-    if name == "unet":
-        config = dataclasses.replace(config, consistent=True)
     batch, image = scan(maps)
     kspace = channels(transform(np.fft.fft2, maps * image))
     whole = tokens.tokenise(kspace, np.ones(SIZE, bool)) | {"maps": channels(maps)}
     found = run(config, tokens.batch_of([whole]))
     np.testing.assert_allclose(found[0], channels(image), atol=1e-4)
     assert np.abs(run(config, batch)[0] - channels(image)).max() > 0.1
+
+
+def test_the_unet_sees_the_root_sum_of_squares():
+    batch, _ = scan(maps_of_two())
+    y = np.asarray(batch.kspace)[0, ..., 0] + 1j * np.asarray(batch.kspace)[0, ..., 1]
+    rss = np.linalg.norm(transform(np.fft.ifft2, y), axis=0)
+    one = channels(transform(np.fft.fft2, rss))
+    wanted = run(
+        TINY["unet"], tokens.batch_of([tokens.tokenise(one, np.ones(SIZE, bool))])
+    )
+    found = run(TINY["unet"], batch)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+UNET = {"model": TINY["unet"], "train": TrainConfig(error="ssim", domain="image")}
+
+
+@pytest.mark.parametrize(
+    ("coils", "model", "cause"),
+    [
+        ({}, {}, r"data\.coils\.target='combined'.*'rss' .*data\.coils\.combine=True"),
+        ({"target": "rss"}, {"consistent": True}, "model.consistent=True .*False"),
+    ],
+)
+def test_a_unet_of_several_coils_is_refused_what_needs_a_phase(coils, model, cause):
+    data = DataConfig(coils=CoilsConfig(count=2, **coils))
+    network = dataclasses.replace(TINY["unet"], **model)
+    with pytest.raises(InputError, match=cause):
+        Config(**UNET | {"data": data, "model": network})
+
+
+@pytest.mark.parametrize("coils", [{"target": "rss"}, {"combine": True}])
+def test_a_unet_of_several_coils_learns_their_root_sum_of_squares_or_one_coil(coils):
+    Config(data=DataConfig(coils=CoilsConfig(count=2, **coils)), **UNET)
 
 
 def test_total_variation_of_one_coil_is_the_same_by_both_iterations():

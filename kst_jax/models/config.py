@@ -6,6 +6,7 @@ This file is separate from the networks, so that a config can be read without th
 import dataclasses
 from typing import ClassVar
 
+from kst_jax.data_config import CoilsConfig
 from kst_jax.errors import require
 
 DTYPES = ("float32", "bfloat16")
@@ -36,6 +37,15 @@ class ModelConfig:
 
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError if the network cannot process images (rows, columns)."""
+
+    def require_coils(self, coils: CoilsConfig) -> None:
+        """Raises InputError if the network cannot process these separate coils."""
+        require(
+            self.takes_coils,
+            "config.data.coils.count",
+            coils.count,
+            f"1, or combined (data.coils.combine), for model.name={self.name!r}",
+        )
 
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "ModelConfig":
         """Returns the config of the same network for images of `new`, not `size`.

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kst_jax.errors import InputError
+from kst_jax.data_config import CoilsConfig
+from kst_jax.errors import InputError, require
 from kst_jax.fourier import ifft2c
 from kst_jax.models.blocks import uniform_bias, uniform_kernel
-from kst_jax.models.config import ModelConfig, require_positive
+from kst_jax.models.config import ModelConfig, require_option, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.models.convolution import conv
 from kst_jax.models.rematerialisation import keep
@@ -54,6 +55,19 @@ class UNetConfig(ModelConfig):
                 f"data.size={size} is too small for model.poolings={self.poolings}: "
                 f"rows and columns must be at least {least}; use fewer poolings"
             )
+
+    def require_coils(self, coils: CoilsConfig) -> None:
+        """Raises InputError for what needs a phase: of several coils it sees none."""
+        super().require_coils(coils)
+        reason = f"for model.name={self.name!r}, which sees no phase of several coils"
+        require(
+            coils.target == "rss",
+            "config.data.coils.target",
+            coils.target,
+            "'rss' (with train.error='ssim'), or the coils combined before "
+            f"undersampling (data.coils.combine=True), {reason}",
+        )
+        require_option(self, "consistent", not self.consistent, f"False {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +153,22 @@ def layers(
     return conv(2, 1, jnp.float32, **start)(x)
 
 
+def zero_filled(batch: Batch) -> jax.Array:
+    """What a U-Net sees of a batch, (B, H, W, 2)."""
+    if batch.maps is None:
+        return batch.acquisition.adjoint(batch.kspace)
+    coils = ifft2c(batch.acquisition.sampled(batch.kspace))
+    squares = (coils**2).sum((1, -1))
+    return jnp.stack([jnp.sqrt(squares), 0 * squares], axis=-1)
+
+
 class UNet(Reconstructor):
-    """Reconstructs slices from their zero-filled images."""
+    """Reconstructs slices from their zero-filled images.
+
+    Of several coils it sees the root sum of squares of their zero-filled images, as in
+    fastMRI: a magnitude, whose imaginary part is zero. So the result's phase means
+    nothing; train towards `data.coils.target="rss"`.
+    """
 
     config: UNetConfig
 
@@ -156,7 +184,7 @@ class UNet(Reconstructor):
         if self.in_kspace:
             image = ifft2c(layers(batch.kspace, *sizes))
         else:
-            image = layers(batch.acquisition.adjoint(batch.kspace), *sizes)
+            image = layers(zero_filled(batch), *sizes)
         if c.consistent:
             image = batch.acquisition.consistent(image, batch.kspace)
         return finished(image)
