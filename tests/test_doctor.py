@@ -1,21 +1,24 @@
 """The doctor: scans together, its command, and that runs take what it passes."""
 
+import collections
 import dataclasses
 import json
 import os
 import tracemalloc
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import Config
+from kst_jax.config import Config, MaskConfig
 from kst_jax.data import opening, pipeline, sources
 from kst_jax.data.readers.npy import NpyVolume
-from kst_jax.data_config import Selection
+from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.command import examinations, report
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
+from tests import fastmri_files
 from tests.programs import run_apart, run_here
 from tests.scans import write_h5, write_nifti, write_npy
 from tests.test_examination import DATA, KSPACE, VOLUME, blank
@@ -257,6 +260,78 @@ def test_json_has_a_line_for_each_file(folder):
     assert total["summary"]["sizes"] == [[20, 18, 1], [18, 20, 1]]
 
 
+MATRIX = (16, 14)
+
+
+@pytest.fixture(scope="module")
+def native_scans(tmp_path_factory):
+    """Scans with an oversampled readout, 20 and 22 columns, one with padding."""
+    folder = tmp_path_factory.mktemp("native")
+    images = fastmri_files.slices_of("demo:test", MATRIX, (0.4, 0.5))
+    for number, (width, columns, count) in enumerate(
+        [(22, (2, 21), 5), (20, None, 3), (20, None, 4)]
+    ):
+        kspace = fastmri_files.measured(images[:count], width, columns, seed=number)
+        fastmri_files.write(folder / f"{number}.h5", kspace, MATRIX, columns)
+    return folder
+
+
+def batches_of(folder):
+    """Slices by size and field in the batches of a native run."""
+    config = Config(
+        data=DataConfig(test=str(folder), native=True, size=MATRIX, workers=0),
+        mask=MaskConfig(kind="fastmri_random", acceleration=2.0, center_fraction=0.1),
+        model=KSTConfig(lr_size=(8, 8)),
+    )
+    source = opening.open_test_source(config)
+    batches = pipeline.evaluation_batches(source, config, opening.open_sampler(config))
+    found = collections.Counter()
+    for each in batches:
+        found[each.batch.grid, each.batch.field] += int((each.number >= 0).sum())
+    return found
+
+
+def test_native_groups_are_those_of_a_run(native_scans):
+    done = run(native_scans, "--native", "--json")
+    assert done.returncode == 0, done.stderr
+    *files, total = map(json.loads, done.stdout.splitlines())
+    assert [f["sizes"] for f in files] == [[[16, 22]], [[16, 20]], [[16, 20]]]
+    assert files[0]["grid"] == [[16, 22], [16, 14]]
+    groups = total["summary"]["groups"]
+    assert [group["scans"] for group in groups] == [2, 1]
+    assert batches_of(native_scans) == {
+        (tuple(group["shape"]), tuple(group["field"])): group["slices"]
+        for group in groups
+    }
+
+
+def test_native_groups_are_shown(native_scans):
+    done = run(native_scans, "--native")
+    assert done.returncode == 0, done.stderr
+    *_, note, first, second = done.stdout.splitlines()
+    assert "batches of a native run" in note
+    assert first.strip() == (
+        "16x20, of which the middle 16x14 counts: 7 slices of 2 scans"
+    )
+    assert "16x22" in second
+    assert "16x22" not in run(native_scans, "--size", 16, 16).stdout
+
+
+def test_a_header_that_native_runs_refuse(native_scans, tmp_path):
+    with h5py.File(native_scans / "1.h5") as file:
+        kspace = file["kspace"][()]
+    fastmri_files.write(tmp_path / "a.h5", kspace, MATRIX)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["ismrmrd_header"]
+        file["ismrmrd_header"] = fastmri_files.header((32, 20), MATRIX, (3, 20))
+    assert run(tmp_path, "--size", 16, 16).returncode == 0
+    done = run(tmp_path, "--native")
+    assert done.returncode == 1
+    assert "k-space is not zero in columns that the header calls" in done.stdout
+    with pytest.raises(InputError, match="not zero in columns"):
+        batches_of(tmp_path)
+
+
 def test_a_folder_of_dicom_files(tmp_path):
     for number in range(3):
         (tmp_path / f"IM{number}").write_bytes(bytes(128) + b"DICM" + bytes(300))
@@ -282,6 +357,7 @@ def test_warnings_alone_exit_with_1(tmp_path):
         (("{empty}",), "no scan found"),
         (("{folder}", "--size", "4", "4"), "data.size"),
         (("{folder}", "--plane", "axila"), "axila"),
+        (("{folder}", "--native", "--pad"), "data.pad"),
     ],
 )
 def test_mistakes_exit_with_2(folder, tmp_path, args, cause):

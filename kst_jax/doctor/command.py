@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from kst_jax.data import finding, labels
 from kst_jax.data.labels import Found
+from kst_jax.data.native import Grid
 from kst_jax.data.volumes import add_options, selection_of
 from kst_jax.data_config import CoilsConfig, DataConfig, Selection
 from kst_jax.doctor.examination import (
@@ -45,7 +46,7 @@ columns:
   axes          directions of the array's axes: right or left, anterior or posterior,
                 superior or inferior
   slices        number of slices that a run uses, and of all
-  size          rows and columns of these slices
+  size          rows and columns of these slices; with --native, as networks see them
   values        least and largest value in the file's units; magnitudes of complex ones
   k-space       measured, or to be simulated from the images
   decode        memory to read one slice, or to decode a NIfTI or Analyze volume
@@ -62,6 +63,19 @@ exit code:
 
 
 @dataclasses.dataclass
+class Group:
+    """Slices that a native run may put into one batch.
+
+    Attributes:
+      scans: number of scans that have such slices.
+      slices: number of slices.
+    """
+
+    scans: int = 0
+    slices: int = 0
+
+
+@dataclasses.dataclass
 class Summary:
     """Findings about all scans together.
 
@@ -71,6 +85,7 @@ class Summary:
       errors: number of errors.
       warnings: number of warnings.
       sizes: for each size (rows, columns), number of scans that have slices of it.
+      groups: the slices of a native run, by what they share; otherwise empty.
     """
 
     scans: int = 0
@@ -78,6 +93,7 @@ class Summary:
     errors: int = 0
     warnings: int = 0
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    groups: dict[Grid, Group] = dataclasses.field(default_factory=dict)
 
     def add(self, found: Examination) -> None:
         """Adds one scan."""
@@ -87,12 +103,18 @@ class Summary:
         self.errors += sum(f.level == "error" for f in found.findings)
         self.warnings += sum(f.level == "warning" for f in found.findings)
         self.sizes.update(found.sizes)
+        if found.grid is not None:
+            group = self.groups.setdefault(found.grid, Group())
+            group.scans += 1
+            group.slices += found.slices or 0
 
     def __str__(self) -> str:
         text = (
             f"{self.scans} scans of {len(self.people)} people opened; "
             f"{self.errors} errors, {self.warnings} warnings"
         )
+        if self.groups:
+            return "\n".join([text, *self._batches()])
         if len(self.sizes) < 2:
             return text
         sizes = (f"{_size(size)} in {n}" for size, n in self.sizes.most_common(5))
@@ -100,6 +122,16 @@ class Summary:
             f"{text}\n  note: slices of {len(self.sizes)} sizes: {', '.join(sizes)}. A "
             "run cuts all to data.crop, if they are large enough."
         )
+
+    def _batches(self) -> Iterator[str]:
+        """Describes the groups of a native run, in its order."""
+        yield "  note: batches of a native run, each kind with a program of its own:"
+        for grid, group in sorted(self.groups.items()):
+            yield (
+                f"    {_size(grid.shape)}, of which the middle "
+                f"{_size(grid.field or grid.shape)} counts: {group.slices} slices of "
+                f"{group.scans} scans"
+            )
 
 
 def examinations(
@@ -109,7 +141,7 @@ def examinations(
 
     Args:
       paths: as for `sources.open_source`.
-      data: size, crop and padding of a run.
+      data: coils of a run, and its size, crop and padding or that it is native.
       selection: slices that the run uses.
 
     Raises:
@@ -211,7 +243,15 @@ def _as_json(value: Examination | Summary) -> dict[str, Any]:
     fields = dataclasses.asdict(value)
     if isinstance(value, Summary):
         sizes = [[*size, count] for size, count in value.sizes.items()]
-        return fields | {"people": len(value.people), "sizes": sizes}
+        groups = [
+            grid._asdict() | dataclasses.asdict(group)
+            for grid, group in sorted(value.groups.items())
+        ]
+        return fields | {
+            "people": len(value.people),
+            "sizes": sizes,
+            "groups": groups,
+        }
     return fields | {"path": str(value.path)}
 
 
@@ -239,6 +279,11 @@ def _main() -> None:
         )
     add("--pad", action="store_true", help="zero-pad small slices, as data.pad=True")
     add(
+        "--native",
+        action="store_true",
+        help="keep measured sizes, as data.native=True; without --crop and --pad",
+    )
+    add(
         "--coils",
         type=int,
         default=default.coils.count,
@@ -250,6 +295,7 @@ def _main() -> None:
         size=args.size,
         crop=args.crop,
         pad=args.pad,
+        native=args.native,
         coils=CoilsConfig(count=args.coils),
     )
     examined = examinations(",".join(args.paths), data, selection_of(args))

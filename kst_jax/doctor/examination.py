@@ -16,6 +16,7 @@ import numpy as np
 
 from kst_jax import coils
 from kst_jax.data import contents, fourier, native, samples, transforms, volumes
+from kst_jax.data.native import Grid, View
 from kst_jax.data.readers import bart, fastmri, mrd, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.data_config import DataConfig, Selection
@@ -56,7 +57,10 @@ class Examination:
       measured: whether a run treats its k-space as measured rather than simulated.
       depth: number of slices, including empty ones.
       slices: number of slices that a run would use.
-      sizes: rows and columns of these slices.
+      sizes: rows and columns of these slices; of a native run, without the readout's
+        oversampling.
+      grid: what a native run puts into one batch with these slices; None if the run
+        resizes them.
       low: least value in the file's units, or least magnitude if values are complex.
       high: largest value or magnitude.
       decoding: peak memory in bytes for reading one slice (NIfTI and Analyze: for
@@ -76,6 +80,7 @@ class Examination:
     depth: int | None = None
     slices: int | None = None
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    grid: Grid | None = None
     low: float | None = None
     high: float | None = None
     decoding: int | None = None
@@ -98,7 +103,7 @@ def examine(
 
     Args:
       path: a file with one of the suffixes in `volumes.READERS`.
-      data: size, crop and padding of a run.
+      data: coils of a run, and its size, crop and padding or that it is native.
       selection: slices that the run uses.
       file: the file's name in a run, as in `sources.About`; by default its own.
       subject: whose scan it is.
@@ -119,6 +124,8 @@ def examine(
     for doubt in volume.doubts:
         found.add("warning", doubt)
     found.subject = subject
+    if data.native:
+        found.grid = native.grid_of(volume)
     _read(volume, numbers, data, found)
     return found
 
@@ -264,13 +271,14 @@ def _read(
     for number in numbers:
         try:
             with volumes.reading(volume.path):
-                image = volume.read(number)
+                view = _view(volume, number, found.grid)
+                image = view.image
             sizes.add(image.shape[-2:])
             found.holding += image.nbytes
             with np.errstate(over="ignore"):  # `normalise` reports it
                 _span(np.abs(image) if image.imag.any() else image.real, found)
                 peak.see(image)
-            _normalise(image, data, number)
+            _normalise(view, data, number)
         except InputError as error:
             what = str(error).removeprefix(f"{found.path}: ")
             what = what.removeprefix(f"slice {number}").lstrip(": ")
@@ -284,13 +292,22 @@ def _read(
         found.add("warning", offset)
 
 
-def _normalise(image: np.ndarray, data: DataConfig, number: int) -> None:
+def _view(volume: Volume, number: int, grid: Grid | None) -> View:
+    """Reads a slice as a run does, a native one if there is a grid."""
+    if grid is None:
+        return View(volume.read(number), simulated=not volume.measured)
+    return native.view(volume.sample(number), grid)
+
+
+def _normalise(view: View, data: DataConfig, number: int) -> None:
     """Transforms a slice as a run does before it reaches a network."""
-    where = f"slice {number}"
-    image = transforms.field_of_view(image, data, where)
-    image = transforms.fourier_resize(image, data.size, data.resize)
+    image, where = view.image, f"slice {number}"
+    if not data.native:
+        image = transforms.field_of_view(image, data, where)
+        image = transforms.fourier_resize(image, data.size, data.resize)
     everything = np.ones(image.shape[-2:], bool)
-    transforms.normalise(image, everything, data.normalise, where)
+    measured = everything if view.empty is None else ~view.empty
+    transforms.normalise(image, measured, data.normalise, where)
 
 
 def _span(values: np.ndarray, found: Examination) -> None:
