@@ -15,6 +15,7 @@ from scipy import stats
 
 from kst_jax.config import EXACT_MASKS, FASTMRI_MASKS, MaskConfig
 from kst_jax.errors import InputError
+from kst_jax.patches import Layout, lines
 from kst_jax.programs.files import encoded
 
 Shape = tuple[int, int]
@@ -269,6 +270,22 @@ class Sampler:
     def counts(self) -> tuple[int, int]:
         """Least and largest number of points that a mask can have."""
         return self.buckets[-1]
+
+    def layout(self, patch: Shape, counts: Sequence[int] = ()) -> Layout:
+        """Returns the layout of tokens for masks with these numbers of points.
+
+        Args:
+          patch: rows and columns of a patch.
+          counts: numbers of points; by default any that a mask can have.
+        """
+        least, most = self.bucket(counts) if counts else self.counts
+        return Layout(least, most, self._lines, patch)
+
+    @property
+    def _lines(self) -> bool:
+        if self.bank is not None:
+            return all(map(lines, self.bank))
+        return self.config.kind != "gaussian_2d"
 
     def at(self, shape: Shape) -> "Sampler":
         """Returns the same setting's sampler for masks of another shape.

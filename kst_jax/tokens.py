@@ -3,8 +3,10 @@
 Sampled points become tokens (a value and a coordinate); unsampled points become queries
 (a place on the grid to fill). All shapes are static, so one compiled program serves
 every mask: if the number of points varies between a setting's masks, tokens are padded
-and `valid` marks the real ones. Coordinates span [0, 1] on each axis, both ends
-included, for any grid (paper sections 2.2 and 2.3).
+and `valid` marks the real ones (paper sections 2.2 and 2.3).
+
+A token or a query may also be a patch of V neighbouring points (`kst_jax.patches`). A
+patch is a token if any of its points is sampled, and a query if any is not.
 """
 
 from collections.abc import Sequence
@@ -15,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kst_jax import patches
 from kst_jax.acquisition import Acquisition
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c
+from kst_jax.patches import Layout
 
 
 @flax.struct.dataclass
@@ -25,24 +29,28 @@ class Batch:
     """Undersampled slices, as tokens and on the grid; the same for every model.
 
     Attributes:
-      value: measured values (B, N, 2) of the tokens; (B, N, 2 C) of C coils.
+      value: measured values (B, N, 2 V) of the tokens, zero where a patch is not
+        sampled; (B, N, 2 C V) of C coils.
       position: coordinates (B, N, 2), row then column, in [0, 1].
       valid: (B, N), False for padding; None if every token is real.
-      query: flat indices (B, M) of the points to predict in row-major order: the
-        unsampled ones, or all of them if there are maps, since no coil measures the
-        spectrum of the combined image. Padding repeats the last point of the grid, and
-        its result is never read.
+      query: flat indices (B, M) of the patches to predict in row-major order: those
+        with an unsampled point, or all of them if there are maps, since no coil
+        measures the spectrum of the combined image. Padding repeats the last patch of
+        the grid, and its result is never read.
       kspace: measured k-space (B, H, W, 2), zero where not sampled; (B, C, H, W, 2) of
         C coils if there are maps.
       mask: (B, H, W), True where sampled.
       image: fully sampled image (B, H, W, 2), the target; None if unknown.
       empty: (B, H, W), True where the scanner measured nothing because k-space is taken
         to be zero there: neither tokens nor queries. None if there is no such place.
+      seen: (B, N, V), True where a point of a token's patch is sampled; None if tokens
+        are points.
       maps: sensitivity maps (B, C, H, W, 2); None for one coil that sees the image.
       peak: largest magnitude (B,) of the target's volume, in the units of the image;
         None if unknown.
       field: rows and columns in the middle of the image that count in losses and
         scores; None if all do. It is not an array, so each field has its own program.
+      patch: rows and columns of the patches; not an array either.
     """
 
     value: jax.Array
@@ -53,9 +61,11 @@ class Batch:
     mask: jax.Array
     image: jax.Array | None = None
     empty: jax.Array | None = None
+    seen: jax.Array | None = None
     maps: jax.Array | None = None
     peak: jax.Array | None = None
     field: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+    patch: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
 
     @property
     def acquisition(self) -> Acquisition:
@@ -69,7 +79,7 @@ class Batch:
 
     @property
     def asked(self) -> jax.Array:
-        """The points (B, H, W) that queries ask for."""
+        """The points (B, H, W) to predict."""
         if self.maps is None:
             return ~self.acquisition.mask
         return jnp.ones_like(self.mask)
@@ -103,16 +113,10 @@ class Batch:
         return self.image
 
 
-def coordinates(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the normalised coordinates (H * W, 2) of a grid, row-major, float32."""
-    rows, columns = (np.linspace(0, 1, n, dtype=np.float32) for n in shape)
-    return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
-
-
 def tokenise(
     kspace: np.ndarray,
     mask: np.ndarray,
-    counts: tuple[int, int] | None = None,
+    layout: Layout | None = None,
     empty: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Turns one slice into tokens and queries, on the host.
@@ -121,20 +125,60 @@ def tokenise(
       kspace: k-space (H, W, 2), or (C, H, W, 2) of several coils; unsampled values are
         ignored.
       mask: (H, W), True where sampled.
-      counts: smallest and largest number of sampled points of any mask of the setting,
-        by default this mask's. Tokens are padded to the largest, queries of one coil to
-        H * W minus the smallest; several coils have H * W queries.
+      layout: numbers to which tokens and queries are padded, and the patch; by default
+        those of this mask, and points. Several coils make every patch a query.
       empty: (H, W), True where k-space is known to be zero without a measurement; such
         points of the mask do not count as sampled.
 
     Returns:
       The fields of `Batch` without the batch axis, the image and its field; `valid` is
-      absent if every mask has the same number of tokens, `empty` if it is None.
+      absent if every mask has the same number of tokens, `empty` if it is None, `seen`
+      if tokens are points.
 
     Raises:
       InputError: the k-space has another shape, or the mask is not bool, has no sampled
-        point, has the wrong shape, or has a number of points outside `counts`.
+        point, has the wrong shape, or has a number of points outside the layout's.
     """
+    _require_slice(kspace, mask)
+    layout = layout or Layout.of(mask)
+    patch, most = layout.patch, layout.tokens(mask.shape)
+    asked = ~mask if empty is None else ~(mask | empty)
+    mask = mask if empty is None else mask & ~empty
+    seen = patches.within(mask, patch)
+    sampled = np.flatnonzero(seen.any(-1))
+    query = _with_any(asked, patch)
+    most_queries = layout.queries(mask.shape)
+    if sampled.size == 0:
+        raise InputError("the mask samples no point; lower the acceleration")
+    if sampled.size > most or query.size > most_queries:
+        raise InputError(
+            f"the mask samples {mask.sum()} points, outside its setting's range of "
+            f"{layout.least} to {layout.most}; use masks of a single setting together"
+        )
+    if kspace.ndim == 4:
+        query = np.arange(len(seen), dtype=np.int32)
+        most_queries = query.size
+    kspace = np.where(mask[..., None], kspace, 0).astype(np.float32)
+    # A token has the values of all coils.
+    coils = kspace if kspace.ndim == 3 else np.concatenate(kspace, axis=-1)
+    tokens = {
+        "value": _pad(patches.split(coils, patch)[sampled], most),
+        "position": _pad(patches.coordinates(mask.shape, patch)[sampled], most),
+        "query": _pad(query, most_queries, len(seen) - 1),
+        "kspace": kspace,
+        "mask": mask,
+    }
+    if not layout.exact or empty is not None:
+        tokens["valid"] = np.arange(most) < sampled.size
+    if patch != (1, 1):
+        tokens["seen"] = _pad(seen[sampled], most)
+    if empty is not None:
+        tokens["empty"] = empty
+    return tokens
+
+
+def _require_slice(kspace: np.ndarray, mask: np.ndarray) -> None:
+    """Raises InputError unless k-space and mask have types and shapes that fit."""
     if kspace.ndim not in (3, 4) or kspace.shape[-1] != 2:
         raise InputError(
             f"k-space is {kspace.shape}, {kspace.dtype}; give its real and imaginary "
@@ -150,47 +194,26 @@ def tokenise(
             f"mask {mask.shape} does not fit the k-space grid {kspace.shape[-3:-1]}; "
             "draw it for the data's size (data.size)"
         )
-    least, most = counts or (mask.sum(), mask.sum())
-    query = np.flatnonzero(~mask if empty is None else ~(mask | empty))
-    most_queries = mask.size - least
-    mask = mask if empty is None else mask & ~empty
-    sampled = np.flatnonzero(mask)
-    if sampled.size == 0:
-        raise InputError("the mask samples no point; lower the acceleration")
-    if sampled.size > most or query.size > most_queries:
-        raise InputError(
-            f"the mask samples {sampled.size} points, outside its setting's range of "
-            f"{least} to {most}; use masks of a single setting together"
-        )
-    if kspace.ndim == 4:
-        query, most_queries = np.arange(mask.size), mask.size
-    # A token has the values of all coils.
-    values = np.moveaxis(kspace.reshape(-1, mask.size, 2), 0, 1)[sampled]
-    tokens = {
-        "value": _pad(values.reshape(sampled.size, -1), most),
-        "position": _pad(coordinates(mask.shape)[sampled], most),
-        "query": _pad(query.astype(np.int32), most_queries, mask.size - 1),
-        "kspace": np.where(mask[..., None], kspace, 0).astype(np.float32),
-        "mask": mask,
-    }
-    if least != most or empty is not None:
-        tokens["valid"] = np.arange(most) < sampled.size
-    if empty is not None:
-        tokens["empty"] = empty
-    return tokens
 
 
 def batch_of(
-    slices: Sequence[dict[str, np.ndarray]], field: tuple[int, int] | None = None
+    slices: Sequence[dict[str, np.ndarray]],
+    field: tuple[int, int] | None = None,
+    patch: tuple[int, int] = (1, 1),
 ) -> Batch:
     """Stacks the dictionaries of `tokenise` (with or without an image) into a Batch."""
     stacked: dict[str, Any] = {
         name: np.stack([s[name] for s in slices]) for name in slices[0]
     }
-    return Batch(**{"valid": None, "field": field, **stacked})
+    return Batch(**{"valid": None, "field": field, "patch": patch, **stacked})
 
 
-def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:
+def regrid(
+    kspace: np.ndarray,
+    mask: np.ndarray,
+    grid: tuple[int, ...],
+    patch: tuple[int, int] = (1, 1),
+) -> dict[str, np.ndarray]:
     """Turns one slice into tokens, with queries on another grid.
 
     Queries are coordinates, so they may have any density (paper section 2.3): the
@@ -201,6 +224,7 @@ def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:
       kspace: k-space (H, W, 2).
       mask: (H, W), True where sampled.
       grid: rows and columns of the grid to reconstruct.
+      patch: rows and columns of a patch, on either grid.
 
     Returns:
       The fields of `Batch` as `tokenise` returns them; `kspace`, `mask` and `query` are
@@ -209,7 +233,7 @@ def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:
     Raises:
       InputError: as `tokenise`.
     """
-    slice_tokens = tokenise(kspace, mask)
+    slice_tokens = tokenise(kspace, mask, Layout.of(mask, patch=patch))
     rows, columns = (
         _coinciding(old, new) for old, new in zip(mask.shape, grid, strict=True)
     )
@@ -219,7 +243,7 @@ def regrid(kspace: np.ndarray, mask: np.ndarray, grid: tuple[int, ...]) -> dict:
         new_mask[..., None], kspace[rows[:, None], columns[None, :]], 0
     )
     return slice_tokens | {
-        "query": np.flatnonzero(~new_mask).astype(np.int32),
+        "query": _with_any(~new_mask, patch),
         "kspace": new_kspace.astype(np.float32),
         "mask": new_mask,
     }
@@ -233,34 +257,44 @@ def _coinciding(old: int, new: int) -> np.ndarray:
     return np.where((rest == 0) & ((old > 1) | (number == 0)), index, -1)
 
 
+def _with_any(points: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
+    """Returns the flat indices of the patches with any of these points (H, W)."""
+    return np.flatnonzero(patches.within(points, patch).any(-1)).astype(np.int32)
+
+
 def _pad(x: np.ndarray, length: int, value: int = 0) -> np.ndarray:
     width = [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)
     return np.pad(x, width, constant_values=value)
 
 
-def query_order(asked_BxHxW: jax.Array) -> jax.Array:
-    """Returns, for each grid point (B, H * W), the number of the query that fills it.
+def query_order(batch: Batch) -> jax.Array:
+    """Returns the number of the query that fills each patch of the grid, (B, P).
 
     Queries are in row-major order, so a running count numbers them; the number is
-    meaningless at points that no query asks for.
+    meaningless at patches that no query asks for.
     """
-    asked = asked_BxHxW.reshape(asked_BxHxW.shape[0], -1)
+    asked = patches.within(batch.asked, batch.patch).any(-1)
     return jnp.maximum(jnp.cumsum(asked, axis=1) - 1, 0)
 
 
 def fill(
-    value_BxMx2: jax.Array,
+    value_BxMxV2: jax.Array,
     order: jax.Array,
     kspace: jax.Array,
     acquisition: Acquisition,
+    patch: tuple[int, int] = (1, 1),
 ) -> jax.Array:
     """Completes a spectrum (B, H, W, 2) of queries' values by the measured ones."""
     # Gathers by number: a scatter by index would run serially on a CPU.
-    grid = jnp.take_along_axis(value_BxMx2, order[..., None], axis=1)
-    return acquisition.completed(grid.reshape(*acquisition.mask.shape, 2), kspace)
+    grid = jnp.take_along_axis(value_BxMxV2, order[..., None], axis=1)
+    spectrum = patches.join(grid, acquisition.mask.shape[-2:], patch)
+    return acquisition.completed(spectrum, kspace)
 
 
-def at_queries(spectrum: jax.Array, query_BxM: jax.Array) -> jax.Array:
-    """Reads the values (B, M, 2) of a spectrum (B, H, W, 2) at the queries."""
-    flat = spectrum.reshape(spectrum.shape[0], -1, 2)
-    return jnp.take_along_axis(flat, query_BxM[..., None], axis=1)
+def at_queries(
+    points: jax.Array, query_BxM: jax.Array, patch: tuple[int, int] = (1, 1)
+) -> jax.Array:
+    """Reads what the points (B, H, W, C) of a grid hold at the queries, (B, M, V C)."""
+    return jnp.take_along_axis(
+        patches.split(points, patch), query_BxM[..., None], axis=1
+    )

@@ -17,6 +17,7 @@ from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.tv import TVConfig
+from kst_jax.patches import Layout
 from kst_jax.programs import processes
 from tests.programs import Inline, run_here
 
@@ -110,7 +111,7 @@ def test_every_layer_of_a_stack_counts(name):
 
     def flops(count):
         model = dataclasses.replace(config, **{name: count})
-        return network_flops(model, SAMPLED, (16, 12))
+        return network_flops(model, Layout(SAMPLED, SAMPLED), (16, 12))
 
     assert flops(3) - flops(1) == 2 * LAYERS[name]
 

@@ -39,23 +39,28 @@ MODEL = KSTConfig(
 )
 
 
-MASKS = {
-    "gaussian_2d": MaskConfig(acceleration=4.0),
-    "fastmri_random": MaskConfig("fastmri_random", 4.0, center_fraction=0.2),
+SETTINGS = {
+    "gaussian_2d": (MaskConfig(acceleration=4.0), (1, 1)),
+    "fastmri_random": (
+        MaskConfig("fastmri_random", 4.0, center_fraction=0.2),
+        (1, 1),
+    ),
+    "patches": (MaskConfig(acceleration=4.0), (3, 2)),
 }
 
 
-@pytest.fixture(scope="module", params=MASKS)
+@pytest.fixture(scope="module", params=SETTINGS)
 def run(request, tmp_path_factory):
     """A network of random weights, exported; its masks may vary in count."""
+    mask, patch = SETTINGS[request.param]
     config = Config(
         data=DataConfig(size=(16, 16)),
-        mask=MASKS[request.param],
-        model=MODEL,
+        mask=mask,
+        model=dataclasses.replace(MODEL, patch=patch),
     )
     folder = tmp_path_factory.mktemp(request.param)
     sampler = opening.open_sampler(config)
-    model, key = KSpaceTransformer(MODEL), jax.random.key(1)
+    model, key = KSpaceTransformer(config.model), jax.random.key(1)
     example = pipeline.example_batch(config, sampler)
     params = jax.jit(model.init)(key, example)["params"]
     checkpoints.write_parameters(folder / "run", params, config)
@@ -102,7 +107,8 @@ def test_the_loader_gives_what_the_network_gives(run):
 def test_masks_of_another_setting_give_no_image(run):
     _, model, params, sampler = run
     least, most = sampler.counts
-    function = jax.jit(command.reconstructor(model, params, sampler.counts))
+    layout = sampler.layout(model.config.patch)
+    function = jax.jit(command.reconstructor(model, params, layout))
     kspace = np.ones((1, 16, 16, 2), np.float32)
     cases = {least - 1: False, most: True}
     if most < 256:

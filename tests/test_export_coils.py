@@ -35,7 +35,8 @@ def test_the_loader_gives_what_the_network_gives(tmp_path):
     maps = np.stack([birdcage(n, SIZE, 2) for n in range(3)])
     batch = tokens.batch_of(
         [
-            tokens.tokenise(channels(k), mask, sampler.counts) | {"maps": channels(s)}
+            tokens.tokenise(channels(k), mask, sampler.layout((1, 1)))
+            | {"maps": channels(s)}
             for k, mask, s in zip(kspace, masks, maps, strict=True)
         ]
     )

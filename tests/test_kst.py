@@ -16,6 +16,7 @@ from kst_jax.models import blocks
 from kst_jax.models.attention_maps import attention_maps, attention_on_grid
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
+from kst_jax.patches import Layout
 from kst_jax.training.losses import loss
 from tests.references import make_kst_tiny
 
@@ -70,8 +71,8 @@ def test_padded_tokens_change_nothing():
     model, params, batch = tiny()
     slices = zip(np.asarray(batch.kspace), np.asarray(batch.mask), strict=True)
     counts = np.asarray(batch.mask).sum(axis=(1, 2))
-    spans = (int(counts.min()) - 5, int(counts.max()) + 9)
-    padded = tokens.batch_of([tokens.tokenise(k, m, spans) for k, m in slices])
+    layout = Layout(int(counts.min()) - 5, int(counts.max()) + 9)
+    padded = tokens.batch_of([tokens.tokenise(k, m, layout) for k, m in slices])
     assert padded.value.shape[1] > batch.value.shape[1]
     wanted = apply(model, params, batch).image
     # what stands in the padding must not matter

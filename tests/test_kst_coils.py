@@ -11,6 +11,7 @@ from kst_jax import parallel, tokens
 from kst_jax.birdcage import birdcage
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.patches import Layout
 from tests.references import make_kst_tiny
 
 SIZE = (12, 16)
@@ -27,17 +28,19 @@ def channels(x):
     return np.stack([x.real, x.imag], -1).astype(np.float32)
 
 
-def scan(maps, seed=0):
+def scan(maps, patch=(1, 1)):
     """A slice of noise as the coils see it, undersampled, and the image."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     image = rng.normal(size=SIZE) + 1j * rng.normal(size=SIZE)
     kspace = channels(transform(np.fft.fft2, maps * image))
-    batch = tokens.batch_of([tokens.tokenise(kspace, MASK) | {"maps": channels(maps)}])
+    layout = Layout.of(MASK, patch=patch)
+    fields = tokens.tokenise(kspace, MASK, layout) | {"maps": channels(maps)}
+    batch = tokens.batch_of([fields], patch=patch)
     return batch.replace(image=channels(image)[None]), image
 
 
 def network(batch, **changes):
-    config = dataclasses.replace(make_kst_tiny.CONFIG, **changes)
+    config = dataclasses.replace(make_kst_tiny.CONFIG, patch=batch.patch, **changes)
     model = KSpaceTransformer(config)
     return model, make_kst_tiny.weights(model, batch)
 
@@ -51,11 +54,27 @@ def test_every_point_is_a_query_and_a_token_holds_all_coils():
     assert params["embed_query"]["hidden"]["kernel"].shape == (2, 8)
 
 
+def test_a_patch_holds_all_coils_of_all_its_points():
+    batch, _ = scan(birdcage(0, SIZE, 3), (5, 1))
+    assert batch.value.shape == (1, 3 * 5, 6 * 5)  # 12 rows are 3 patches
+    np.testing.assert_array_equal(batch.query[0], np.arange(3 * 16))
+    points = np.asarray(batch.value).reshape(3, 5, 5, 3, 2)  # patch, column, row, coil
+    columns = np.flatnonzero(MASK[0])
+    rows = np.moveaxis(points, 2, 1).reshape(15, 5, 3, 2)[:12]
+    wanted = np.moveaxis(np.asarray(batch.kspace)[0][:, :, columns], 0, 2)
+    np.testing.assert_array_equal(rows, wanted)
+    _, params = network(batch)
+    # both see which points are sampled, too
+    assert params["embed_token"]["hidden"]["kernel"].shape == (30 + 5, 8)
+    assert params["embed_query"]["hidden"]["kernel"].shape == (10 + 5, 8)
+
+
+@pytest.mark.parametrize("patch", [(1, 1), (5, 3)])
 @pytest.mark.parametrize("transformer", [True, False])
-def test_layers_that_change_nothing_give_the_zero_filled_image(transformer):
+def test_layers_that_change_nothing_give_the_zero_filled_image(transformer, patch):
     """Consistency then takes one step of gradient descent from it, by numpy."""
     maps = birdcage(1, SIZE, 3)
-    batch, _ = scan(maps)
+    batch, _ = scan(maps, patch)
     model, params = network(
         batch,
         transformer=transformer,
@@ -88,8 +107,9 @@ def test_one_coil_with_unit_maps_keeps_the_measured_values():
             )
 
 
-def test_devices_share_the_queries_of_several_coils():
-    batch, _ = scan(birdcage(2, SIZE, 2))
+@pytest.mark.parametrize("patch", [(1, 1), (4, 1)])
+def test_devices_share_the_queries_of_several_coils(patch):
+    batch, _ = scan(birdcage(2, SIZE, 2), patch)
     model, params = network(batch)
     wanted = jax.jit(model.apply)({"params": params}, batch).image
     mesh = parallel.make_mesh(1, query_devices=4)

@@ -166,31 +166,32 @@ def products(text):
     return re.findall(r"stablehlo\.(?:dot_general|convolution).*", text)
 
 
-def some_slices(mask_config, count):
+def some_slices(mask_config, patch, count):
     size = (16, 12)
     sampler, rng = sampling.sampler(mask_config, size), np.random.default_rng(0)
-    return tokens.batch_of(
-        [
-            tokens.tokenise(
-                rng.normal(size=(*size, 2)).astype(np.float32),
-                sampler.random(rng),
-                sampler.counts,
-            )
-            for _ in range(count)
-        ]
-    )
+    slices = [
+        tokens.tokenise(
+            rng.normal(size=(*size, 2)).astype(np.float32),
+            sampler.random(rng),
+            sampler.layout(patch),
+        )
+        for _ in range(count)
+    ]
+    return tokens.batch_of(slices, patch=patch)
 
 
 @pytest.mark.parametrize(
-    ("mask", "remainder"),
+    ("mask", "patch", "remainder"),
     [
-        (MaskConfig(acceleration=3.3), 2),
-        (MaskConfig(kind="fastmri_random", acceleration=3.0), 0),
+        (MaskConfig(acceleration=3.3), (1, 1), 2),
+        (MaskConfig(kind="fastmri_random", acceleration=3.0), (1, 1), 0),
+        (MaskConfig(acceleration=3.3), (3, 2), 0),
+        (MaskConfig(kind="uniform_1d", acceleration=4.0), (7, 1), 3),
     ],
 )
-def test_devices_share_the_queries_of_a_slice(mask, remainder):
-    config = dataclasses.replace(TINY.model, hr_layers=2, lr_size=(8, 6))
-    batch, model = some_slices(mask, 2), KSpaceTransformer(config)
+def test_devices_share_the_queries_of_a_slice(mask, patch, remainder):
+    config = dataclasses.replace(TINY.model, hr_layers=2, lr_size=(8, 6), patch=patch)
+    batch, model = some_slices(mask, patch, 2), KSpaceTransformer(config)
     queries = batch.query.shape[1]
     assert queries % 4 == remainder
     params = jax.jit(model.init)(jax.random.key(0), batch)["params"]

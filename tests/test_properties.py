@@ -12,9 +12,10 @@ from skimage.metrics import (
     structural_similarity,
 )
 
-from kst_jax import metrics, sampling, tokens
+from kst_jax import metrics, patches, sampling, tokens
 from kst_jax.config import MaskConfig
 from kst_jax.errors import InputError
+from kst_jax.patches import Layout
 
 # Compiling is slow the first time, and the same examples come in every run.
 settings.register_profile(
@@ -124,7 +125,7 @@ def test_tokens_and_queries_partition_the_grid(case, fewer, more):
     kspace, mask = case
     count, size = int(mask.sum()), mask.size
     least, most = max(1, count - fewer), min(size, count + more)
-    found = tokens.tokenise(kspace, mask, (least, most))
+    found = tokens.tokenise(kspace, mask, Layout(least, most))
     valid = found.get("valid", np.ones(count, bool))
     assert valid.sum() == count
     assert len(found["value"]) == len(found["position"]) == most
@@ -144,9 +145,9 @@ def test_tokens_and_queries_partition_the_grid(case, fewer, more):
 @given(sampled(st.sampled_from([(1, 1), (1, 9), (6, 5)])))
 def test_what_is_asked_for_fills_what_was_not_measured(case):
     kspace, mask = case
-    counts = (1, mask.size)  # padded to one shape, which is compiled once
-    batch = tokens.batch_of([tokens.tokenise(kspace, mask, counts)])
-    order = tokens.query_order(batch.asked)
+    layout = Layout(1, mask.size)  # padded to one shape, which is compiled once
+    batch = tokens.batch_of([tokens.tokenise(kspace, mask, layout)])
+    order = tokens.query_order(batch)
     answers = tokens.at_queries(jnp.asarray(kspace[None]), batch.query)
     if not answers.size:
         return
@@ -161,7 +162,7 @@ def test_what_is_asked_for_fills_what_was_not_measured(case):
 def test_another_grid_keeps_what_was_measured_where_coordinates_meet(case, grid):
     kspace, mask = case
     found = tokens.regrid(kspace, mask, grid)
-    old, new = tokens.coordinates(mask.shape), tokens.coordinates(grid)
+    old, new = patches.coordinates(mask.shape), patches.coordinates(grid)
     np.testing.assert_array_equal(found["value"], kspace[mask])
     assert found["mask"].shape == grid
     asked = set(found["query"].tolist())

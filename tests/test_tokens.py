@@ -6,6 +6,7 @@ import pytest
 
 from kst_jax import tokens
 from kst_jax.errors import InputError
+from kst_jax.patches import Layout
 
 
 def slice_of(shape=(6, 5), share=0.3, seed=0):
@@ -26,21 +27,15 @@ def test_tokens_and_queries_partition_the_grid():
     assert (t["kspace"][~mask] == 0).all()
 
 
-def test_coordinates_reach_both_ends():
-    c = tokens.coordinates((3, 2))
-    np.testing.assert_allclose(c, [[0, 0], [0, 1], [0.5, 0], [0.5, 1], [1, 0], [1, 1]])
-
-
 def test_filling_queries_restores_a_spectrum():
     slices = [slice_of(seed=s) for s in range(2)]
-    counts = [int(mask.sum()) for _, mask in slices]
-    assert counts[0] != counts[1]
-    spans = (min(counts), max(counts))
-    batch = tokens.batch_of([tokens.tokenise(k, m, spans) for k, m in slices])
+    layout = Layout.of(*(mask for _, mask in slices))
+    assert layout.least != layout.most
+    batch = tokens.batch_of([tokens.tokenise(k, m, layout) for k, m in slices])
     spectrum = jnp.asarray(np.stack([k for k, _ in slices]))
     values = tokens.at_queries(spectrum, batch.query)
     filled = tokens.fill(
-        values, tokens.query_order(batch.asked), batch.kspace, batch.acquisition
+        values, tokens.query_order(batch), batch.kspace, batch.acquisition
     )
     np.testing.assert_array_equal(filled, spectrum)
 
@@ -48,7 +43,7 @@ def test_filling_queries_restores_a_spectrum():
 def test_padding_is_marked():
     kspace, mask = slice_of()
     n = int(mask.sum())
-    t = tokens.tokenise(kspace, mask, (n - 1, n + 3))
+    t = tokens.tokenise(kspace, mask, Layout(n - 1, n + 3))
     assert t["value"].shape == (n + 3, 2)
     np.testing.assert_array_equal(t["valid"], [True] * n + [False] * 3)
     assert t["query"].shape == (30 - (n - 1),)
@@ -61,7 +56,7 @@ def test_bad_masks_are_refused():
     with pytest.raises(InputError, match="does not fit"):
         tokens.tokenise(kspace, mask[:-1])
     with pytest.raises(InputError, match="outside"):
-        tokens.tokenise(kspace, mask, (0, int(mask.sum()) - 1))
+        tokens.tokenise(kspace, mask, Layout(0, int(mask.sum()) - 1))
     with pytest.raises(InputError, match=r"complex64; give its real .*\(H, W, 2\)"):
         tokens.tokenise((kspace[..., 0] + 1j * kspace[..., 1]), mask)
 

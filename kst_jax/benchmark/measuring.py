@@ -70,10 +70,10 @@ class Case:
         """Operations of one call, if known; a gradient counts as two forward passes."""
         config = self.config
         if isinstance(config.model, KSTConfig):
-            sampled = round(np.mean(opening.open_sampler(config).counts))
+            layout = opening.open_sampler(config).layout(config.model.patch)
             coils = config.data.coils.count if config.data.coils.separate else 1
             one: int | None = network_flops(
-                config.model, sampled, config.data.size, coils
+                config.model, layout, config.data.size, coils
             )
         else:
             one = traced_flops(build(config.model), example(config, 1))
@@ -83,6 +83,8 @@ class Case:
 def example(config: Config, count: int) -> Batch:
     """Returns a batch of random slices, undersampled as the config says."""
     sampler, rng = opening.open_sampler(config), np.random.default_rng(0)
+    patch = config.model.patch
+    layout = sampler.layout(patch)
 
     coils = config.data.coils
     maps = birdcage(0, config.data.size, coils.count)
@@ -92,12 +94,12 @@ def example(config: Config, count: int) -> Batch:
         image = rng.normal(size=(*config.data.size, 2)).astype(np.float32)
         mask = sampler.random(rng)
         if not coils.separate:
-            return tokenise(image, mask, sampler.counts) | {"image": image}
+            return tokenise(image, mask, layout) | {"image": image}
         kspace = rng.normal(size=maps.shape).astype(np.float32)
-        fields = tokenise(kspace, mask, sampler.counts)
+        fields = tokenise(kspace, mask, layout)
         return fields | {"image": image, "maps": maps}
 
-    return batch_of([one() for _ in range(count)])
+    return batch_of([one() for _ in range(count)], patch=patch)
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -1,28 +1,43 @@
 """Counts the floating-point operations of a network (paper section 2.3)."""
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
-import numpy as np
 
+from kst_jax import patches
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import Reconstructor
+from kst_jax.patches import Layout
 from kst_jax.tokens import Batch
 
 
 def network_flops(
-    config: KSTConfig, sampled: int, size: tuple[int, int], coils: int = 1
+    config: KSTConfig, layout: Layout, size: tuple[int, int], coils: int = 1
 ) -> int:
     """Counts the K-Space Transformer's operations to reconstruct one slice.
 
     Each pair of multiplication and addition in matrix products and convolutions counts
     as two; nothing else counts. Attention takes the paper's O(ml + nl + l^2), with m
     queries, n sampled tokens and l low-resolution tokens, and n^2 in the encoder. With
-    several coils every point is a query.
+    several coils every point is a query. Tokens may be patches.
+
+    Args:
+      config: the network.
+      layout: of the tokens; masks count with the middle of its range.
+      size: rows and columns of the image.
+      coils: number of coils.
     """
     c, width = config, config.width
-    pixels, low = int(np.prod(size)), int(np.prod(c.lr_size))
-    queries = pixels - sampled if coils == 1 else pixels
+    middle = round((layout.least + layout.most) / 2)
+    layout = dataclasses.replace(layout, least=middle, most=middle)
+    pixels, points = math.prod(size), math.prod(c.patch)
+    low = math.prod(patches.grid_of(c.lr_size, c.patch))
+    sampled = layout.tokens(size)
+    every = math.prod(patches.grid_of(size, c.patch))
+    queries = layout.queries(size) if coils == 1 else every
+    seen = points if points > 1 else 0
 
     def attention(queries: int, keys: int) -> int:
         return 4 * width * (queries * keys + width * (queries + keys))
@@ -30,7 +45,7 @@ def network_flops(
     def mlp(tokens: int) -> int:
         return 4 * tokens * width * c.mlp
 
-    def values(tokens: int, numbers: int = 2) -> int:
+    def values(tokens: int, numbers: int) -> int:
         """Maps numbers to features, or back, through a hidden layer."""
         return 2 * tokens * width * (width + numbers)
 
@@ -41,17 +56,19 @@ def network_flops(
 
     memory = low if c.has_lr_decoder else sampled
     encoder_layer = attention(sampled, sampled) + mlp(sampled)
-    lr_layer = attention(low, sampled) + attention(low, low) + mlp(low) + values(low)
-    hr_layer = mlp(queries) + values(queries)
+    lr_layer = attention(low, sampled) + attention(low, low) + mlp(low)
+    lr_layer += values(low, 2 * points)
+    embedding = values(queries, 2 * points + seen)
+    hr_layer = mlp(queries) + values(queries, 2 * points)
     if c.refinement:
-        hr_layer += refinement() + values(queries)
+        hr_layer += refinement() + embedding
     if c.transformer:
         hr_layer += attention(queries, memory)
-    encoder = values(sampled, 2 * coils) + c.encoder_layers * encoder_layer
+    embedded = values(sampled, 2 * coils * points + seen)
     return (
-        c.transformer * encoder
+        c.transformer * (embedded + c.encoder_layers * encoder_layer)
         + c.has_lr_decoder * c.lr_layers * lr_layer
-        + values(queries)
+        + embedding
         + c.hr_layers * hr_layer
     )
 

@@ -53,15 +53,15 @@ class EvalBatch(NamedTuple):
 
 def example_batch(config: Config, sampler: Sampler) -> Batch:
     """Returns a batch of one empty slice; other dimensions are those of any batch."""
-    mask = np.zeros(config.data.size, bool)
-    mask.flat[: sampler.counts[1]] = True
+    mask = sampler.random(np.random.default_rng(0))
     image = np.zeros((*config.data.size, 2), np.float32)
-    if not config.data.coils.separate:
-        slice_tokens = tokens.tokenise(image, mask, sampler.counts)
-        return tokens.batch_of([slice_tokens | {"image": image}])
-    coils = np.stack([image] * config.data.coils.count)
-    slice_tokens = tokens.tokenise(coils, mask, sampler.counts)
-    return tokens.batch_of([slice_tokens | {"image": image, "maps": coils}])
+    kspace, fields = image, {"image": image}
+    if config.data.coils.separate:
+        kspace = np.stack([image] * config.data.coils.count)
+        fields["maps"] = kspace
+    patch = config.model.patch
+    fields |= tokens.tokenise(kspace, mask, sampler.layout(patch))
+    return tokens.batch_of([fields], patch=patch)
 
 
 def training_batches(
@@ -262,7 +262,8 @@ def _training_batch(
     # All processes must choose the same bucket, so they know each other's masks.
     known = drawn if len(sampler.buckets) > 1 else drawn[share]
     masks = [sampler.random(one.rng) for one in known]
-    counts = sampler.bucket([int(mask.sum()) for mask in masks])
+    counts, patch = [int(mask.sum()) for mask in masks], config.model.patch
+    layout = sampler.layout(patch, counts)
     own = zip(drawn[share], masks[share] if known is drawn else masks, strict=True)
     slices = []
     for one, mask in own:
@@ -270,10 +271,10 @@ def _training_batch(
         receiver = source.receiver(one.number, one.coil_set, grid.shape)
         where = _where(source, one.number)
         prepared = preparing.tokenise(
-            view, mask, counts, config, one.rng, where, receiver
+            view, mask, layout, config, one.rng, where, receiver
         )
         slices.append(prepared[0])
-    return tokens.batch_of(slices, grid.field)
+    return tokens.batch_of(slices, grid.field, patch)
 
 
 def _evaluation_batch(
@@ -294,7 +295,8 @@ def _evaluation_batch(
     for number in row.numbers if len(sampler.buckets) > 1 else own:
         about = source.describe(number)
         masks[number] = sampler.fixed(about.file, about.index, seed)
-    counts = sampler.bucket([int(mask.sum()) for mask in masks.values()])
+    counts, patch = [int(mask.sum()) for mask in masks.values()], config.model.patch
+    layout = sampler.layout(patch, counts)
     views = [preparing.view(number, source, config, row.grid) for number in own]
     slices, scalings = [], []
     for number, view in zip(own, views, strict=True):
@@ -302,13 +304,13 @@ def _evaluation_batch(
         rng = sampling.slice_rng(about.file, about.index, seed, 1)
         receiver = source.receiver(number, 0, row.grid.shape)
         prepared = preparing.tokenise(
-            view, masks[number], counts, config, rng, where, receiver
+            view, masks[number], layout, config, rng, where, receiver
         )
         slices.append(prepared[0])
         scalings.append(prepared[1])
     references = [view.reference for view in views if view.reference is not None]
     return EvalBatch(
-        tokens.batch_of(slices, row.grid.field),
+        tokens.batch_of(slices, row.grid.field, patch),
         np.array([scaling.mean for scaling in scalings], np.float32),
         np.array([scaling.std for scaling in scalings], np.float32),
         np.stack(references) if references else None,

@@ -8,6 +8,7 @@ from kst_jax.data import native, transforms
 from kst_jax.data.native import Grid, View
 from kst_jax.data.receivers import Receiver
 from kst_jax.data.sources import Source
+from kst_jax.patches import Layout
 
 
 def grid_of(source: Source, number: int, config: Config) -> Grid:
@@ -51,7 +52,7 @@ def view(
 def tokenise(
     view: View,
     mask: np.ndarray,
-    counts: tuple[int, int],
+    layout: Layout,
     config: Config,
     rng: np.random.Generator,
     where: str,
@@ -62,7 +63,7 @@ def tokenise(
     Args:
       view: the slice.
       mask: (H, W), True where sampled.
-      counts: least and largest number of sampled points in the batch.
+      layout: of the tokens in the batch.
       config: settings of the data.
       rng: source of phase and noise.
       where: names the slice.
@@ -91,7 +92,7 @@ def tokenise(
     if config.data.coils.target == "rss":
         magnitude = native.root_sum_of_squares(image) / np.float32(scaling.std)
         channels = np.stack([magnitude, 0 * magnitude], axis=-1)
-    fields = tokens.tokenise(kspace, mask, counts, empty) | {"image": channels}
+    fields = tokens.tokenise(kspace, mask, layout, empty) | {"image": channels}
     if maps is not None:
         fields["maps"] = np.stack([maps.real, maps.imag], axis=-1)
     if config.train.error == "ssim":

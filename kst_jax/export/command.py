@@ -26,13 +26,14 @@ import numpy as np
 # `import jax` does not import the module jax.export.
 from jax import export as jax_export
 
-from kst_jax import tokens
+from kst_jax import patches
 from kst_jax.config import Config
 from kst_jax.data import opening
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
+from kst_jax.patches import Layout
 from kst_jax.programs import cli, files
 from kst_jax.programs.arguments import Parser
 from kst_jax.runs import checkpoints
@@ -44,7 +45,7 @@ _STANDALONE = Path(__file__).with_name("standalone.py")
 
 
 def reconstructor(
-    model: Reconstructor, params: dict, counts: tuple[int, int]
+    model: Reconstructor, params: dict, layout: Layout
 ) -> Callable[..., jax.Array]:
     """Makes a function of arrays: k-space (B, H, W, 2) and mask (B, H, W) to images.
 
@@ -54,45 +55,58 @@ def reconstructor(
     Args:
       model: the network.
       params: its parameters, which become constants.
-      counts: least and largest number of points that a mask may sample.
+      layout: of the tokens, for the masks that the function may get.
 
     Returns:
       The function. Its images are (B, H, W, 2), in the scale of the k-space; an image
-      is NaN if its mask samples more or fewer points than the counts allow.
+      is NaN if its mask does not fit the layout.
     """
 
     def reconstruct(
         kspace: jax.Array, mask: jax.Array, maps: jax.Array | None = None
     ) -> jax.Array:
-        batch = jax.vmap(lambda k, m: _tokenise(k, m, counts))(kspace, mask)
+        batch = jax.vmap(lambda k, m: _tokenise(k, m, layout))(kspace, mask)
         batch = dataclasses.replace(batch, maps=maps)
         image = model.reconstruct(params, batch).image
-        sampled = mask.sum((1, 2))
-        fits = (counts[0] <= sampled) & (sampled <= counts[1])
+        fits = jax.vmap(lambda m: _fits(m, layout))(mask)
         return jnp.where(fits[:, None, None, None], image, jnp.nan)
 
     return reconstruct
 
 
-def _tokenise(kspace: jax.Array, mask: jax.Array, counts: tuple[int, int]) -> Batch:
+def _tokenise(kspace: jax.Array, mask: jax.Array, layout: Layout) -> Batch:
     """Does the work of `tokens.tokenise`, but traceable; always sets `valid`."""
-    least, most = counts
-    (sampled,) = jnp.nonzero(mask.ravel(), size=most, fill_value=0)
-    values = jnp.moveaxis(kspace.reshape(-1, mask.size, 2), 0, 1)
-    if kspace.ndim == 4:  # several coils
-        query = jnp.arange(mask.size)
+    patch, most = layout.patch, layout.tokens(mask.shape)
+    kspace, coils = jnp.where(mask[..., None], kspace, 0), kspace.ndim == 4
+    points = jnp.concatenate(kspace, axis=-1) if coils else kspace
+    seen, asked = (patches.within(m, patch) for m in (mask, ~mask))
+    (sampled,) = jnp.nonzero(seen.any(-1), size=most, fill_value=0)
+    if coils:
+        query = jnp.arange(len(seen))
     else:
-        (query,) = jnp.nonzero(
-            ~mask.ravel(), size=mask.size - least, fill_value=mask.size - 1
-        )
+        size = layout.queries(mask.shape)
+        (query,) = jnp.nonzero(asked.any(-1), size=size, fill_value=len(seen) - 1)
     return Batch(
-        value=values.reshape(mask.size, -1)[sampled],
-        position=jnp.asarray(tokens.coordinates(mask.shape))[sampled],
-        valid=jnp.arange(most) < mask.sum(),
+        value=patches.split(points, patch)[sampled],
+        position=jnp.asarray(patches.coordinates(mask.shape, patch))[sampled],
+        valid=jnp.arange(most) < seen.any(-1).sum(),
         query=query.astype(jnp.int32),
-        kspace=jnp.where(mask[..., None], kspace, 0),
+        kspace=kspace,
         mask=mask,
+        seen=None if patch == (1, 1) else seen[sampled],
+        patch=patch,
     )
+
+
+def _fits(mask: jax.Array, layout: Layout) -> jax.Array:
+    """Whether the layout serves a mask (H, W)."""
+    tokens, queries = (
+        patches.within(m, layout.patch).any(-1).sum() for m in (mask, ~mask)
+    )
+    shape, sampled = mask.shape, mask.sum()
+    within = (layout.least <= sampled) & (sampled <= layout.most)
+    enough = (tokens <= layout.tokens(shape)) & (queries <= layout.queries(shape))
+    return within & enough
 
 
 def export(
@@ -109,8 +123,8 @@ def export(
     if isinstance(model, KSTConfig):
         # The portable form; "auto" would choose by this machine.
         model = dataclasses.replace(model, attention="blocked")
-    counts = opening.open_sampler(config).counts
-    function = reconstructor(build(model), params, counts)
+    layout = opening.open_sampler(config).layout(model.patch)
+    function = reconstructor(build(model), params, layout)
     (b,) = jax_export.symbolic_shape("b")
     size, coils = config.data.size, config.data.coils
     separate = (coils.count,) if coils.separate else ()

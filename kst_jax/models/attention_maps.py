@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kst_jax import tokens
+from kst_jax import patches
 from kst_jax.models.attention import attention_weights
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.tokens import Batch
@@ -20,8 +21,8 @@ class Attention:
 
     Attributes:
       weights: softmax weights (S, K, H, W) of each layer and head; NaN where the grid
-        has no key.
-      token: row and column of the token on that grid.
+        has no key. The points of a patch have the weight of the patch.
+      token: row and column of the token, or of the middle of its patch, on that grid.
     """
 
     weights: np.ndarray
@@ -50,24 +51,29 @@ def attention_on_grid(
       "encoder" on the image's grid, "hr_decoder" on the grid of its keys, which is the
       low-resolution grid if there is a low-resolution decoder.
     """
-    size, asked = batch.grid, np.asarray(batch.asked[0])
-    points, queries = np.flatnonzero(batch.mask[0]), np.flatnonzero(asked)
-    places = tokens.coordinates(size)
+    size, patch = batch.grid, batch.patch
+    keys, queries = (
+        np.flatnonzero(patches.within(np.asarray(points[0]), patch).any(-1))
+        for points in (batch.mask, batch.asked)
+    )
+    places = patches.coordinates(size, patch)
     chosen = {
-        "encoder": _nearest(places[points], sampled),
+        "encoder": _nearest(places[keys], sampled),
         "hr_decoder": _nearest(places[queries], unsampled),
     }
     token_at = {
-        "encoder": places[points[chosen["encoder"]]],
+        "encoder": places[keys[chosen["encoder"]]],
         "hr_decoder": places[queries[chosen["hr_decoder"]]],
     }
-    grids = {"encoder": (size, points), "hr_decoder": (size, points)}
+    grids = {"encoder": (size, keys), "hr_decoder": (size, keys)}
     if model.config.has_lr_decoder:
         lr_size = model.config.lr_size
-        grids["hr_decoder"] = lr_size, np.arange(np.prod(lr_size))
+        count = math.prod(patches.grid_of(lr_size, patch))
+        grids["hr_decoder"] = lr_size, np.arange(count)
     maps = attention_maps(model, params, batch, chosen)
     return {
-        name: _on_grid(maps[name][:, 0], *grids[name], token_at[name]) for name in grids
+        name: _on_grid(maps[name][:, 0], *grids[name], patch, token_at[name])
+        for name in grids
     }
 
 
@@ -79,14 +85,18 @@ def _on_grid(
     weights_SxKxL: jax.Array,
     grid: tuple[int, ...],
     keys: np.ndarray,
+    patch: tuple[int, int],
     token_at: np.ndarray,
 ) -> Attention:
     """Puts weights over keys, some of them padding, on the grid of the keys."""
     layers, heads = weights_SxKxL.shape[:2]
-    on_grid = np.full((layers, heads, np.prod(grid)), np.nan, np.float32)
-    on_grid[..., keys] = np.asarray(weights_SxKxL)[..., : len(keys)]
+    count = math.prod(patches.grid_of(grid, patch))
+    on_grid = np.full((layers, heads, count, 1), np.nan, np.float32)
+    on_grid[..., keys, 0] = np.asarray(weights_SxKxL)[..., : len(keys)]
+    # Each point of a patch shows the patch's weight.
+    points = patches.join(on_grid.repeat(math.prod(patch), axis=-1), grid, patch)
     row, column = token_at * (np.array(grid) - 1)
-    return Attention(on_grid.reshape(layers, heads, *grid), (float(row), float(column)))
+    return Attention(points[..., 0], (float(row), float(column)))
 
 
 def attention_maps(

@@ -33,10 +33,11 @@ def positional_encoding(position: jax.Array, width: int) -> jax.Array:
 
 
 def log_magnitude(value: jax.Array) -> jax.Array:
-    """Changes the magnitude of values (..., 2) to log(1 + magnitude); keeps phases."""
+    """Changes magnitudes of values (..., 2 V) to log(1 + magnitude); keeps phases."""
+    pairs = value.reshape(*value.shape[:-1], -1, 2)
     # The small constant keeps the gradient at zero finite.
-    magnitude = jnp.sqrt(jnp.sum(value**2, -1, keepdims=True) + 1e-12)
-    return value * jnp.log1p(magnitude) / magnitude
+    magnitude = jnp.sqrt(jnp.sum(pairs**2, -1, keepdims=True) + 1e-12)
+    return (pairs * jnp.log1p(magnitude) / magnitude).reshape(value.shape)
 
 
 def uniform_bias(fan_in: int) -> Callable:
@@ -144,16 +145,18 @@ class MLPBlock(nn.Module):
 
 
 class SpectrumHead(nn.Module):
-    """Predicts spectrum values from hidden states (paper equation 6)."""
+    """Predicts V spectrum values from each hidden state (paper equation 6)."""
 
+    points: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x_BxMxD: jax.Array) -> jax.Array:
-        """(B, M, D) to (B, M, 2), float32."""
+        """(B, M, D) to (B, M, 2 V), float32."""
         width = x_BxMxD.shape[-1]
         y = LayerNorm(1e-6, self.dtype, name="norm")(x_BxMxD)
-        return Perceptron(width, 2, self.dtype, jnp.float32, name="mlp")(y)
+        head = Perceptron(width, 2 * self.points, self.dtype, jnp.float32, name="mlp")
+        return head(y)
 
 
 class Refinement(nn.Module):

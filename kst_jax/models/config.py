@@ -35,6 +35,11 @@ class ModelConfig:
         holds = self.dtype in DTYPES
         require_option(self, "dtype", holds, f"one of {', '.join(DTYPES)}")
 
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Rows and columns of neighbouring points of k-space that form a token."""
+        return (1, 1)
+
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError if the network cannot process images (rows, columns)."""
 
@@ -87,6 +92,9 @@ class KSTConfig(ModelConfig):
       lr_layers: layers of the low-resolution decoder.
       hr_layers: layers of the high-resolution decoder.
       lr_size: rows and columns of the low-resolution grid, at most the image's.
+      patch: not in the paper: rows and columns of neighbouring points that form a token
+        or a query, on both grids; see `kst_jax.patches`. Under line sampling give the
+        patch one column, so that it is wholly sampled or not at all.
       transformer: not in the paper: False leaves all attention out, with the encoder
         and the low-resolution decoder: each query starts from the zero-filled spectrum
         and is alone in the high-resolution decoder. Shows what attention gives.
@@ -117,6 +125,7 @@ class KSTConfig(ModelConfig):
     lr_layers: int = 4
     hr_layers: int = 6
     lr_size: tuple[int, int] = (64, 64)
+    patch: tuple[int, int] = (1, 1)
     transformer: bool = True
     lr_decoder: bool = True
     refinement: bool = True
@@ -132,9 +141,10 @@ class KSTConfig(ModelConfig):
     def __post_init__(self):
         """Raises InputError if no network can have these sizes."""
         super().__post_init__()
-        object.__setattr__(self, "lr_size", tuple(self.lr_size))
         require_positive(self)
-        require_option(self, "lr_size", min(self.lr_size) >= 1, "at least (1, 1)")
+        for name in ("lr_size", "patch"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            require_option(self, name, min(getattr(self, name)) >= 1, "at least (1, 1)")
         require_option(
             self,
             "width",

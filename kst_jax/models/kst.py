@@ -1,6 +1,7 @@
 """The K-Space Transformer: encoder, hierarchical decoder, refinement (paper Fig. 1)."""
 
 import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from kst_jax import parallel, tokens
+from kst_jax import parallel, patches, tokens
 from kst_jax.acquisition import Acquisition
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c, ifft2c
@@ -49,18 +50,20 @@ class LRDecoderLayer(nn.Module):
         x_BxLxD = _attend(c, "cross_attention")(x_BxLxD, memory_BxNxD, valid_BxN)
         x_BxLxD = _attend(c, "self_attention")(x_BxLxD, x_BxLxD)
         x_BxLxD = _mlp(c)(x_BxLxD)
-        spectrum = blocks.SpectrumHead(_dtype(c), name="head")(x_BxLxD)
-        return x_BxLxD, ifft2c(spectrum.reshape(-1, *c.lr_size, 2))
+        spectrum = patches.join(_head(c)(x_BxLxD), c.lr_size, c.patch)
+        return x_BxLxD, ifft2c(spectrum)
 
 
 @flax.struct.dataclass
 class Grid:
     """The high-resolution grid as the decoder's layers need it; see `tokens`.
 
-    `query` holds the queries that this device decodes; the rest is complete.
+    `query` holds the queries that this device decodes, and `seen` which of their points
+    are sampled, None if queries are points; the rest is complete.
     """
 
     query: jax.Array
+    seen: jax.Array | None
     order: jax.Array
     kspace: jax.Array
     acquisition: Acquisition
@@ -82,22 +85,24 @@ class HRDecoderLayer(nn.Module):
         grid: Grid,
         shared: dict[str, dict],
     ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-        """Updates the queries (B, M, D) and their spectrum (B, M, 2).
+        """Updates the queries (B, M, D) and their spectrum (B, M, 2 V).
 
         `shared` maps a part's name to parameters that all layers use. Also returns this
         layer's images (B, H, W, 2).
         """
         c = self.config
-        x_BxMxD, value_BxMx2 = carry
+        x_BxMxD, value_BxMxV2 = carry
         if memory_BxLxD is not None:
             x_BxMxD = _attend(c, "cross_attention")(x_BxMxD, memory_BxLxD, valid_BxL)
         x_BxMxD = _mlp(c)(x_BxMxD)
-        predicted = blocks.SpectrumHead(_dtype(c), name="head")(x_BxMxD)
+        predicted = _head(c)(x_BxMxD)
         if c.residual_spectrum:
-            predicted = value_BxMx2 + c.residual_spectrum * predicted
-        value_BxMx2 = predicted
-        joined = parallel.join(value_BxMx2, self.query_axis)
-        spectrum = tokens.fill(joined, grid.order, grid.kspace, grid.acquisition)
+            predicted = value_BxMxV2 + c.residual_spectrum * predicted
+        value_BxMxV2 = predicted
+        joined = parallel.join(value_BxMxV2, self.query_axis)
+        spectrum = tokens.fill(
+            joined, grid.order, grid.kspace, grid.acquisition, c.patch
+        )
         images = {"kspace": ifft2c(spectrum)}
         if self.refine:
             if c.shared_refinement:
@@ -107,10 +112,10 @@ class HRDecoderLayer(nn.Module):
             images["refined"], spectrum = refinement(
                 images["kspace"], grid.kspace, grid.acquisition
             )
-            value_BxMx2 = tokens.at_queries(spectrum, grid.query)
+            value_BxMxV2 = tokens.at_queries(spectrum, grid.query, c.patch)
             embed = _embed(c, parent=None).bind(shared["embed_query"])
-            x_BxMxD = x_BxMxD + embed(_shown(c, value_BxMx2))
-        return (x_BxMxD, value_BxMx2), images
+            x_BxMxD = x_BxMxD + embed(_shown(c, value_BxMxV2, grid.seen))
+        return (x_BxMxD, value_BxMxV2), images
 
 
 class KSpaceTransformer(Reconstructor):
@@ -155,6 +160,8 @@ class KSpaceTransformer(Reconstructor):
           stage: how far to go, one of STAGES; parts that the network lacks are skipped.
         """
         c = self.config
+        if batch.patch != c.patch:
+            raise ValueError(f"tokens are patches of {batch.patch}, not of {c.patch}")
         memory = self.encode(batch) if c.transformer else None
         valid, upsampled, supervised = batch.valid, None, {}
         first = batch.zero_filled_spectrum
@@ -174,7 +181,7 @@ class KSpaceTransformer(Reconstructor):
     def encode(self, batch: Batch) -> jax.Array:
         """Encodes the sampled tokens into memory (B, N, D) (paper section 2.2)."""
         c = self.config
-        x_BxNxD = _embed(c, name="embed_token")(_shown(c, batch.value))
+        x_BxNxD = _embed(c, name="embed_token")(_shown(c, batch.value, batch.seen))
         x_BxNxD += blocks.positional_encoding(batch.position, c.width)
         return _layers(EncoderLayer, c.encoder_layers, c.remat)(c, name="encoder")(
             x_BxNxD, batch.valid
@@ -186,7 +193,7 @@ class KSpaceTransformer(Reconstructor):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns memory (B, L, D) and images (S, B, h, w, 2) at low resolution."""
         c = self.config
-        position_Lx2 = jnp.asarray(tokens.coordinates(c.lr_size))
+        position_Lx2 = jnp.asarray(patches.coordinates(c.lr_size, c.patch))
         x_LxD = blocks.positional_encoding(position_Lx2, c.width)
         # Taking the batch axis from the memory also marks the queries as different on
         # each device, which the loop over layers requires under shard_map.
@@ -210,15 +217,21 @@ class KSpaceTransformer(Reconstructor):
         Queries start from `spectrum` (B, H, W, 2). Without memory each query is alone.
         """
         c = self.config
-        position = jnp.asarray(tokens.coordinates(batch.grid))
+        position = jnp.asarray(patches.coordinates(batch.grid, c.patch))
         query_BxM = parallel.share(batch.query, self.query_axis, len(position) - 1)
         embed = _embed(c, name="embed_query")
-        value_BxMx2 = tokens.at_queries(spectrum, query_BxM)
-        x_BxMxD = embed(_shown(c, value_BxMx2))
+        acquisition, seen = batch.acquisition, None
+        if c.patch != (1, 1):
+            points = acquisition.mask[..., None]
+            seen = tokens.at_queries(points, query_BxM, c.patch)
+        if batch.maps is None:
+            # A patch may be partly sampled.
+            spectrum = acquisition.completed(spectrum, batch.kspace)
+        value_BxMxV2 = tokens.at_queries(spectrum, query_BxM, c.patch)
+        x_BxMxD = embed(_shown(c, value_BxMxV2, seen))
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
-        acquisition = batch.acquisition
-        order = tokens.query_order(batch.asked)
-        grid = Grid(query_BxM, order, batch.kspace, acquisition)
+        order = tokens.query_order(batch)
+        grid = Grid(query_BxM, seen, order, batch.kspace, acquisition)
         shared = {"embed_query": embed.variables}
         if c.refinement and c.shared_refinement:
             refinement = _refinement(c, name="refinement")
@@ -227,7 +240,7 @@ class KSpaceTransformer(Reconstructor):
             shared["refinement"] = refinement.variables
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
-            (x_BxMxD, value_BxMx2), memory_BxLxD, valid_BxL, grid, shared
+            (x_BxMxD, value_BxMxV2), memory_BxLxD, valid_BxL, grid, shared
         )[1]
 
 
@@ -246,9 +259,16 @@ def _dtype(c: KSTConfig) -> jnp.dtype:
     return jnp.dtype(c.dtype)
 
 
-def _shown(c: KSTConfig, value: jax.Array) -> jax.Array:
-    """Prepares spectrum values (..., 2) as the network sees them."""
-    return blocks.log_magnitude(value) if c.log_magnitude else value
+def _shown(c: KSTConfig, value: jax.Array, seen: jax.Array | None) -> jax.Array:
+    """Prepares spectrum values (..., 2 V) as the network sees them.
+
+    With patches, it also sees which points are sampled, (..., V).
+    """
+    if c.log_magnitude:
+        value = blocks.log_magnitude(value)
+    if seen is None:
+        return value
+    return jnp.concatenate([value, seen.astype(value.dtype)], axis=-1)
 
 
 def _attend(c: KSTConfig, name: str) -> blocks.AttentionBlock:
@@ -257,6 +277,10 @@ def _attend(c: KSTConfig, name: str) -> blocks.AttentionBlock:
 
 def _mlp(c: KSTConfig) -> blocks.MLPBlock:
     return blocks.MLPBlock(c.mlp, _dtype(c), name="mlp")
+
+
+def _head(c: KSTConfig) -> blocks.SpectrumHead:
+    return blocks.SpectrumHead(math.prod(c.patch), _dtype(c), name="head")
 
 
 def _embed(c: KSTConfig, **kwargs: Any) -> blocks.Perceptron:
@@ -300,7 +324,8 @@ def reconstruct_slice(
     grid = grid or mask.shape
     # A finer grid has more queries, not more low-resolution tokens.
     model = model.at(mask.shape).clone(size=None)
-    batch = tokens.batch_of([tokens.regrid(kspace, mask, grid)])
+    patch = model.config.patch
+    batch = tokens.batch_of([tokens.regrid(kspace, mask, grid, patch)], patch=patch)
     if not batch.query.size:
         raise InputError("the mask samples every point; nothing left to reconstruct")
     return _apply(model, params, batch)

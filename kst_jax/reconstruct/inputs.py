@@ -13,6 +13,7 @@ from kst_jax.data.samples import Geometry, Sample
 from kst_jax.data.transforms import Normalisation
 from kst_jax.data.volumes import Volume
 from kst_jax.errors import InputError
+from kst_jax.patches import Layout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,14 +137,14 @@ def _cropped(sample: Sample, mask: np.ndarray, empty: np.ndarray) -> Measurement
 
 
 def tokenise(
-    measurement: Measurement, config: Config, counts: tuple[int, int], where: str
+    measurement: Measurement, config: Config, layout: Layout, where: str
 ) -> tuple[dict[str, np.ndarray], Normalisation]:
     """Normalises a slice by its measured values and makes its tokens.
 
     Args:
       measurement: the slice.
       config: the config of the network's run, with its normalisation.
-      counts: least and largest number of sampled points in the batch.
+      layout: of the tokens in the batch.
       where: names the slice.
 
     Returns:
@@ -161,7 +162,7 @@ def tokenise(
         normalisation = transforms.scale_of(channels[..., mask, :], mask.size, where)
         channels = channels / np.float32(normalisation.std)
     empty = measurement.empty if measurement.empty.any() else None
-    return tokens.tokenise(channels, mask, counts, empty), normalisation
+    return tokens.tokenise(channels, mask, layout, empty), normalisation
 
 
 def differences(

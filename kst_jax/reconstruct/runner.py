@@ -23,6 +23,7 @@ from kst_jax.data_config import CoilsConfig, Selection
 from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
+from kst_jax.patches import Layout
 from kst_jax.programs import files
 from kst_jax.reconstruct import inputs, outputs
 from kst_jax.reconstruct.inputs import Measurement, Undersampling
@@ -290,13 +291,13 @@ def _batches(
     options: Options,
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, int]]:
     """Yields batches of equal shape; pads the last one with its last slice."""
-    sampled = [int(one.mask.sum()) for one in slices]
-    counts = min(sampled), max(sampled)
+    patch = config.model.patch
+    layout = Layout.of(*(one.mask for one in slices), patch=patch)
     for first in range(0, len(slices), options.batch_size):
         part = slices[first : first + options.batch_size]
         padded = part + [part[-1]] * (options.batch_size - len(part))
         prepared = [
-            inputs.tokenise(one, config, counts, f"{volume.path}: slice {first + n}")
+            inputs.tokenise(one, config, layout, f"{volume.path}: slice {first + n}")
             for n, one in enumerate(padded)
         ]
         mean, std = (
@@ -307,7 +308,7 @@ def _batches(
         if maps is not None:
             for n, one in enumerate(fields):
                 one["maps"] = maps[min(first + n, len(maps) - 1)]
-        yield tokens.batch_of(fields), mean, std, len(part)
+        yield tokens.batch_of(fields, patch=patch), mean, std, len(part)
 
 
 def _compiled(model: Reconstructor, mesh: Mesh) -> Callable:
