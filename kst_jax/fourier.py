@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 _SPATIAL = (-2, -1)
+_READOUT = (-2,)
 
 
 def to_complex(x: jax.Array) -> jax.Array:
@@ -30,15 +31,25 @@ def magnitude(x: jax.Array) -> jax.Array:
 
 def fft2c(image: jax.Array) -> jax.Array:
     """Transforms an image (..., H, W, 2) to centred k-space of the same shape."""
-    return _centred(jnp.fft.fft2, image)
+    return _centred(jnp.fft.fftn, image, _SPATIAL)
 
 
 def ifft2c(kspace: jax.Array) -> jax.Array:
     """Transforms centred k-space (..., H, W, 2) to an image of the same shape."""
-    return _centred(jnp.fft.ifft2, kspace)
+    return _centred(jnp.fft.ifftn, kspace, _SPATIAL)
 
 
-def _centred(transform: Callable, x: jax.Array) -> jax.Array:
-    z = jnp.fft.ifftshift(to_complex(x), axes=_SPATIAL)
-    z = transform(z, axes=_SPATIAL, norm="ortho")
-    return to_channels(jnp.fft.fftshift(z, axes=_SPATIAL))
+def fft_readout(hybrid: jax.Array) -> jax.Array:
+    """Transforms hybrid space (..., H, W, 2), an image along H, to k-space."""
+    return _centred(jnp.fft.fftn, hybrid, _READOUT)
+
+
+def ifft_readout(kspace: jax.Array) -> jax.Array:
+    """Transforms k-space (..., H, W, 2) along the readout, H, to hybrid space."""
+    return _centred(jnp.fft.ifftn, kspace, _READOUT)
+
+
+def _centred(transform: Callable, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    z = jnp.fft.ifftshift(to_complex(x), axes=axes)
+    z = transform(z, axes=axes, norm="ortho")
+    return to_channels(jnp.fft.fftshift(z, axes=axes))

@@ -116,6 +116,23 @@ def test_every_layer_of_a_stack_counts(name):
     assert flops(3) - flops(1) == 2 * LAYERS[name]
 
 
+def test_attention_in_hybrid_space_counts():
+    config = KSTConfig(
+        width=WIDTH, mlp=MLP, transformer=False, refinement=False, hr_layers=1
+    )
+    layout = Layout(SAMPLED, SAMPLED)
+    without, having = (
+        network_flops(dataclasses.replace(config, hybrid=hybrid), layout, (16, 12))
+        for hybrid in (False, True)
+    )
+    # real and imaginary parts and the mask
+    embedded = products((PIXELS, 3, WIDTH), (PIXELS, WIDTH, WIDTH))
+    again = products((QUERIES, 2, WIDTH), (QUERIES, WIDTH, WIDTH))
+    rows = 16 * attending(12, 12)
+    wanted = embedded + rows + fed_forward(PIXELS) + head(PIXELS) + again
+    assert having - without == wanted
+
+
 def test_a_step_is_measured_and_summed_up(monkeypatch):
     monkeypatch.setattr(measuring, "_MATRIX", 64)
     model = dataclasses.replace(SMALL.model, width=16, mlp=16, attention="auto")

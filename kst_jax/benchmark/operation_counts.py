@@ -64,6 +64,11 @@ def network_flops(
         hr_layer += refinement() + embedding
     if c.transformer:
         hr_layer += attention(queries, memory)
+    if c.hybrid:
+        rows, columns = patches.grid_of(size, c.patch)
+        hr_layer += rows * attention(columns, columns) + mlp(every) + embedding
+        # Values and what is sampled go in, values come out.
+        hr_layer += values(every, 3 * points) + values(every, 2 * points)
     embedded = values(sampled, 2 * coils * points + seen)
     return (
         c.transformer * (embedded + c.encoder_layers * encoder_layer)

@@ -98,6 +98,8 @@ class KSTConfig(ModelConfig):
       transformer: not in the paper: False leaves all attention out, with the encoder
         and the low-resolution decoder: each query starts from the zero-filled spectrum
         and is alone in the high-resolution decoder. Shows what attention gives.
+      hybrid: not in the paper: True adds attention along the columns, in hybrid space,
+        to each layer of the high-resolution decoder; see `kst_jax.models.hybrid`.
       lr_decoder: False leaves the low-resolution decoder out (paper Table 3): queries
         attend to the encoder's output and start from the zero-filled spectrum.
       refinement: False leaves the image-domain refinement out (paper Table 3).
@@ -127,6 +129,7 @@ class KSTConfig(ModelConfig):
     lr_size: tuple[int, int] = (64, 64)
     patch: tuple[int, int] = (1, 1)
     transformer: bool = True
+    hybrid: bool = False
     lr_decoder: bool = True
     refinement: bool = True
     refinement_features: int = 64

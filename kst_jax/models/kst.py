@@ -17,6 +17,7 @@ from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import STAGES, Reconstruction, Reconstructor
+from kst_jax.models.hybrid import HybridAttention
 from kst_jax.models.rematerialisation import POLICIES
 from kst_jax.models.upsampling import bicubic
 from kst_jax.tokens import Batch
@@ -85,21 +86,31 @@ class HRDecoderLayer(nn.Module):
         grid: Grid,
         shared: dict[str, dict],
     ) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-        """Updates the queries (B, M, D) and their spectrum (B, M, 2 V).
+        """Updates the queries (B, M, D) and the spectrum (B, H, W, 2).
 
         `shared` maps a part's name to parameters that all layers use. Also returns this
         layer's images (B, H, W, 2).
         """
         c = self.config
-        x_BxMxD, value_BxMxV2 = carry
+        x_BxMxD, spectrum = carry
+        embed = _embed(c, parent=None).bind(shared["embed_query"])
+
+        def told(x_BxMxD: jax.Array, spectrum: jax.Array) -> jax.Array:
+            value_BxMxV2 = tokens.at_queries(spectrum, grid.query, c.patch)
+            return x_BxMxD + embed(_shown(c, value_BxMxV2, grid.seen))
+
+        if c.hybrid:
+            spectrum += _hybrid(c)(spectrum, grid.kspace, grid.acquisition.mask)
+            spectrum = grid.acquisition.completed(spectrum, grid.kspace)
+            x_BxMxD = told(x_BxMxD, spectrum)
         if memory_BxLxD is not None:
             x_BxMxD = _attend(c, "cross_attention")(x_BxMxD, memory_BxLxD, valid_BxL)
         x_BxMxD = _mlp(c)(x_BxMxD)
         predicted = _head(c)(x_BxMxD)
         if c.residual_spectrum:
+            value_BxMxV2 = tokens.at_queries(spectrum, grid.query, c.patch)
             predicted = value_BxMxV2 + c.residual_spectrum * predicted
-        value_BxMxV2 = predicted
-        joined = parallel.join(value_BxMxV2, self.query_axis)
+        joined = parallel.join(predicted, self.query_axis)
         spectrum = tokens.fill(
             joined, grid.order, grid.kspace, grid.acquisition, c.patch
         )
@@ -112,10 +123,8 @@ class HRDecoderLayer(nn.Module):
             images["refined"], spectrum = refinement(
                 images["kspace"], grid.kspace, grid.acquisition
             )
-            value_BxMxV2 = tokens.at_queries(spectrum, grid.query, c.patch)
-            embed = _embed(c, parent=None).bind(shared["embed_query"])
-            x_BxMxD = x_BxMxD + embed(_shown(c, value_BxMxV2, grid.seen))
-        return (x_BxMxD, value_BxMxV2), images
+            x_BxMxD = told(x_BxMxD, spectrum)
+        return (x_BxMxD, spectrum), images
 
 
 class KSpaceTransformer(Reconstructor):
@@ -240,7 +249,7 @@ class KSpaceTransformer(Reconstructor):
             shared["refinement"] = refinement.variables
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
-            (x_BxMxD, value_BxMxV2), memory_BxLxD, valid_BxL, grid, shared
+            (x_BxMxD, spectrum), memory_BxLxD, valid_BxL, grid, shared
         )[1]
 
 
@@ -273,6 +282,12 @@ def _shown(c: KSTConfig, value: jax.Array, seen: jax.Array | None) -> jax.Array:
 
 def _attend(c: KSTConfig, name: str) -> blocks.AttentionBlock:
     return blocks.AttentionBlock(c.heads, _dtype(c), c.attention, name=name)
+
+
+def _hybrid(c: KSTConfig) -> HybridAttention:
+    return HybridAttention(
+        c.patch, c.width, c.heads, c.mlp, _dtype(c), c.attention, name="hybrid"
+    )
 
 
 def _mlp(c: KSTConfig) -> blocks.MLPBlock:

@@ -1,14 +1,18 @@
-r"""Patches of k-space as tokens: sizes, and what the time that they save may buy.
+r"""What attention gives: patches of k-space as tokens, and networks without attention.
 
     kst-download .
-    kst-study --config=studies/patches --workdir=runs/patches
+    kst-study --config=studies/attention --workdir=runs/attention
 
 The protocol of `configs/studies/search.py`: 2,000 images per cell, tested on one of the
 small study's training people. The network is `configs/kst_plus.py` with 64 channels in
-its refinement and a warm-up of 50 steps. Under uniform 1D sampling patches lie along
-the readout; under Gaussian 2D sampling they are squares, most of them partly sampled.
-One row has no attention at all, which tells what the rest gives.
+its refinement and a warm-up of 50 steps.
+
+Patches lie along the readout under uniform 1D sampling; under Gaussian 2D sampling they
+are squares, most of them partly sampled. The twins without attention tell what the rest
+of the network gives. Attention in hybrid space joins a twin.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,7 +34,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         study.to_dict()
         | {
-            "references": ("points", "p4"),
+            "references": ("points", "twin4_longer"),
             "order": (_LINES, _POINTS),
             "settings": settings,
             "methods": lines | squares,
@@ -52,7 +56,7 @@ def _along_the_readout() -> dict[str, dict]:
     """Returns the rows of the table of uniform 1D sampling, by name."""
     points = _points()
 
-    def changed(title: str, **model) -> dict:
+    def changed(title: str, **model: Any) -> dict:
         return protocol.changed(points, title, model)
 
     patches = {
@@ -69,6 +73,24 @@ def _along_the_readout() -> dict[str, dict]:
             "Patches of 4, low resolution 12x12", patch=(4, 1), lr_size=(12, 12)
         ),
         "twin": changed("Without attention", transformer=False),
+        "twin4": changed(
+            "Without attention, patches of 4", transformer=False, patch=(4, 1)
+        ),
+        # As long as the row below: a step takes 1.3 times as long there.
+        "twin4_longer": {
+            **changed(
+                "Without attention, patches of 4, longer",
+                transformer=False,
+                patch=(4, 1),
+            ),
+            "images": 2600,
+        },
+        "hybrid4": changed(
+            "Attention in hybrid space alone, patches of 4",
+            transformer=False,
+            hybrid=True,
+            patch=(4, 1),
+        ),
     }
 
 
