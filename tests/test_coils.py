@@ -61,6 +61,33 @@ def test_espirit_finds_simulated_maps():
     np.testing.assert_allclose(norm[norm > 0], 1, atol=1e-5)
 
 
+def test_maps_are_the_first_eigenvectors_at_each_pixel():
+    """By definition: which maps give patches of k-space in the span of the kernels."""
+    size, kernel, crop = (15, 16), 4, 0.97
+    kspace = scan(size=size, count=3)[0]
+    centre = kspace[:, 1:13, 2:14]
+    patches = [
+        centre[:, row : row + kernel, column : column + kernel].ravel()
+        for row in range(9)
+        for column in range(9)
+    ]
+    _, singular, kernels = np.linalg.svd(np.array(patches, np.complex128))
+    kernels = kernels[: (singular**2 > 0.001 * singular[0] ** 2).sum()]
+    kernels = kernels.reshape(-1, 3, kernel, kernel)
+    found = np.asarray(coils.espirit(kspace, 12, kernel, crop=crop))
+    kept = found.any(0)
+    assert 0.2 < kept.mean() < 0.9
+    for row, column in np.ndindex(size):
+        places = (row - 7) / 15, (column - 8) / 16
+        waves = (np.exp(2j * np.pi * np.arange(kernel) * place) for place in places)
+        seen = np.einsum("jcab,a,b->jc", kernels, *waves) / kernel
+        values, vectors = np.linalg.eigh(seen.T @ seen.conj())
+        assert kept[row, column] == (values[-1] > crop)
+        if kept[row, column]:
+            product = found[:, row, column].conj() @ vectors[:, -1]
+            assert abs(product) == pytest.approx(1, abs=1e-3)
+
+
 def test_slices_of_a_volume_are_those_one_by_one_up_to_the_virtual_coil():
     volume = np.stack([scan(seed)[0] for seed in (1, 2)])
     together = np.asarray(coils.espirit(volume))
@@ -101,6 +128,13 @@ def test_quick_maps_are_low_resolution_images_over_their_root_sum_of_squares():
     found = np.asarray(coils.low_resolution_maps(undersampled(kspace, 16)))
     np.testing.assert_allclose(np.linalg.norm(found, axis=0), 1, atol=1e-5)
     assert (direction(found, maps)[head] > 0.99).mean() > 0.9
+    window = np.zeros(SIZE)
+    window[12:36, 8:32] = np.outer(*[np.hanning(26)[1:-1]] * 2)
+    blurred = np.fft.ifft2(np.fft.ifftshift(window * kspace, axes=(1, 2)))
+    blurred = np.fft.fftshift(blurred, axes=(1, 2))
+    signal = np.linalg.norm(blurred, axis=0)
+    close = direction(coils.low_resolution_maps(kspace), blurred)
+    assert close[signal > 0.01 * signal.max()].min() > 0.99999
     flat = transform(np.ones(SIZE) * maps).astype(np.complex64)
     assert direction(coils.low_resolution_maps(flat), maps)[8:-8, 8:-8].min() > 0.999
 
@@ -135,10 +169,10 @@ def test_noise_has_no_maps():
         coils.espirit(noise[0] + 1j * noise[1], crop=0.99, threshold=0.3)
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (4, 40, 40, 2)])
-def test_kspace_must_be_complex_with_coils(shape):
+@pytest.mark.parametrize(("shape", "kind"), [((40, 40), complex), ((4, 40, 40), float)])
+def test_kspace_must_be_complex_with_coils(shape, kind):
     with pytest.raises(InputError, match="complex k-space \\(coils, rows, columns\\)"):
-        coils.espirit(np.ones(shape))
+        coils.espirit(np.ones(shape, kind))
 
 
 @pytest.mark.parametrize("option", [{"kernel": 1}, {"threshold": 1}, {"crop": -0.1}])
@@ -190,7 +224,8 @@ def test_each_simulated_coil_is_strongest_somewhere_at_the_border(seed):
     maps = np.abs(birdcage(seed, SIZE, 4))
     strongest = maps.argmax(0)
     border = np.concatenate([strongest[[0, -1]].ravel(), strongest[:, [0, -1]].ravel()])
-    assert set(border) == set(range(4))
+    shares = np.bincount(border, minlength=4) / len(border)
+    assert shares.min() > 0.15  # the ring is whole: half of one gives less
 
 
 def test_simulation_needs_a_coil():
