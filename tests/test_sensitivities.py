@@ -242,6 +242,9 @@ def test_augmentation_of_measured_coils_is_refused_in_training_alone(measured):
     paths = {"train": str(measured[0]), "slices": (0.0, 1.0), "augment": turned}
     with pytest.raises(InputError, match="would not follow flips"):
         opening.open_sources(with_data(**paths))
+    together = paths | {"train": f"{measured[0]},demo:train", "test": ""}
+    with pytest.raises(InputError, match="would not follow flips"):
+        opening.open_sources(with_data(**together, split_seed=0))
     paths = paths | {"train": "demo:train", "test": paths["train"]}
     assert source_of(with_data(**paths)).subjects == ("one",)
 
