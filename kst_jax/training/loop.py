@@ -21,18 +21,18 @@ from tqdm import tqdm
 
 from kst_jax import metrics, parallel
 from kst_jax.config import Config, TrainConfig, require_config
-from kst_jax.data import opening, pipeline, sensitivities
+from kst_jax.data import opening, pipeline
 from kst_jax.errors import DivergedError
 from kst_jax.fourier import magnitude
 from kst_jax.models.contract import STAGES, Reconstructor
 from kst_jax.models.registry import build
-from kst_jax.runs import fields_of_view, subjects
 from kst_jax.runs.checkpoints import Checkpoints
 from kst_jax.stages import first_steps, stage_at
 from kst_jax.tokens import Batch
 from kst_jax.training import losses
 from kst_jax.training.interruption import Interruption
 from kst_jax.training.logs import Logs
+from kst_jax.training.scans import open_scans
 from kst_jax.training.validation import Validator
 
 
@@ -215,23 +215,12 @@ def train(config: Config, workdir: str | Path, maps: Path | None = None) -> Stat
     model = build(config.model, config.data.size)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
-        source, test = opening.open_sources(config)
-        source, validation = opening.set_validation_apart(config, source, test)
-        kept = maps or Path(workdir) / "maps"
-        print(f"Training on {source}; held out for testing: {test}")
+        source, validation = open_scans(
+            config, workdir, maps, carries_on=checkpoints.begun
+        )
         validator = None
         if validation:
-            print(f"Validating on {validation}")
-            validation = sensitivities.estimate(validation, config, kept)
             validator = Validator(config, validation, sampler, model)
-        people = {
-            "train": source.subjects,
-            "validation": validation.subjects if validation else (),
-        }
-        subjects.write(workdir, people, carries_on=checkpoints.begun)
-        fields_of_view.write(workdir, opening.fields_of_view(source, config))
-        sets = config.data.coils.sets
-        source = sensitivities.estimate(source, config, kept, sets)
         example = pipeline.example_batch(config, sampler)
         with Interruption() as interruption:
             state = init_state(model, optimizer, example, config.train)
