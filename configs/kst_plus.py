@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from kst_jax.configs import default, paper
 
 TITLE = "K-Space Transformer, improved"
+TWIN = f"{TITLE}, without attention"
 
 
 def get_config(setting: str = "") -> ConfigDict:

@@ -97,7 +97,5 @@ def _methods() -> dict[str, dict]:
             "coils": {"combine": True},
         },
         "kst": improved,
-        "kst_twin": protocol.changed(
-            improved, f"{kst_plus.TITLE}, without attention", {"transformer": False}
-        ),
+        "kst_twin": protocol.changed(improved, kst_plus.TWIN, {"transformer": False}),
     }

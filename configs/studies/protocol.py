@@ -37,6 +37,8 @@ def settings(calibration: int) -> dict[str, dict[str, Any]]:
 def compared(**kst: Any) -> dict[str, dict[str, Any]]:
     """Returns the published methods, total variation and `configs/kst_plus.py`.
 
+    The last row is `kst_plus` without its attention, which tells what attention gives.
+
     Args:
       **kst: changes to the K-Space Transformer's section `model`.
     """
@@ -53,10 +55,12 @@ def compared(**kst: Any) -> dict[str, dict[str, Any]]:
     }
     weight = tv.get_config()
     images = weight.train.steps * weight.train.batch_size
+    plus = method(improved, title=kst_plus.TITLE)
     return {
         "tv": method(weight, images=images),
         **{name: method(config) for name, config in learned.items()},
-        "kst_plus": method(improved, title=kst_plus.TITLE),
+        "kst_plus": plus,
+        "kst_twin": changed(plus, kst_plus.TWIN, {"transformer": False}),
     }
 
 
