@@ -136,6 +136,22 @@ def test_a_token_holds_the_sampled_values_of_its_patch_and_where_they_are():
         )
 
 
+@pytest.mark.parametrize("patch", [(2, 2), (4, 5), (3, 1)])
+@pytest.mark.parametrize("setting", [LINES, POINTS])
+def test_what_queries_answer_goes_where_they_asked(setting, patch):
+    kspace, mask = slice_of(setting)
+    layout = sampling.sampler(setting, SHAPE).layout(patch)
+    batch = tokens.batch_of([tokens.tokenise(kspace, mask, layout)], patch=patch)
+    order = tokens.query_order(batch)
+    answers = tokens.at_queries(jnp.asarray(kspace)[None], batch.query, patch)
+    for sign in (1, -1):
+        filled = tokens.fill(
+            sign * answers, order, batch.kspace, batch.acquisition, patch
+        )
+        wanted = np.where(mask[..., None], kspace, sign * kspace)
+        np.testing.assert_array_equal(filled[0], wanted)
+
+
 @pytest.mark.parametrize(
     ("setting", "patch"), [(LINES, (4, 1)), (POINTS, (2, 2)), (POINTS, (4, 5))]
 )

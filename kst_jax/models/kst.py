@@ -233,9 +233,6 @@ class KSpaceTransformer(Reconstructor):
         if c.patch != (1, 1):
             points = acquisition.mask[..., None]
             seen = tokens.at_queries(points, query_BxM, c.patch)
-        if batch.maps is None:
-            # A patch may be partly sampled.
-            spectrum = acquisition.completed(spectrum, batch.kspace)
         value_BxMxV2 = tokens.at_queries(spectrum, query_BxM, c.patch)
         x_BxMxD = embed(_shown(c, value_BxMxV2, seen))
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
