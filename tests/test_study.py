@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kst_jax.configs.studies import coils, paper_fastmri, paper_oasis, search, small
+from kst_jax.configs.studies import (
+    attention,
+    attention_128,
+    coils,
+    paper_fastmri,
+    paper_oasis,
+    search,
+    small,
+)
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.metrics import psnr
 from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.runs.checkpoints import read_parameters
-from kst_jax.study import cells, comparison
+from kst_jax.study import cells, clock, comparison
 from kst_jax.study.command import run as run_study
+from kst_jax.study.command import time_steps
 from kst_jax.study.protocol import Cell, cells_of, config_of
 from kst_jax.study.protocol import read as read_study
 from tests.conftest import ROOT
@@ -370,6 +379,7 @@ def test_the_studies_are_whole(config):
             "--cells=nothing/*: no such cell; there are uniform1d_5x/tv/0",
         ),
         ("--cells=", "--cells is empty"),
+        ("--clock=0", "--clock=0: give at least 1 round"),
         ("--config.data.trian=x", "'trian'; valid keys"),
     ],
 )
@@ -391,7 +401,39 @@ def test_seeds_are_chosen_on_the_command_line(monkeypatch, tmp_path):
     assert [cell.seed for cell in seen] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("config", [small, search, coils])
+def test_the_clock_times_every_method_in_each_round(tmp_path, monkeypatch, capsys):
+    """Processor time stands still here, but for what each step is said to take."""
+    now, costs = [0.0], {"kst": 6.0, "d5c5": 2.0}
+    once, prepared = clock._Timed.once, clock._prepared
+
+    def prepare(study, cell):
+        one = prepared(study, cell)
+        step = one.step
+
+        def costing(state, batch):
+            now[0] += costs[cell.method]
+            return step(state, batch)
+
+        one.step = costing
+        return one
+
+    states = []
+    monkeypatch.setattr(clock, "_prepared", prepare)
+    monkeypatch.setattr(clock.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(
+        clock._Timed, "once", lambda one: (once(one), states.append(one.state.step))
+    )
+    time_steps(read_study(values()), tmp_path, ["a/*/0"], 2)
+    found = json.loads((tmp_path / "clock.json").read_text())
+    # seconds per image of a batch of 4; the step to warm up is not among them
+    assert found == {"a/kst/0": [1.5, 1.5], "a/d5c5/0": [0.5, 0.5]}
+    assert [int(step) for step in states] == [1, 1, 2, 2, 3, 3]  # it trains, in turn
+    out = capsys.readouterr().out
+    assert "| a/kst/0 | 1.5 (1.5-1.5) | 1.00 |" in out
+    assert "| a/d5c5/0 | 0.5 (0.5-0.5) | 0.33 |" in out
+
+
+@pytest.mark.parametrize("config", [small, search, coils, attention, attention_128])
 def test_published_tables_are_made_from_published_results(config, tmp_path):
     folder = ROOT / "studies" / config.__name__.rpartition(".")[2]
     shutil.copytree(folder / "results", tmp_path / "results")

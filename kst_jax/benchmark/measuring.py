@@ -104,8 +104,8 @@ def example(config: Config, count: int) -> Batch:
 
 def measure(case: Case) -> dict[str, Any]:
     """Compiles and times a case in this process: seconds, bytes, operations."""
-    mesh = _mesh(case)
-    function, state = _program(case, mesh)
+    mesh = mesh_of(case)
+    function, state = program(case, mesh)
     batch = parallel.shard(example(case.config, case.batch), mesh)
     started = time.perf_counter()
     compiled = function.lower(state, batch).compile()
@@ -144,7 +144,8 @@ def make_forward(model: Reconstructor, mesh: jax.sharding.Mesh) -> Callable:
     )
 
 
-def _mesh(case: Case) -> jax.sharding.Mesh:
+def mesh_of(case: Case) -> jax.sharding.Mesh:
+    """Returns the devices that measure a case."""
     slices = case.batch // case.parts
     if case.devices is None:
         return parallel.make_mesh(slices)
@@ -157,7 +158,7 @@ def _mesh(case: Case) -> jax.sharding.Mesh:
     return parallel.make_mesh(data, query)
 
 
-def _program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+def program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """Returns the function to time and its first argument."""
     config, one = case.config, example(case.config, 1)
     model = build(config.model)

@@ -16,10 +16,18 @@ continues an interrupted one from its last checkpoint.
 Tables, figures and the list of finished cells depend only on the results; `runs` may be
 deleted or kept elsewhere. --cells selects some of the cells, so that several machines
 can share a study in one folder.
+
+--clock trains nothing: it times a train step of each selected cell, in turn, which
+tells how many images make two methods train for as long. Pin it to a core:
+
+    taskset -c 0 kst-study --config=studies/attention --workdir=runs/attention \
+        --cells='uniform1d_5x/*' --clock=7
 """
 
+import argparse
 import dataclasses
 import fnmatch
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +38,7 @@ from kst_jax.config_dict import require_key
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.programs import config_arguments, files
 from kst_jax.programs.arguments import Parser, words
-from kst_jax.study import cells, comparison
+from kst_jax.study import cells, clock, comparison
 from kst_jax.study.protocol import Cell, Study, cells_of, read
 
 
@@ -82,6 +90,25 @@ def run(study: Study, workdir: str | Path, patterns: Sequence[str] = ("*",)) -> 
         )
 
 
+def time_steps(
+    study: Study, workdir: str | Path, patterns: Sequence[str], rounds: int
+) -> None:
+    """Times the train steps of cells, prints a table and writes WORKDIR/clock.json.
+
+    Raises:
+      InputError: a pattern matches no cell, there is no round, or the folder cannot
+        be written.
+    """
+    if rounds < 1:
+        raise InputError(f"--clock={rounds}: give at least 1 round")
+    folder = files.local_folder(workdir)
+    files.make_folder(folder)
+    seconds = clock.measure(study, _chosen(study, patterns), rounds)
+    with files.whole(folder / "clock.json") as partial:
+        partial.write_text(json.dumps(seconds, indent=2) + "\n")
+    print(f"{clock.table(seconds)}\nwritten to {folder / 'clock.json'}")
+
+
 def _chosen(study: Study, patterns: Sequence[str]) -> list[Cell]:
     """Returns the cells that match any pattern; each pattern must match one."""
     if not patterns:
@@ -107,8 +134,21 @@ def main() -> None:
         default=["*"],
         help="cells to run, as patterns: uniform1d_5x/*,*/kst/0",
     )
+    parser.add_argument(
+        "--clock",
+        type=int,
+        metavar="ROUNDS",
+        help="time so many train steps of each cell, in turn, and train nothing",
+    )
+
+    def start(study: Study, workdir: str, args: argparse.Namespace) -> None:
+        if args.clock is not None:
+            time_steps(study, workdir, args.cells, args.clock)
+        else:
+            run(study, workdir, args.cells)
+
     config_arguments.run(
-        lambda study, workdir, args: run(study, workdir, args.cells),
+        start,
         parser,
         read=read,
         require_key=_require_key,
