@@ -421,13 +421,15 @@ def test_the_clock_times_every_method_in_each_round(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(clock, "_prepared", prepare)
     monkeypatch.setattr(clock.time, "process_time", lambda: now[0])
     monkeypatch.setattr(
-        clock._Timed, "once", lambda one: (once(one), states.append(one.state.step))
+        clock._Timed,
+        "once",
+        lambda one: (once(one), states.append(int(one.state.step))),
     )
     time_steps(read_study(values()), tmp_path, ["a/*/0"], 2)
     found = json.loads((tmp_path / "clock.json").read_text())
     # seconds per image of a batch of 4; the step to warm up is not among them
     assert found == {"a/kst/0": [1.5, 1.5], "a/d5c5/0": [0.5, 0.5]}
-    assert [int(step) for step in states] == [1, 1, 2, 2, 3, 3]  # it trains, in turn
+    assert states == [1, 1, 2, 2, 3, 3]  # it trains, in turn
     out = capsys.readouterr().out
     assert "| a/kst/0 | 1.5 (1.5-1.5) | 1.00 |" in out
     assert "| a/d5c5/0 | 0.5 (0.5-0.5) | 0.33 |" in out
