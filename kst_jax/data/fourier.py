@@ -7,6 +7,7 @@ compute without JAX.
 from collections.abc import Callable
 
 import numpy as np
+from scipy import fft
 
 _SPATIAL = (-2, -1)
 
@@ -23,15 +24,16 @@ def ifft2c(kspace: np.ndarray) -> np.ndarray:
 
 def fftc(image: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """The centred Fourier transform along some axes, complex64."""
-    return _centred(np.fft.fftn, image, axes)
+    return _centred(fft.fftn, image, axes)
 
 
 def ifftc(kspace: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """The inverse of `fftc`, complex64."""
-    return _centred(np.fft.ifftn, kspace, axes)
+    return _centred(fft.ifftn, kspace, axes)
 
 
 def _centred(transform: Callable, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     x = np.fft.ifftshift(x, axes=axes)
-    x = transform(x, axes=axes, norm="ortho")
+    # SciPy's transforms of float32 take two thirds of the time of NumPy's.
+    x = transform(x, axes=axes, norm="ortho", overwrite_x=True)  # a copy
     return np.fft.fftshift(x, axes=axes).astype(np.complex64, copy=False)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kst_jax.data.fourier import ifft2c
-from kst_jax.data.samples import Sample, crop_readout
+from kst_jax.data.fourier import ifftc
+from kst_jax.data.samples import Sample, readout_image
 from kst_jax.data.transforms import centre_crop
 from kst_jax.data.volumes import Volume
 from kst_jax.errors import InputError
@@ -67,9 +67,9 @@ def view(sample: Sample, grid: Grid) -> View:
       InputError: k-space is not zero in columns that the header calls unmeasured.
     """
     field = grid.field or grid.shape
-    kspace = crop_readout(sample.kspace, grid.shape[0])
-    empty = empty_columns(sample, kspace.shape[-2:])
-    image = ifft2c(kspace)
+    hybrid = readout_image(sample.kspace, grid.shape[0])
+    empty = empty_columns(sample, hybrid.shape[-2:])
+    image = ifftc(hybrid, axes=(-1,))
     reference = root_sum_of_squares(image) if sample.target is None else sample.target
     reference = centre_crop(reference, _smaller(reference.shape, field))
     return View(image, sample.simulated, empty, reference, sample.peak)

@@ -139,9 +139,18 @@ def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:
     Returns:
       (..., rows, W) complex64: the k-space of the cropped image.
     """
-    height = kspace.shape[-2]
-    if rows == height:
+    if rows == kspace.shape[-2]:
         return kspace
-    lines = ifftc(kspace, axes=(-2,))
-    first = (height - rows) // 2
-    return fftc(lines[..., first : first + rows, :], axes=(-2,))
+    return fftc(readout_image(kspace, rows), axes=(-2,))
+
+
+def readout_image(kspace: np.ndarray, rows: int) -> np.ndarray:
+    """Transforms the readout alone, and crops it about the centre.
+
+    Arguments are those of `crop_readout`.
+
+    Returns:
+      Hybrid space (..., rows, W), complex64: rows of the image, columns of k-space.
+    """
+    first = (kspace.shape[-2] - rows) // 2
+    return ifftc(kspace, axes=(-2,))[..., first : first + rows, :]

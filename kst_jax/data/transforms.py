@@ -274,7 +274,9 @@ def _z_score(channels_HxWx2: np.ndarray, where: str) -> Normalisation:
 
 
 def _channels(x: np.ndarray) -> np.ndarray:
-    return np.stack([x.real, x.imag], axis=-1).astype(np.float32, copy=False)
+    """Real and imaginary parts (..., 2), float32; a view of complex64 in order."""
+    parts = np.ascontiguousarray(x, np.complex64).view(np.float32)
+    return parts.reshape(*x.shape, 2)
 
 
 def _complex(channels: np.ndarray) -> np.ndarray:

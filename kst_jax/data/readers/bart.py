@@ -7,7 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from kst_jax.data.readers.fastmri import MAX_POINTS, MAX_SLICES, to_image
+from kst_jax.data.readers.fastmri import (
+    MAX_POINTS,
+    MAX_SLICES,
+    require_transformable,
+    to_image,
+)
 from kst_jax.data.readers.nifti import beside
 from kst_jax.data.samples import Sample
 from kst_jax.errors import InputError
@@ -84,7 +89,7 @@ class BartVolume:
     def sample(self, index: int) -> Sample:
         """Reads one slice's k-space, which is zero where it was not measured."""
         kspace, where = self._kspace(index), f"{self.path}: slice {index}"
-        to_image(kspace, where)  # refuses values that cannot be transformed
+        require_transformable(kspace, where)
         return Sample(kspace=kspace, mask=None, where=where)
 
     def _kspace(self, index: int) -> np.ndarray:

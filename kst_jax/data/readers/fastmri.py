@@ -82,14 +82,14 @@ class FastMRIVolume:
         Raises:
           InputError: values are not finite.
         """
-        kspace, where = self._kspace(index), self._where(index)
-        to_image(kspace, where)  # refuses values that cannot be transformed
-        target = None
+        target, where = None, self._where(index)
         with open_file(self.path) as file:
+            kspace = self._kspace_in(file, index)
             mask = _small(file, "mask", self.path) if self.undersampled else None
             if self.target:
                 target = _slice_of(file[self.target], index, self.path)
             peak = _peak_of(file) if self.target else None
+        require_transformable(kspace, where)
         if target is not None and not np.isfinite(target).all():
             raise InputError(
                 f"{where} of '{self.target}' holds values that are not finite. Repair "
@@ -106,7 +106,10 @@ class FastMRIVolume:
 
     def _kspace(self, index: int) -> np.ndarray:
         with open_file(self.path) as file:
-            kspace = _slice_of(file["kspace"], index, self.path)
+            return self._kspace_in(file, index)
+
+    def _kspace_in(self, file: h5py.File, index: int) -> np.ndarray:
+        kspace = _slice_of(file["kspace"], index, self.path)
         return kspace if self.coils > 1 else kspace.reshape(self.shape)
 
     def _where(self, index: int) -> str:
@@ -202,6 +205,14 @@ def to_image(kspace: np.ndarray, where: str) -> np.ndarray:
             "Repair or leave out the file."
         )
     return image
+
+
+def require_transformable(kspace: np.ndarray, where: str) -> None:
+    """Raises InputError, which names the slice, if `to_image` would."""
+    largest = float(np.abs(kspace.real).max()) + float(np.abs(kspace.imag).max())
+    # No sum in the transform exceeds this product, which NaN makes NaN.
+    if not kspace.size * largest < np.finfo(np.float32).max:
+        to_image(kspace, where)
 
 
 def open_file(path: Path) -> h5py.File:

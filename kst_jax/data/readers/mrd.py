@@ -9,7 +9,11 @@ import numpy as np
 
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.readers import mrd_lines
-from kst_jax.data.readers.fastmri import MAX_POINTS, open_file, to_image
+from kst_jax.data.readers.fastmri import (
+    MAX_POINTS,
+    open_file,
+    require_transformable,
+)
 from kst_jax.data.readers.ismrmrd_header import plain_xml
 from kst_jax.data.readers.mrd_geometry import geometry_of
 from kst_jax.data.readers.mrd_grid import Grid
@@ -131,7 +135,7 @@ class MRDVolume:
         kspace, sampled = self.lines.place(
             numbers, values, self.coils, self.grid.encoded, where
         )
-        to_image(kspace, where)  # refuses values that cannot be transformed
+        require_transformable(kspace, where)
         if self.whitening is not None:
             kspace = np.einsum("cd,dhw->chw", self.whitening, kspace)
         kspace = crop_readout(kspace.astype(np.complex64), self.grid.rows)
