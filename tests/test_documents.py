@@ -43,6 +43,7 @@ NOT_RUN = {
     r"kst-study": "tests/test_study.py runs one",
     r"kst-reconstruct runs/knee": "tests/test_reconstruct.py writes such files",
     r"kst-reconstruct sense": "tests/test_reconstruct_coils.py writes such files",
+    r"\.venv/bin/python -m benchmarks": "needs PyTorch; tests/test_benchmarks.py",
     r"kst-(train|eval) .*coils\.count=": "tests/test_train_coils.py runs both",
     r"kst-eval .*brain\.h5": "needs a measured slice, which is not bundled",
     r"kst-download": "needs the network",
@@ -270,7 +271,7 @@ def test_no_command_stands_outside_of_a_block(path):
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *ABOUT], ids=lambda path: path.name)
 def test_files_and_modules_that_a_document_names_exist(path):
-    rooms = "kst_jax|configs|docs|notebooks|studies|tests|weights"
+    rooms = "benchmarks|kst_jax|configs|docs|notebooks|studies|tests|weights"
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
     for name in re.findall(rf"`((?:{rooms})/[\w./]+)", text):
         assert name in EXAMPLES or (ROOT / name).exists(), name

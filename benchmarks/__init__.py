@@ -1,0 +1,1 @@
+"""Comparisons with code of others, side by side; docs/performance.md has results."""
