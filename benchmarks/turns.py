@@ -58,6 +58,7 @@ class Side:
 
     def __init__(self, command: Sequence[str]):
         """Starts a program, from the root of the clone, and waits until it is ready."""
+        self._name = " ".join(command)
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -95,7 +96,7 @@ class Side:
         if line := self._process.stdout.readline():
             return line
         self.close()
-        sys.exit(f"error: {self._process.args} ended; its message is above")
+        sys.exit(f"error: {self._name} ended; its message is above")
 
     def _cpu(self) -> float:
         """Processor time of the program and its workers so far, in seconds."""

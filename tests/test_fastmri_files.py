@@ -1,10 +1,13 @@
 """fastMRI's files: measured columns, targets and attributes; scans that differ."""
 
+from contextlib import nullcontext
+
 import h5py
 import numpy as np
 import pytest
 
 from kst_jax.data import volumes
+from kst_jax.data.readers import fastmri
 from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from tests import fastmri_files
@@ -94,3 +97,15 @@ def test_a_header_with_columns_that_no_scan_has_is_refused(scan):
         file["ismrmrd_header"] = xml.replace("<center>6", "<center>600")
     with pytest.raises(InputError, match="measured columns from -592"):
         opened(scan)
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [(1, False), (1e30, False), (3e38, True), (np.nan, True), (1j * np.inf, True)],
+)
+def test_a_sample_is_refused_if_its_image_would_be(values, refused):
+    kspace = np.ones((16, 12), np.complex64).T  # not in order
+    kspace[3:9] = values
+    for check in (fastmri.require_transformable, fastmri.to_image):
+        with pytest.raises(InputError, match="where") if refused else nullcontext():
+            check(kspace, "where")

@@ -211,7 +211,7 @@ def require_transformable(kspace: np.ndarray, where: str) -> None:
     """Raises InputError, which names the slice, if `to_image` would."""
     largest = float(np.abs(kspace.real).max()) + float(np.abs(kspace.imag).max())
     # No sum in the transform exceeds this product, which NaN makes NaN.
-    if not kspace.size * largest < np.finfo(np.float32).max:
+    if not kspace.size * largest < float(np.finfo(np.float32).max):
         to_image(kspace, where)
 
 
