@@ -7,14 +7,14 @@ import sys
 
 from benchmarks import turns
 from kst_jax.config_dict import from_dict
-from kst_jax.configs import fastmri_knee_4x
+from kst_jax.configs.fastmri_knee_4x import get_config
 from kst_jax.data import opening, pipeline, sources
 
 
 def main() -> None:
     """Command line."""
     folder, batches, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    values = fastmri_knee_4x.get_config()
+    values = get_config()
     values.data.threads = threads
     config = from_dict(values)
     source, sampler = sources.open_source(folder), opening.open_sampler(config)

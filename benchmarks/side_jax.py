@@ -21,7 +21,7 @@ from kst_jax import parallel
 from kst_jax.benchmark import measuring
 from kst_jax.config import Config
 from kst_jax.config_dict import from_dict
-from kst_jax.configs import default
+from kst_jax.configs.default import get_config
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
@@ -38,14 +38,14 @@ NETWORKS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
 
 def config_of(network: str, dtype: str) -> Config:
     """The default config, Gaussian 2D at 5x, with another network."""
-    config = default.get_config()
+    config = get_config()
     size, model = NETWORKS[network]
     config.data.size = size
     config.model.update(model, dtype=dtype)
     return from_dict(config)
 
 
-def arrays(tree: Any) -> dict[str, np.ndarray]:
+def arrays(tree: Any) -> dict[str, Any]:
     """The leaves of a tree of parameters by their paths."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(key.key for key in path): np.asarray(x) for path, x in leaves}

@@ -67,11 +67,15 @@ class Side:
             text=True,
             start_new_session=True,  # a group, to stop it with its workers
         )
-        self.about = json.loads(self._answer())
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.peak_bytes = 0
-        self._stop()
+        try:
+            self.about = json.loads(self._answer())
+            self._stop()
+        except BaseException:  # Ctrl-C while the program starts
+            self.close()
+            raise
 
     def call(self) -> None:
         """Lets the program make one call."""
@@ -95,7 +99,6 @@ class Side:
         assert self._process.stdout is not None
         if line := self._process.stdout.readline():
             return line
-        self.close()
         sys.exit(f"error: {self._name} ended; its message is above")
 
     def _cpu(self) -> float:

@@ -43,6 +43,7 @@ NOT_RUN = {
     r"kst-study": "tests/test_study.py runs one",
     r"kst-reconstruct runs/knee": "tests/test_reconstruct.py writes such files",
     r"kst-reconstruct sense": "tests/test_reconstruct_coils.py writes such files",
+    r"\.venv-torch/bin/pip": "installs packages",
     r"\.venv/bin/python -m benchmarks": "needs PyTorch; tests/test_benchmarks.py",
     r"kst-(train|eval) .*coils\.count=": "tests/test_train_coils.py runs both",
     r"kst-eval .*brain\.h5": "needs a measured slice, which is not bundled",
