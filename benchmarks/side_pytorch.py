@@ -121,15 +121,14 @@ def differences(
         gradient = state_of(dict(file))
     pairs = {name: (found[name], wanted[name]) for name in found}
     pairs["loss"] = loss, torch.tensor(case.loss)
-    for name, parameter in network.named_parameters():
-        pairs[name] = parameter.grad, gradient[name]
-    relative = {
+    # As one vector: where a part is nearly zero, rounding is all of it.
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    one, other = [p.grad for p in parameters], [gradient[name] for name in names]
+    pairs["gradient"] = tuple(torch.cat([x.flatten() for x in g]) for g in (one, other))
+    return {
         name: float((one.detach() - other).norm() / other.norm())
         for name, (one, other) in pairs.items()
     }
-    parts = ("lr", "kspace", "refined", "loss")
-    worst = max(value for name, value in relative.items() if name not in parts)
-    return {name: relative[name] for name in parts} | {"gradient": worst}
 
 
 def main() -> None:
