@@ -9,6 +9,7 @@ Functions take arrays of NumPy and of JAX.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -58,8 +59,11 @@ def within(points: Any, patch: Shape) -> Any:
     return split(points[..., None], patch)
 
 
+@functools.lru_cache
 def coordinates(shape: Shape, patch: Shape = (1, 1)) -> np.ndarray:
     """Returns the coordinates (P, 2) of the middle of each patch, row-major, float32.
+
+    The array is kept for the next call, and cannot be written to.
 
     Coordinates of the points span [0, 1] on each axis, both ends included, for any grid
     (paper sections 2.2 and 2.3). The middle of a patch that reaches beyond the grid may
@@ -70,7 +74,9 @@ def coordinates(shape: Shape, patch: Shape = (1, 1)) -> np.ndarray:
         spacing = 1 / max(points - 1, 1)
         first, last = (spacing * (p - 1) / 2 + spacing * p * n for n in (0, count - 1))
         axes.append(np.linspace(first, last, count, dtype=np.float32))
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    places.flags.writeable = False
+    return places
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,7 +158,8 @@ def tokenise(
     if kspace.ndim == 4:
         query = np.arange(len(seen), dtype=np.int32)
         most_queries = query.size
-    kspace = np.where(mask[..., None], kspace, 0).astype(np.float32)
+    kspace = np.where(mask[..., None], kspace, np.float32(0))
+    kspace = kspace.astype(np.float32, copy=False)
     # A token has the values of all coils.
     coils = kspace if kspace.ndim == 3 else np.concatenate(kspace, axis=-1)
     tokens = {
