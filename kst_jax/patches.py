@@ -99,7 +99,7 @@ class Layout:
     def of(cls, *masks: np.ndarray, patch: tuple[int, int] = (1, 1)) -> "Layout":
         """Returns the layout that serves these masks (H, W)."""
         counts = [int(mask.sum()) for mask in masks]
-        return cls(min(counts), max(counts), all(map(lines, masks)), patch)
+        return cls(min(counts), max(counts), all(map(samples_lines, masks)), patch)
 
     @property
     def exact(self) -> bool:
@@ -123,6 +123,6 @@ class Layout:
         return min(rows * columns, points)
 
 
-def lines(mask: np.ndarray) -> bool:
+def samples_lines(mask: np.ndarray) -> bool:
     """Whether a mask (H, W) samples whole columns."""
     return bool((mask == mask[:1]).all())

@@ -15,7 +15,7 @@ from scipy import stats
 
 from kst_jax.config import EXACT_MASKS, FASTMRI_MASKS, MaskConfig
 from kst_jax.errors import InputError
-from kst_jax.patches import Layout, lines
+from kst_jax.patches import Layout, samples_lines
 from kst_jax.programs.files import encoded
 
 Shape = tuple[int, int]
@@ -259,12 +259,14 @@ class Sampler:
       bank: masks (M, H, W) to choose from, for kind "bank".
       buckets: ranges of the number of points, from narrow to wide; the last one holds
         all masks. A program is compiled for a range, and its cost depends on the range.
+      lines: whether every mask samples whole columns.
     """
 
     config: MaskConfig
     shape: Shape
     bank: np.ndarray | None
     buckets: tuple[tuple[int, int], ...]
+    lines: bool
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -279,13 +281,7 @@ class Sampler:
           counts: numbers of points; by default any that a mask can have.
         """
         least, most = self.bucket(counts) if counts else self.counts
-        return Layout(least, most, self._lines, patch)
-
-    @property
-    def _lines(self) -> bool:
-        if self.bank is not None:
-            return all(map(lines, self.bank))
-        return self.config.kind != "gaussian_2d"
+        return Layout(least, most, self.lines, patch)
 
     def at(self, shape: Shape) -> "Sampler":
         """Returns the same setting's sampler for masks of another shape.
@@ -354,7 +350,7 @@ def sampler(
             "config.data.size to the masks' size"
         )
     if config.kind in _FASTMRI:
-        return Sampler(config, shape, None, _fastmri_buckets(config, shape))
+        return Sampler(config, shape, None, _fastmri_buckets(config, shape), lines=True)
     if bank is not None:
         sizes = bank.sum(axis=(1, 2))
         if sizes.max() == math.prod(shape):
@@ -362,9 +358,11 @@ def sampler(
                 f"{config.bank}: mask {sizes.argmax()} measures all of k-space and "
                 "leaves nothing to reconstruct; remove it"
             )
-        return Sampler(config, shape, bank, ((int(sizes.min()), int(sizes.max())),))
-    mask = Sampler(config, shape, None, ()).random(np.random.default_rng(0))
-    return Sampler(config, shape, None, ((int(mask.sum()),) * 2,))
+        counts = int(sizes.min()), int(sizes.max())
+        return Sampler(config, shape, bank, (counts,), all(map(samples_lines, bank)))
+    lines = config.kind == "uniform_1d"
+    mask = Sampler(config, shape, None, (), lines).random(np.random.default_rng(0))
+    return Sampler(config, shape, None, ((int(mask.sum()),) * 2,), lines)
 
 
 @functools.cache

@@ -310,9 +310,7 @@ def test_native_groups_are_shown(native_scans):
     assert done.returncode == 0, done.stderr
     *_, note, first, second = done.stdout.splitlines()
     assert "batches of a native run" in note
-    assert first.strip() == (
-        "16x20, of which the middle 16x14 counts: 7 slices of 2 scans"
-    )
+    assert first.strip() == ("16x20, scored in the middle 16x14: 7 slices of 2 scans")
     assert "16x22" in second
     assert "16x22" not in run(native_scans, "--size", 16, 16).stdout
 

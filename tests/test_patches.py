@@ -112,6 +112,15 @@ def test_whole_lines_need_no_padding():
     assert layout.queries(SHAPE) == 3 * (12 - columns)
 
 
+def test_a_bank_is_of_lines_if_all_of_its_masks_are():
+    masks = [slice_of(LINES, seed=seed)[1] for seed in range(3)]
+    config = MaskConfig("bank", bank="masks.npy")
+    assert sampling.sampler(config, SHAPE, np.stack(masks)).layout((4, 1)).exact
+    masks[1] = slice_of(POINTS)[1]
+    layout = sampling.sampler(config, SHAPE, np.stack(masks)).layout((4, 1))
+    assert layout.tokens(SHAPE) == 3 * 12  # any patch may hold a point
+
+
 def test_masks_of_another_layout_are_refused():
     kspace, mask = slice_of(POINTS)
     lines = sampling.sampler(LINES, SHAPE).layout((4, 1))

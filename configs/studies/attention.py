@@ -76,7 +76,7 @@ def _along_the_readout() -> dict[str, dict]:
         "twin4": changed(
             "Without attention, patches of 4", transformer=False, patch=(4, 1)
         ),
-        # As long as the row below: a step takes 1.3 times as long there.
+        # As long as the row below: a step takes 1.1 to 1.3 times as long there.
         "twin4_longer": {
             **changed(
                 "Without attention, patches of 4, longer",

@@ -128,8 +128,8 @@ class Summary:
         yield "  note: batches of a native run, each kind with a program of its own:"
         for grid, group in sorted(self.groups.items()):
             yield (
-                f"    {_size(grid.shape)}, of which the middle "
-                f"{_size(grid.field or grid.shape)} counts: {group.slices} slices of "
+                f"    {_size(grid.shape)}, scored in the middle "
+                f"{_size(grid.field or grid.shape)}: {group.slices} slices of "
                 f"{group.scans} scans"
             )
 

@@ -104,9 +104,9 @@ def _fits(mask: jax.Array, layout: Layout) -> jax.Array:
         patches.within(m, layout.patch).any(-1).sum() for m in (mask, ~mask)
     )
     shape, sampled = mask.shape, mask.sum()
-    within = (layout.least <= sampled) & (sampled <= layout.most)
-    enough = (tokens <= layout.tokens(shape)) & (queries <= layout.queries(shape))
-    return within & enough
+    counted = (layout.least <= sampled) & (sampled <= layout.most)
+    held = (tokens <= layout.tokens(shape)) & (queries <= layout.queries(shape))
+    return counted & held
 
 
 def export(

@@ -95,8 +95,8 @@ class KSTConfig(ModelConfig):
       patch: not in the paper: rows and columns of neighbouring points that form a token
         or a query, on both grids; see `kst_jax.patches`. Under line sampling give the
         patch one column, so that it is wholly sampled or not at all.
-      transformer: not in the paper: False leaves all attention out, with the encoder
-        and the low-resolution decoder: each query starts from the zero-filled spectrum
+      transformer: not in the paper: False leaves out the encoder, the low-resolution
+        decoder and cross-attention: each query starts from the zero-filled spectrum
         and is alone in the high-resolution decoder. Shows what attention gives.
       hybrid: not in the paper: True adds attention along the columns, in hybrid space,
         to each layer of the high-resolution decoder; see `kst_jax.models.hybrid`.
