@@ -12,6 +12,7 @@ from kst_jax.config import MaskConfig
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c
 from kst_jax.models.attention_maps import attention_on_grid
+from kst_jax.models.blocks import positional_encoding
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.patches import Layout
@@ -181,6 +182,47 @@ def test_measured_values_stay_and_each_counts(setting, patch):
     fields = tokens.tokenise(other, mask, layout)
     changed = reconstruct(tokens.batch_of([fields], patch=patch))
     assert np.abs(np.asarray(fft2c(changed))[0] - spectrum)[~mask].max() > 1e-5
+
+
+def test_a_query_knows_which_of_its_points_are_sampled():
+    """A value of zero may have been measured or be missing."""
+    kspace, mask = slice_of(POINTS)
+    row, column = next(
+        (2 * i, 2 * j)
+        for i, j in np.ndindex(5, 6)
+        if mask[2 * i, 2 * j] and not mask[2 * i + 1, 2 * j + 1]
+    )
+    kspace[row, column] = 0
+    fewer = mask.copy()
+    fewer[row, column] = False
+    model, params, _ = network(
+        (2, 2), kspace, mask, transformer=False, refinement=False, hr_layers=1
+    )
+    layout = Layout.of(mask, fewer, patch=(2, 2))
+    answers = []
+    for one in (mask, fewer):
+        batch = tokens.batch_of([tokens.tokenise(kspace, one, layout)], patch=(2, 2))
+        answers.append(np.asarray(fft2c(model.reconstruct(params, batch).image))[0])
+    change = np.abs(answers[1] - answers[0]).max(axis=-1)
+    block = np.zeros(SHAPE, bool)
+    block[row : row + 2, column : column + 2] = True
+    assert change[row + 1, column + 1] > 1e-4
+    assert change[~block].max() < 1e-5  # other queries see the same as before
+
+
+def test_low_resolution_queries_are_at_the_middles_of_their_patches():
+    kspace, mask = slice_of(LINES)
+    model, params, batch = network((3, 1), kspace, mask)
+    state = model.apply({"params": params}, batch, mutable=["intermediates"])[1]
+    attention = state["intermediates"]["lr_decoder"]["cross_attention"]
+    ((q_SxBxLxKxC, _),) = attention["query_key"]
+    # 5 rows are patches of rows 0 to 2 and 3 to 5, the last of which is not there
+    middles = [[row, column / 3] for row in (1 / 4, 4 / 4) for column in range(4)]
+    x_LxD = positional_encoding(jnp.asarray(middles), 16)
+    weights = params["lr_decoder"]["cross_attention"]
+    y = (x_LxD - x_LxD.mean(-1, keepdims=True)) / x_LxD.std(-1, keepdims=True)
+    wanted = y @ weights["query"]["kernel"][0]
+    np.testing.assert_allclose(q_SxBxLxKxC[0, 0].reshape(8, 16), wanted, atol=1e-4)
 
 
 def test_padded_tokens_of_patches_change_nothing():
