@@ -70,28 +70,41 @@ def test_a_patch_holds_all_coils_of_all_its_points():
 
 
 @pytest.mark.parametrize("patch", [(1, 1), (5, 3)])
-@pytest.mark.parametrize("transformer", [True, False])
-def test_layers_that_change_nothing_give_the_zero_filled_image(transformer, patch):
-    """Consistency then takes one step of gradient descent from it, by numpy."""
+@pytest.mark.parametrize(
+    ("transformer", "hybrid"), [(True, False), (False, False), (False, True)]
+)
+def test_layers_that_change_nothing_give_the_zero_filled_image(
+    transformer, hybrid, patch
+):
+    """Consistency then takes a step of gradient descent from it, by numpy.
+
+    It does so once more after attention in hybrid space.
+    """
     maps = birdcage(1, SIZE, 3)
     batch, _ = scan(maps, patch)
     model, params = network(
         batch,
         transformer=transformer,
+        hybrid=hybrid,
         residual_spectrum=0.1,
         refinement=False,
         hr_layers=1,
     )
-    output = params["hr_decoder"]["head"]["mlp"]["output"]
-    output["kernel"], output["bias"] = (0 * output[n] for n in ("kernel", "bias"))
+    heads = [params["hr_decoder"]["head"]]
+    if hybrid:
+        heads.append(params["hr_decoder"]["hybrid"]["head"])
+    for head in heads:
+        output = head["mlp"]["output"]
+        output["kernel"], output["bias"] = (0 * output[n] for n in ("kernel", "bias"))
     found = model.apply({"params": params}, batch)
     y = batch.kspace[0, ..., 0] + 1j * batch.kspace[0, ..., 1]
 
     def combined(kspace):
         return (maps.conj() * transform(np.fft.ifft2, kspace)).sum(0)
 
-    start = combined(y)
-    wanted = combined(np.where(MASK, y, transform(np.fft.fft2, maps * start)))
+    wanted = combined(y)
+    for _ in heads:
+        wanted = combined(np.where(MASK, y, transform(np.fft.fft2, maps * wanted)))
     np.testing.assert_allclose(found.image[0], channels(wanted), atol=1e-5)
 
 
