@@ -24,12 +24,14 @@ from kst_jax.models.rematerialisation import keep
 
 # Up to this many weights (B K M L) per call the textbook formula is as fast.
 PLAIN_UP_TO = 2**18
-# Weights per block, but never fewer than 64 queries. On a CPU 4 MiB of float32: on two
-# cores, half as much costs 10 % at 4,096 keys, and twice as much gains 3 % forward and
-# nothing backward. Elsewhere 64 MiB per head, since small products leave a GPU idle: at
-# the paper's size an H100 takes 2 times (train step) to 2.8 times (forward) as long
-# with the CPU's block.
-_CPU_BLOCK, _ACCELERATOR_BLOCK = 2**20, 2**24
+# Weights per block, but never fewer queries than the next constant says. On a CPU 1 MiB
+# of float32, which fits its cache: at 1,024 keys and 16 channels four times as much
+# costs 28 % forward. Elsewhere 64 MiB per head, since small products leave a GPU idle:
+# at the paper's size an H100 takes 2 times (train step) to 2.8 times (forward) as long
+# with blocks of 2^20.
+_CPU_BLOCK, _ACCELERATOR_BLOCK = 2**18, 2**24
+# With half as many, products of a block are slower: 6 % forward at 4,096 keys.
+_FEWEST_ROWS = 256
 # Scores (in powers of two) up to here do not need the maximum subtracted: 2^60 times
 # the number of keys, and its inverse, are well within the range of float32.
 _SAFE = 60.0
@@ -190,7 +192,8 @@ def _forward(
     q_BxKxMxC: Array, k_BxKxLxC: Array, v_BxKxLxC: Array, bias_BxL: Array | None
 ) -> tuple[Array, tuple]:
     inputs = q_BxKxMxC, k_BxKxLxC, v_BxKxLxC
-    outputs = _each_head(_forward_head, bias_BxL, *inputs)
+    heads = _forward_head_of_cpu, _forward_head
+    outputs = _each_head(*heads, bias_BxL, *inputs)
     o_BxKxMxC, lse_BxKxM = map(keep, outputs)
     return o_BxKxMxC, (*inputs, bias_BxL, o_BxKxMxC, lse_BxKxM)
 
@@ -198,52 +201,71 @@ def _forward(
 def _backward(kept: tuple, do_BxKxMxC: Array) -> tuple:
     *inputs, bias_BxL, o_BxKxMxC, lse_BxKxM = kept
     outputs = o_BxKxMxC, lse_BxKxM, do_BxKxMxC
-    return *_each_head(_backward_head, bias_BxL, *inputs, *outputs), None
+    heads = _backward_head, _backward_head
+    return *_each_head(*heads, bias_BxL, *inputs, *outputs), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _each_head(head: Callable, bias_BxL: Array | None, *arrays: Array) -> tuple:
-    """Maps `head` over batch and heads; a CPU takes one at a time, to fit its cache."""
+def _each_head(
+    of_cpu: Callable, of_others: Callable, bias_BxL: Array | None, *arrays: Array
+) -> tuple:
+    """Maps over batch and heads; a CPU takes one head at a time, to fit its cache."""
     keys = arrays[1].shape[2]
 
     def example(bias_L: Array | None, *arrays: Array) -> tuple:
         return lax.platform_dependent(
             *arrays,
             cpu=lambda *arrays: lax.map(
-                lambda one: head(_CPU_BLOCK // keys, bias_L, *one), arrays
+                lambda one: of_cpu(_CPU_BLOCK // keys, bias_L, *one), arrays
             ),
-            default=jax.vmap(partial(head, _ACCELERATOR_BLOCK // keys, bias_L)),
+            default=jax.vmap(partial(of_others, _ACCELERATOR_BLOCK // keys, bias_L)),
         )
 
     return lax.map(lambda one: example(*one), (bias_BxL, *arrays))
 
 
 def _forward_head(
-    rows: int, bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
+    rows: int,
+    bias_L: Array | None,
+    q_MxC: Array,
+    k_LxC: Array,
+    v_LxC: Array,
+    *,
+    maximum: bool = True,
 ) -> tuple[Array, Array]:
-    """Returns o_MxC and the base-2 logarithm of each query's denominator, lse_M."""
+    """Returns o_MxC and the base-2 logarithm of each query's denominator, lse_M.
+
+    Without `maximum`, scores must not exceed `_SAFE`.
+    """
     k32_LxC, v32_LxC = k_LxC.astype(jnp.float32), v_LxC.astype(jnp.float32)
-    reach = _norms(k32_LxC).max()
 
     def block(_: None, inputs: tuple) -> tuple[None, tuple]:
-        q_mxC = _scaled(inputs[0])
-        s_mxL = _scores(q_mxC, k32_LxC, bias_L)
-        # By Cauchy-Schwarz no score exceeds this product. It is usually small, and we
-        # can skip the maximum, which takes 10 to 15 % of the time.
-        top_m = lax.cond(
-            _norms(q_mxC).max() * reach <= _SAFE,
-            lambda s_mxL: jnp.zeros_like(s_mxL[:, 0]),
-            lambda s_mxL: s_mxL.max(-1),
-            s_mxL,
-        )
+        s_mxL = _scores(_scaled(inputs[0]), k32_LxC, bias_L)
+        top_m = s_mxL.max(-1) if maximum else jnp.zeros_like(s_mxL[:, 0])
         p_mxL = _exp2(s_mxL - top_m[:, None])
         total_m = p_mxL.sum(-1)
         o_mxC = p_mxL @ v32_LxC / total_m[:, None]
         return None, (o_mxC.astype(q_MxC.dtype), top_m + jnp.log2(total_m))
 
     return _scan_blocks(block, None, (q_MxC,), rows)[1]
+
+
+def _forward_head_of_cpu(
+    rows: int, bias_L: Array | None, q_MxC: Array, k_LxC: Array, v_LxC: Array
+) -> tuple[Array, Array]:
+    """`_forward_head`, which omits the maximum if it is not needed.
+
+    By Cauchy-Schwarz no score exceeds the product of the largest norms, which is
+    usually small. The maximum takes 15 to 25 % of the time.
+    """
+    reach = _norms(_scaled(q_MxC)).max() * _norms(k_LxC.astype(jnp.float32)).max()
+    without, with_maximum = (
+        partial(_forward_head, rows, bias_L, maximum=maximum)
+        for maximum in (False, True)
+    )
+    return lax.cond(reach <= _SAFE, without, with_maximum, q_MxC, k_LxC, v_LxC)
 
 
 def _backward_head(
@@ -261,16 +283,16 @@ def _backward_head(
 
     def block(sums: tuple, inputs: tuple) -> tuple[tuple, Array]:
         dk_CxL, dv_CxL = sums
-        q_mxC, o_mxC, lse_m, do_mxC = inputs
-        q_mxC, do_mxC = _scaled(q_mxC), do_mxC.astype(jnp.float32)
+        q_mxC, lse_m, do_mxC, delta_m = inputs
+        q_mxC = _scaled(q_mxC)
         p_mxL = _exp2(_scores(q_mxC, k32_LxC, bias_L) - lse_m[:, None])
-        delta_m = (do_mxC * o_mxC).sum(-1)
         ds_mxL = p_mxL * (do_mxC @ v32_LxC.T - delta_m[:, None])
         dq_mxC = ds_mxL @ k32_LxC
         return (dk_CxL + q_mxC.T @ ds_mxL, dv_CxL + do_mxC.T @ p_mxL), dq_mxC
 
     zeros_CxL = jnp.zeros_like(v32_LxC.T)
-    given = q_MxC, o_MxC, lse_M, do_MxC
+    do32_MxC = do_MxC.astype(jnp.float32)
+    given = q_MxC, lse_M, do32_MxC, (do32_MxC * o_MxC).sum(-1)
     sums, dq_MxC = _scan_blocks(block, (zeros_CxL, zeros_CxL), given, rows)
     # Sums stay transposed, (C, L): on a CPU, a product that contracts the rows of both
     # factors into (L, C) takes three times as long. Without the barrier XLA would
@@ -289,7 +311,7 @@ def _scan_blocks(
 ) -> tuple:
     """Scans `block` over the rows of `arrays` (M, ...), about `rows` at a time."""
     M = arrays[0].shape[0]
-    blocks = -(-M // max(rows, 64))
+    blocks = -(-M // max(rows, _FEWEST_ROWS))
     rows = -(-M // blocks)  # so that padding adds fewer rows than there are blocks
 
     def split(x: Array) -> Array:

@@ -15,6 +15,7 @@ from kst_jax.acquisition import Acquisition
 from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import convolution
 from kst_jax.models.attention import attention
+from kst_jax.models.dense import dense
 from kst_jax.models.layer_norm import LayerNorm
 from kst_jax.models.rematerialisation import keep
 
@@ -71,7 +72,7 @@ class Perceptron(nn.Module):
 
 
 def _dense(name: str, features: int, fan_in: int, dtype: jnp.dtype) -> nn.Dense:
-    return nn.Dense(
+    return dense(
         features,
         dtype=dtype,
         kernel_init=nn.initializers.xavier_uniform(),
@@ -102,7 +103,7 @@ class AttentionBlock(nn.Module):
         norm = LayerNorm(1e-6, self.dtype, name="norm")
 
         def project(name: str, features: jax.Array) -> jax.Array:
-            layer = nn.Dense(
+            layer = dense(
                 width,
                 use_bias=False,
                 dtype=self.dtype,

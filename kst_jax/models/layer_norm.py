@@ -39,8 +39,9 @@ def _backward(epsilon: float, saved: tuple, g: jax.Array) -> tuple[jax.Array, ..
     """The textbook gradient; JAX's own takes four times as long on a CPU."""
     x, mean, rstd, scale = saved
     y, gy = (x - mean) * rstd, g * scale
-    along = partial(jnp.mean, axis=-1, keepdims=True)
-    dx = rstd * (gy - along(gy) - y * along(gy * y))
+    # Means as products: XLA's CPU kernel for sums of a product takes twice as long.
+    average_Dx1 = jnp.full((x.shape[-1], 1), 1 / x.shape[-1], x.dtype)
+    dx = rstd * (gy - gy @ average_Dx1 - y * ((gy * y) @ average_Dx1))
     # Sums over a single axis: XLA's CPU kernel is slow over several.
     dscale, dbias = (z.reshape(-1, x.shape[-1]).sum(0) for z in (g * y, g))
     return dx, dscale, dbias

@@ -19,6 +19,7 @@ from kst_jax.models.blocks import uniform_bias, uniform_kernel
 from kst_jax.models.config import ModelConfig, require_option, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.models.convolution import conv
+from kst_jax.models.dense import dense
 from kst_jax.models.rematerialisation import keep
 from kst_jax.tokens import Batch
 
@@ -108,7 +109,7 @@ class Enlarge(nn.Module):
         B, h, w, _ = x.shape
         # For a transposed convolution PyTorch's fan_in counts outputs, not inputs.
         bound = uniform_bias(4 * self.features)
-        pixels = nn.Dense(
+        pixels = dense(
             4 * self.features, use_bias=False, dtype=self.dtype, kernel_init=bound
         )(x)
         pixels = pixels.reshape(B, h, w, 2, 2, self.features).swapaxes(2, 3)
