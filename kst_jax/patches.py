@@ -35,14 +35,20 @@ def split(points: Any, patch: Shape) -> Any:
       (..., P, p * q * C): patches in row-major order, the points of each in row-major
       order too; zero beyond the grid.
     """
+    x = _grouped(points, patch).swapaxes(-4, -3)
+    *lead, rows, columns, p, q, channels = x.shape
+    return x.reshape(*lead, rows * columns, p * q * channels)
+
+
+def _grouped(points: Any, patch: Shape) -> Any:
+    """Views points (..., H, W, C) as (..., rows, p, columns, q, C), padded by zeros."""
     *lead, height, width, channels = points.shape
     (rows, columns), (p, q) = grid_of((height, width), patch), patch
     if (rows * p, columns * q) != (height, width):
         beyond = [(0, rows * p - height), (0, columns * q - width), (0, 0)]
         xp = points.__array_namespace__()
         points = xp.pad(points, [(0, 0)] * len(lead) + beyond)
-    x = points.reshape(*lead, rows, p, columns, q, channels).swapaxes(-4, -3)
-    return x.reshape(*lead, rows * columns, p * q * channels)
+    return points.reshape(*lead, rows, p, columns, q, channels)
 
 
 def join(values: Any, shape: Shape, patch: Shape) -> Any:
@@ -57,6 +63,12 @@ def join(values: Any, shape: Shape, patch: Shape) -> Any:
 def within(points: Any, patch: Shape) -> Any:
     """Returns which points (..., P, p * q) of each patch a mask (..., H, W) has."""
     return split(points[..., None], patch)
+
+
+def with_any(points: Any, patch: Shape) -> Any:
+    """Returns which patches (..., P) have any point of a mask (..., H, W)."""
+    found = _grouped(points[..., None], patch).any((-4, -2, -1))
+    return found.reshape(*found.shape[:-2], -1)
 
 
 @functools.lru_cache

@@ -32,6 +32,24 @@ def ifftc(kspace: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return _centred(fft.ifftn, kspace, axes)
 
 
+def ifftc_middle(kspace: np.ndarray, rows: int) -> np.ndarray:
+    """Transforms the rows alone, and keeps those in the middle.
+
+    Args:
+      kspace: (..., H, W).
+      rows: rows to keep about the centre, at most H.
+
+    Returns:
+      Hybrid space (..., rows, W), complex64: rows of the image, columns of k-space.
+    """
+    count = kspace.shape[-2]
+    x = np.take(kspace, (np.arange(count) + count // 2) % count, axis=-2)
+    x = fft.ifft(x, axis=-2, norm="ortho", overwrite_x=True)
+    first = (count - rows) // 2 + (count + 1) // 2
+    middle = np.take(x, (first + np.arange(rows)) % count, axis=-2)
+    return middle.astype(np.complex64, copy=False)
+
+
 def _centred(transform: Callable, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     x = np.fft.ifftshift(x, axes=axes)
     # SciPy's transforms of float32 take two thirds of the time of NumPy's.

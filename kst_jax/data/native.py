@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kst_jax.data.fourier import ifftc
-from kst_jax.data.samples import Sample, readout_image
+from kst_jax.data.fourier import ifftc, ifftc_middle
+from kst_jax.data.samples import Sample
 from kst_jax.data.transforms import centre_crop
 from kst_jax.data.volumes import Volume
 from kst_jax.errors import InputError
@@ -67,7 +67,7 @@ def view(sample: Sample, grid: Grid) -> View:
       InputError: k-space is not zero in columns that the header calls unmeasured.
     """
     field = grid.field or grid.shape
-    hybrid = readout_image(sample.kspace, grid.shape[0])
+    hybrid = ifftc_middle(sample.kspace, grid.shape[0])  # the readout is its rows
     empty = empty_columns(sample, hybrid.shape[-2:])
     image = ifftc(hybrid, axes=(-1,))
     reference = root_sum_of_squares(image) if sample.target is None else sample.target

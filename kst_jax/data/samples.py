@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kst_jax.data.fourier import fftc, ifftc
+from kst_jax.data.fourier import fftc, ifftc_middle
 from kst_jax.errors import InputError
 
 
@@ -141,16 +141,4 @@ def crop_readout(kspace: np.ndarray, rows: int) -> np.ndarray:
     """
     if rows == kspace.shape[-2]:
         return kspace
-    return fftc(readout_image(kspace, rows), axes=(-2,))
-
-
-def readout_image(kspace: np.ndarray, rows: int) -> np.ndarray:
-    """Transforms the readout alone, and crops it about the centre.
-
-    Arguments are those of `crop_readout`.
-
-    Returns:
-      Hybrid space (..., rows, W), complex64: rows of the image, columns of k-space.
-    """
-    first = (kspace.shape[-2] - rows) // 2
-    return ifftc(kspace, axes=(-2,))[..., first : first + rows, :]
+    return fftc(ifftc_middle(kspace, rows), axes=(-2,))

@@ -215,12 +215,12 @@ def normalise(
             normalisation.std
         )
         return channels, _channels(fft2c(_complex(channels))), normalisation
-    spectrum = _channels(fft2c(image))
-    normalisation = scale_of(spectrum[..., mask, :], mask.size, where)
+    spectrum = fft2c(image)
+    normalisation = scale_of(_channels(spectrum[..., mask]), mask.size, where)
     scale = np.float32(normalisation.std)
     if maps is not None:
         channels = _channels((maps.conj() * image).sum(axis=0))
-    return channels / scale, spectrum / scale, normalisation
+    return channels / scale, _channels(spectrum) / scale, normalisation
 
 
 def scale_of(measured_Nx2: np.ndarray, points: int, where: str) -> Normalisation:

@@ -79,30 +79,28 @@ def _tokenise(kspace: jax.Array, mask: jax.Array, layout: Layout) -> Batch:
     patch, most = layout.patch, layout.tokens(mask.shape)
     kspace, coils = jnp.where(mask[..., None], kspace, 0), kspace.ndim == 4
     points = jnp.concatenate(kspace, axis=-1) if coils else kspace
-    seen, asked = (patches.within(m, patch) for m in (mask, ~mask))
-    (sampled,) = jnp.nonzero(seen.any(-1), size=most, fill_value=0)
+    seen, asked = (patches.with_any(m, patch) for m in (mask, ~mask))
+    (sampled,) = jnp.nonzero(seen, size=most, fill_value=0)
     if coils:
         query = jnp.arange(len(seen))
     else:
         size = layout.queries(mask.shape)
-        (query,) = jnp.nonzero(asked.any(-1), size=size, fill_value=len(seen) - 1)
+        (query,) = jnp.nonzero(asked, size=size, fill_value=len(seen) - 1)
     return Batch(
         value=patches.split(points, patch)[sampled],
         position=jnp.asarray(patches.coordinates(mask.shape, patch))[sampled],
-        valid=jnp.arange(most) < seen.any(-1).sum(),
+        valid=jnp.arange(most) < seen.sum(),
         query=query.astype(jnp.int32),
         kspace=kspace,
         mask=mask,
-        seen=None if patch == (1, 1) else seen[sampled],
+        seen=None if patch == (1, 1) else patches.within(mask, patch)[sampled],
         patch=patch,
     )
 
 
 def _fits(mask: jax.Array, layout: Layout) -> jax.Array:
     """Whether the layout serves a mask (H, W)."""
-    tokens, queries = (
-        patches.within(m, layout.patch).any(-1).sum() for m in (mask, ~mask)
-    )
+    tokens, queries = (patches.with_any(m, layout.patch).sum() for m in (mask, ~mask))
     shape, sampled = mask.shape, mask.sum()
     counted = (layout.least <= sampled) & (sampled <= layout.most)
     held = (tokens <= layout.tokens(shape)) & (queries <= layout.queries(shape))

@@ -53,7 +53,7 @@ def attention_on_grid(
     """
     size, patch = batch.grid, batch.patch
     keys, queries = (
-        np.flatnonzero(patches.within(np.asarray(points[0]), patch).any(-1))
+        np.flatnonzero(patches.with_any(np.asarray(points[0]), patch))
         for points in (batch.mask, batch.asked)
     )
     places = patches.coordinates(size, patch)
