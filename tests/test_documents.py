@@ -290,3 +290,16 @@ def test_what_does_not_run_is_still_there():
     ]
     for pattern in NOT_RUN:
         assert any(re.match(pattern, command) for command in every), pattern
+
+
+def test_scores_in_the_study_are_those_of_its_tables():
+    tables = "".join(x.read_text() for x in (ROOT / "studies").glob("*/tables.md"))
+    lines = (ROOT / "docs" / "study.md").read_text().splitlines()
+    scores = [
+        score
+        for line in lines
+        if not line.startswith("| BART")  # no cell of a study
+        for score in re.findall(r"\d+\.\d+ \+- \d+\.\d+", line)
+    ]
+    assert scores
+    assert [score for score in scores if score not in tables] == []
