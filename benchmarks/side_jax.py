@@ -25,7 +25,7 @@ from kst_jax.configs.default import get_config
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
 from kst_jax.tokens import Batch
-from kst_jax.training import loop, losses
+from kst_jax.training import loop, losses, optimizers
 
 _FEW = {"encoder_layers": 2, "lr_layers": 2, "hr_layers": 2, "refinement_features": 8}
 # Image size, and what differs in the model from the default config's.
@@ -90,7 +90,7 @@ def program(
     if what == "forward":
         reconstruct = measuring.make_forward(model, mesh)
         return lambda: jax.block_until_ready(reconstruct(params, batch))
-    optimizer = loop.make_optimizer(config.train, model)
+    optimizer = optimizers.make_optimizer(config.train, model)
     step = loop.make_step(model, optimizer, config.train, "RM", mesh)
     state = loop.init_state(model, optimizer, batch, config.train)
     state = parallel.replicate(state, mesh)

@@ -25,6 +25,7 @@ _CHOICES = {
     "schedule": ("cosine", "constant", "step", "halving"),
     "error": ("squared", "absolute", "relative", "ssim"),
     "domain": ("image", "both"),
+    "supervision": ("target", "self"),
 }
 
 
@@ -156,10 +157,18 @@ class TrainConfig:
       ema: decay of the parameters' moving average, which is evaluated; 0 keeps none.
       stages: fractions of the steps for the stages LR, K and RM. The steps of a stage
         that the model lacks go to the next stage, or, at the end, to the previous one.
+      supervision: what images are compared with: the fully sampled "target", or, by
+        "self", measured points of the slice itself that the network does not see
+        (`kst_jax.data.splits`, `kst_jax.training.held_out`), which needs no target.
+      held_out: share of a slice's measured places outside the centre that "self" holds
+        out for comparison, drawn anew at each visit.
+      weighted: divide errors at held-out points by the probability that a point is held
+        out, so that the expected squared error is the one over all points.
       error: how an image is compared with the target: by the mean "squared" (the paper)
         or "absolute" difference, by the "relative" one, the norm of the difference
         over the norm of the target, or by 1 - "ssim" of the magnitudes, fastMRI's, with
-        the largest magnitude of the target's volume as data range.
+        the largest magnitude of the target's volume as data range. For supervision by
+        targets alone, as `domain`.
       domain: where images are compared: in the "image" domain (the paper), or in
         "both", k-space too (the authors' code); "both" needs the squared error.
       layer_weight: weight of each supervised layer's loss.
@@ -175,9 +184,11 @@ class TrainConfig:
       keep: how many of the latest checkpoints to keep.
       validate_every: steps between validations; the last step is also validated. Each
         logs the mean PSNR and SSIM of the normalised validation slices
-        (`data.validation`), using the parameters' moving average if there is one. 0
+        (`data.validation`), using the parameters' moving average if there is one. With
+        supervision "self" it is the error of the reconstruction at held-out points. 0
         turns validation off.
-      keep_best: how many checkpoints with the highest validation PSNR to keep as well.
+      keep_best: how many checkpoints that are best in validation, by PSNR or by error,
+        to keep as well.
     """
 
     steps: int = 100_000
@@ -191,6 +202,9 @@ class TrainConfig:
     clip_norm: float = 0.0
     ema: float = 0.0
     stages: tuple[float, float, float] = (0.25, 0.25, 0.5)
+    supervision: str = "target"
+    held_out: float = 0.4
+    weighted: bool = False
     error: str = "squared"
     domain: str = "both"
     layer_weight: float = 0.3
@@ -245,6 +259,17 @@ class TrainConfig:
             self.domain,
             f"'image' if train.error={self.error!r}",
         )
+        require_setting(
+            0 < self.held_out < 1, "train.held_out", self.held_out, "between 0 and 1"
+        )
+        for name in ("held_out", "weighted"):
+            value = getattr(self, name)
+            require_setting(
+                self.self_supervised or value == getattr(TrainConfig, name),
+                f"train.{name}",
+                value,
+                "left at its default unless train.supervision='self'",
+            )
         require_setting(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
         require_setting(
             len(self.stages) == 3
@@ -260,6 +285,11 @@ class TrainConfig:
             self.warmup_steps,
             f"below train.steps={self.steps}",
         )
+
+    @property
+    def self_supervised(self) -> bool:
+        """Whether measured points take the place of targets."""
+        return self.supervision == "self"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +307,8 @@ class EvalConfig:
         from the training seeds, so that runs with different seeds share one test.
       out: folder for metrics, reconstructions and figures; if empty, `eval` in the
         run's folder.
-      checkpoint: "latest", or "best": the one with the highest validation PSNR among
-        those kept (`train.validate_every`, `train.keep_best`).
+      checkpoint: "latest", or "best": the best in validation among those kept
+        (`train.validate_every`, `train.keep_best`).
     """
 
     batch_size: int = 4
@@ -338,6 +368,8 @@ class Config:
             self.data.normalise,
             "'measured' if train.error='ssim': a mean subtracted changes magnitudes",
         )
+        if self.train.self_supervised:
+            self._require_self_supervision()
         for name, seed in {
             "data.seed": self.data.seed,
             "data.split_seed": self.data.split_seed,
@@ -346,6 +378,45 @@ class Config:
             "eval.seed": self.eval.seed,
         }.items():
             require_setting(0 <= seed < 2**32, name, seed, "from 0 to 2^32 - 1")
+
+    def _require_self_supervision(self) -> None:
+        """Raises InputError for settings that need more than one scan measures."""
+        data, why = self.data, "if train.supervision='self'"
+        require_setting(
+            data.normalise == "measured",
+            "data.normalise",
+            data.normalise,
+            f"'measured' {why}: there is no target to scale by",
+        )
+        require_setting(
+            data.coils.target == "combined",
+            "data.coils.target",
+            data.coils.target,
+            f"'combined' {why}: magnitudes alone have no spectrum to compare",
+        )
+        for name in ("rotation", "scaling", "intensity"):
+            value = getattr(data.augment, name)
+            require_setting(
+                not value,
+                f"data.augment.{name}",
+                value,
+                f"0 {why}: only the whole image can be changed so; flips are possible",
+            )
+        require_setting(
+            not self.train.weighted or self.mask.kind != "bank",
+            "train.weighted",
+            self.train.weighted,
+            "False if mask.kind='bank': nobody knows how likely a bank's masks are",
+        )
+        if data.coils.separate:
+            self.model.require_phase()
+            require_setting(
+                not self.model.has_lr_decoder or self.train.stages[0] == 0,
+                "train.stages",
+                self.train.stages,
+                "(0, ...) for several coils if train.supervision='self': stage LR has "
+                "only low-resolution images, which these coils do not compare",
+            )
 
     def by_name(self) -> "Config":
         """Cuts paths of inputs to file names; it does not matter where they are."""

@@ -39,14 +39,19 @@ def gaussian_2d(
     Raises:
       InputError: the budget leaves no point, or fewer points than the centre has.
     """
-    rows, columns = (
-        -(((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) / 2 for n in shape
-    )
-    log_density = rows[:, None] + columns[None, :]
+    log_density = np.add.outer(*map(gaussian_log_density, shape))
     centre = np.zeros(shape, bool)
-    centre[_centre(shape[0], calibration), _centre(shape[1], calibration)] = True
+    centre[middle(shape[0], calibration), middle(shape[1], calibration)] = True
     count = int(shape[0] * shape[1] / acceleration)
     return _draw(rng, log_density, centre, count, acceleration)
+
+
+def gaussian_log_density(size: int) -> np.ndarray:
+    """Returns the logarithm of a density along an axis (size,), about its middle.
+
+    It is normal, with a standard deviation of a quarter of the axis.
+    """
+    return -(((np.arange(size) - (size - 1) / 2) / (size / 4)) ** 2) / 2
 
 
 def uniform_1d(
@@ -68,7 +73,7 @@ def uniform_1d(
     """
     width = shape[1]
     centre = np.zeros(width, bool)
-    centre[_centre(width, calibration)] = True
+    centre[middle(width, calibration)] = True
     count = int(width / acceleration)
     return _columns(_draw(rng, np.zeros(width), centre, count, acceleration), shape)
 
@@ -92,13 +97,20 @@ def _draw(
             f"sample, fewer than the calibration's {centre.sum()}; lower "
             "mask.acceleration or mask.calibration"
         )
-    # The largest values of log density + Gumbel noise follow the distribution of draws
-    # one by one that skip repetitions.
-    score = np.where(centre, np.inf, log_density + rng.gumbel(size=log_density.shape))
+    score = np.where(centre, np.inf, draw_scores(rng, log_density))
     chosen = np.argpartition(-score, count - 1, axis=None)[:count]
     mask = np.zeros(log_density.size, bool)
     mask[chosen] = True
     return mask.reshape(log_density.shape)
+
+
+def draw_scores(rng: np.random.Generator, log_density: np.ndarray) -> np.ndarray:
+    """Draws a score for each place: log density + Gumbel noise.
+
+    Places with the highest scores follow the distribution of draws one by one that skip
+    repetitions.
+    """
+    return log_density + rng.gumbel(size=log_density.shape)
 
 
 def fastmri_random(
@@ -120,7 +132,7 @@ def fastmri_random(
     """
     acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
     mask = rng.uniform(size=width) < _coin(width, low, acceleration)
-    mask[_centre(width, low)] = True
+    mask[middle(width, low)] = True
     return _columns(mask, shape)
 
 
@@ -164,7 +176,7 @@ def _equispaced(
     acceleration, low, width = _choose(rng, shape, accelerations, center_fractions)
     offset = rng.randint(0, high=_offsets(kind, width, low, acceleration))
     mask = _comb(kind, width, low, acceleration, offset)
-    mask[_centre(width, low)] = True
+    mask[middle(width, low)] = True
     return _columns(mask, shape)
 
 
@@ -225,7 +237,12 @@ def _spacing(width: int, low: int, acceleration: float) -> float:
     return acceleration * (low - width) / (low * acceleration - width)
 
 
-def _centre(length: int, count: int) -> slice:
+def middle(length: int, count: int) -> slice:
+    """Returns the `count` places in the middle of an axis.
+
+    Raises:
+      InputError: the axis is shorter.
+    """
     if count > length:
         raise InputError(
             f"a fully sampled centre of {count} does not fit the {length} rows or "
@@ -414,7 +431,7 @@ def _equispaced_counts(
 ) -> list[int]:
     """Counts the columns of the equispaced masks with each possible offset."""
     centre = np.zeros(width, bool)
-    centre[_centre(width, low)] = True
+    centre[middle(width, low)] = True
     return [
         int((centre | _comb(kind, width, low, acceleration, offset)).sum())
         for offset in range(_offsets(kind, width, low, acceleration))

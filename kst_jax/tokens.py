@@ -49,6 +49,10 @@ class Batch:
       maps: sensitivity maps (B, C, H, W, 2); None for one coil that sees the image.
       peak: largest magnitude (B,) of the target's volume, in the units of the image;
         None if unknown.
+      held_out: (B, H, W) weights of the errors at measured points that the network does
+        not see and is compared with; zero at other points. None with targets.
+      held_kspace: measured values at these points, zero elsewhere, in the shape of
+        `kspace`; None with targets.
       field: rows and columns in the middle of the image that count in losses and
         scores; None if all do. It is not an array, so each field has its own program.
       patch: rows and columns of the patches; not an array either.
@@ -65,6 +69,8 @@ class Batch:
     seen: jax.Array | None = None
     maps: jax.Array | None = None
     peak: jax.Array | None = None
+    held_out: jax.Array | None = None
+    held_kspace: jax.Array | None = None
     field: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
     patch: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
 

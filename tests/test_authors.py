@@ -13,7 +13,8 @@ from kst_jax.config import TrainConfig
 from kst_jax.convert.command import load, parameters
 from kst_jax.fourier import fft2c
 from kst_jax.models.kst import KSpaceTransformer
-from kst_jax.training.losses import average_pool, loss
+from kst_jax.training.averages import average_pool
+from kst_jax.training.losses import loss
 from tests.conftest import AUTHORS, AUTHORS_CHECKPOINT
 
 pytestmark = pytest.mark.usefixtures("full_compilation")

@@ -21,7 +21,7 @@ from kst_jax.models.registry import build
 from kst_jax.models.sense import SENSEConfig
 from kst_jax.models.tv import TVConfig
 from kst_jax.models.unet import KUNetConfig, UNetConfig
-from kst_jax.training import loop, losses
+from kst_jax.training import loop, losses, optimizers
 from tests.baselines import TINY, tiny
 from tests.programs import run_here
 from tests.references import make_kst_tiny
@@ -79,7 +79,7 @@ def test_a_step_over_devices_has_the_whole_gradient(name, batch):
         assert np.abs(g).max() > 0, jax.tree_util.keystr(path)
     mesh = parallel.make_mesh(2)
     assert mesh.size == 2
-    optimizer = loop.make_optimizer(config, model)
+    optimizer = optimizers.make_optimizer(config, model)
     step = loop.make_step(model, optimizer, config, "RM", mesh)
     state = loop.State(jnp.zeros((), int), params, None, optimizer.init(params))
     _, scalars, _ = step(parallel.replicate(state, mesh), parallel.shard(batch, mesh))

@@ -10,7 +10,8 @@ from kst_jax.config import TrainConfig
 from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstruction, finished
 from kst_jax.tokens import Batch
-from kst_jax.training.losses import average_pool, loss
+from kst_jax.training.averages import average_pool
+from kst_jax.training.losses import loss
 
 
 def mean_square(x):

@@ -17,7 +17,7 @@ from kst_jax.data import opening, pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
-from kst_jax.training import loop
+from kst_jax.training import loop, optimizers
 from tests import baselines
 from tests.test_training import TINY, with_train
 
@@ -48,7 +48,7 @@ def three_steps(devices, accumulate):
     model = KSpaceTransformer(config.model)
     optimizer = optax.chain(
         optax.trace(decay=0.0),  # holds the gradient
-        loop.make_optimizer(config.train, model),
+        optimizers.make_optimizer(config.train, model),
     )
     source, _ = opening.open_sources(config)
     stream = pipeline.training_batches(source, config, opening.open_sampler(config))

@@ -17,6 +17,7 @@ from kst_jax.configs.studies import (
     paper_fastmri,
     paper_oasis,
     search,
+    self_supervised,
     small,
 )
 from kst_jax.errors import DivergedError, InputError
@@ -369,6 +370,16 @@ def test_the_studies_are_whole(config):
     for cell in cells_of(whole):
         config = config_of(whole, cell)
         assert config.train.steps * config.train.batch_size >= 2_000
+
+
+def test_rows_without_targets_differ_in_that_alone():
+    study = read_study(self_supervised.get_config())
+    configs = {cell.method: config_of(study, cell) for cell in cells_of(study)}
+    whole = configs["target"]
+    assert whole.train.steps * whole.train.batch_size == 6_000
+    for name, weighted in (("self", False), ("self_weighted", True)):
+        train = dataclasses.replace(whole.train, supervision="self", weighted=weighted)
+        assert configs[name] == dataclasses.replace(whole, train=train)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from kst_jax.models.registry import build
 from kst_jax.models.tv import TVConfig
 from kst_jax.runs.checkpoints import read_parameters
 from kst_jax.stages import first_steps, reached, require_trained, stage_at
-from kst_jax.training import loop
+from kst_jax.training import loop, optimizers
 
 TINY = Config(
     data=DataConfig(
@@ -189,7 +189,7 @@ def test_late_parameters_start_as_if_new():
     config = TrainConfig(steps=10**6, weight_decay=0.1, stages=stages)
     model = KSpaceTransformer(KSTConfig())
     assert first_steps(config, model.stages) == {"LR": 0, "K": 5, "RM": 9}
-    optimizer = loop.make_optimizer(config, model)
+    optimizer = optimizers.make_optimizer(config, model)
     state = optimizer.init(params)
     for n in range(6):
         grads = {"encoder": jnp.array([1.0, -2.0, 3.0]), "hr_decoder": jnp.zeros(3)}
@@ -227,7 +227,7 @@ def test_rates_of_all_schedules(schedule, warmup, wanted):
     config = TrainConfig(
         steps=100, schedule=schedule, warmup_steps=warmup, learning_rate=1.0
     )
-    optimizer = loop.make_optimizer(config, KSpaceTransformer(KSTConfig()))
+    optimizer = optimizers.make_optimizer(config, KSpaceTransformer(KSTConfig()))
     params = {"encoder": jnp.zeros(1)}
     state, rates = optimizer.init(params), []
     update = jax.jit(optimizer.update)
@@ -247,7 +247,7 @@ def test_rmsprop_and_clipping(clip_norm):
         clip_norm=clip_norm,
     )
     model = build(TVConfig())
-    optimizer = loop.make_optimizer(config, model)
+    optimizer = optimizers.make_optimizer(config, model)
     params = {"a": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}
     state, squares = optimizer.init(params), np.zeros(3)
     for gradient in ([1e-8, 3.0, -4.0], [0.3, 0.2, 0.1]):  # of norms 5 and 0.37
@@ -266,7 +266,7 @@ def test_rmsprop_and_clipping(clip_norm):
 def test_the_moving_average_moves_by_its_share():
     config = TrainConfig(ema=0.9, learning_rate=0.1, schedule="constant")
     model = build(TVConfig(iterations=2))
-    optimizer = loop.make_optimizer(config, model)
+    optimizer = optimizers.make_optimizer(config, model)
     batch = example(dataclasses.replace(TINY, model=TVConfig()), 1)
     before = loop.init_state(model, optimizer, batch, config)
     start = jax.tree.map(np.array, before.params)

@@ -17,14 +17,14 @@ from kst_jax import parallel
 from kst_jax.benchmark.operation_counts import network_flops, traced_flops
 from kst_jax.birdcage import birdcage
 from kst_jax.config import Config
-from kst_jax.data import opening
+from kst_jax.data import opening, splits
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
 from kst_jax.programs import processes
 from kst_jax.tokens import Batch, batch_of, tokenise
-from kst_jax.training import loop
+from kst_jax.training import loop, optimizers
 
 WORK = ("forward", "train step")
 _MATRIX = 4096  # rows and columns of the product that measures a device's speed
@@ -84,7 +84,9 @@ def example(config: Config, count: int) -> Batch:
     """Returns a batch of random slices, undersampled as the config says."""
     sampler, rng = opening.open_sampler(config), np.random.default_rng(0)
     patch = config.model.patch
-    layout = sampler.layout(patch)
+    layout, splitter = sampler.layout(patch), splits.splitter_of(config, sampler)
+    if splitter:
+        layout = splitter.layout(layout)
 
     coils = config.data.coils
     maps = birdcage(0, config.data.size, coils.count)
@@ -92,12 +94,14 @@ def example(config: Config, count: int) -> Batch:
 
     def one() -> dict[str, np.ndarray]:
         image = rng.normal(size=(*config.data.size, 2)).astype(np.float32)
-        mask = sampler.random(rng)
-        if not coils.separate:
-            return tokenise(image, mask, layout) | {"image": image}
-        kspace = rng.normal(size=maps.shape).astype(np.float32)
-        fields = tokenise(kspace, mask, layout)
-        return fields | {"image": image, "maps": maps}
+        mask, kspace, fields = sampler.random(rng), image, {"image": image}
+        if coils.separate:
+            kspace = rng.normal(size=maps.shape).astype(np.float32)
+            fields["maps"] = maps
+        if splitter:
+            mask, held_out = splitter.split(rng, mask)
+            fields |= splits.compared(kspace, held_out)
+        return tokenise(kspace, mask, layout) | fields
 
     return batch_of([one() for _ in range(count)], patch=patch)
 
@@ -165,7 +169,7 @@ def program(case: Case, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     if case.what == "forward":
         params = jax.jit(model.init)(jax.random.key(0), one)["params"]
         return make_forward(model, mesh), parallel.replicate(params, mesh)
-    optimizer = loop.make_optimizer(config.train, model)
+    optimizer = optimizers.make_optimizer(config.train, model)
     step = loop.make_step(model, optimizer, config.train, model.stages[-1], mesh)
     state = loop.init_state(model, optimizer, one, config.train)
     return step, parallel.replicate(state, mesh)

@@ -4,6 +4,9 @@ The seed and a slice's global number in the stream determine its place, augmenta
 mask in training. So the stream does not depend on how many processes share it, nor on
 the threads and worker processes that prepare it. In evaluation the seed, the file and
 the slice determine the mask.
+
+They do so in training without targets too (`train.supervision`): a real scan is
+measured once. There only flips and the split of what was measured are drawn anew.
 """
 
 import contextlib
@@ -23,13 +26,18 @@ from absl import flags
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config
-from kst_jax.data import opening, preparing, sensitivities, transforms
+from kst_jax.data import opening, preparing, sensitivities, splits, transforms
 from kst_jax.data.native import Grid
 from kst_jax.data.sources import Source
+from kst_jax.data.splits import Splitter
 from kst_jax.data_config import DataConfig
+from kst_jax.patches import Layout
 from kst_jax.programs import processes
 from kst_jax.sampling import Sampler
 from kst_jax.tokens import Batch
+
+# What draws of a slice's own generators are for; masks need no number.
+_SIMULATION, _COIL_SET, _SPLIT = 1, 2, 3
 
 
 class EvalBatch(NamedTuple):
@@ -92,6 +100,7 @@ def training_batches(
             source=source,
             config=config,
             sampler=sampler.at(grid.shape),
+            splitter=splits.splitter_of(config, sampler.at(grid.shape)),
             grid=grid,
             share=slice(process, None, processes),
         )
@@ -129,6 +138,8 @@ def evaluation_batches(
     sampler: Sampler,
     process: int = 0,
     processes: int = 1,
+    *,
+    holds_out: bool = False,
 ) -> grain.IterDataset[EvalBatch]:
     """Returns each slice once, in order; pads the last batch with its last slice.
 
@@ -139,6 +150,8 @@ def evaluation_batches(
       process: number of this process; its part of every global batch follows the part
         of the process before.
       processes: number of processes.
+      holds_out: hold measured points out for comparison, as in training without
+        targets; the same ones of a slice each time.
     """
     prepare = functools.partial(
         _evaluation_batch,
@@ -146,6 +159,7 @@ def evaluation_batches(
         config=config,
         sampler=sampler,
         share=(process, processes),
+        holds_out=holds_out,
     )
     stream = grain.MapDataset.source(list(_in_order(source, config))).map(prepare)
     return _ahead(stream, config.data)
@@ -255,26 +269,77 @@ def _training_batch(
     source: Source,
     config: Config,
     sampler: Sampler,
+    splitter: Splitter | None,
     grid: Grid,
     share: slice,
 ) -> Batch:
     """Prepares a process's share of a global batch."""
     # All processes must choose the same bucket, so they know each other's masks.
     known = drawn if len(sampler.buckets) > 1 else drawn[share]
-    masks = [sampler.random(one.rng) for one in known]
+    masks = [_training_mask(one, source, config, sampler) for one in known]
     counts, patch = [int(mask.sum()) for mask in masks], config.model.patch
     layout = sampler.layout(patch, counts)
     own = zip(drawn[share], masks[share] if known is drawn else masks, strict=True)
-    slices = []
-    for one, mask in own:
-        view = preparing.view(one.number, source, config, grid, one.change)
-        receiver = source.receiver(one.number, one.coil_set, grid.shape)
-        where = _where(source, one.number)
-        prepared = preparing.tokenise(
-            view, mask, layout, config, one.rng, where, receiver
-        )
-        slices.append(prepared[0])
+    if splitter is None:
+        prepare = functools.partial(_fresh_slice, layout=layout)
+    else:
+        layout = splitter.layout(layout)
+        prepare = functools.partial(_split_slice, layout=layout, splitter=splitter)
+    slices = [
+        prepare(one, mask, source=source, config=config, grid=grid) for one, mask in own
+    ]
     return tokens.batch_of(slices, grid.field, patch)
+
+
+def _training_mask(
+    one: _Drawn, source: Source, config: Config, sampler: Sampler
+) -> np.ndarray:
+    if not config.train.self_supervised:
+        return sampler.random(one.rng)
+    about = source.describe(one.number)
+    return sampler.fixed(about.file, about.index, config.data.seed)
+
+
+def _fresh_slice(
+    one: _Drawn,
+    mask: np.ndarray,
+    *,
+    source: Source,
+    config: Config,
+    grid: Grid,
+    layout: Layout,
+) -> dict[str, np.ndarray]:
+    """Prepares a slice whose scan is simulated anew."""
+    view = preparing.view(one.number, source, config, grid, one.change)
+    receiver = source.receiver(one.number, one.coil_set, grid.shape)
+    scan = preparing.scan(view, config, one.rng, receiver)
+    where = _where(source, one.number)
+    return preparing.tokenise(scan, mask, layout, config, where)[0]
+
+
+def _split_slice(
+    one: _Drawn,
+    mask: np.ndarray,
+    *,
+    source: Source,
+    config: Config,
+    grid: Grid,
+    layout: Layout,
+    splitter: Splitter,
+) -> dict[str, np.ndarray]:
+    """Prepares a slice of which one scan is known; only its split is drawn anew."""
+    about, seed = source.describe(one.number), config.data.seed
+    own_rng = functools.partial(sampling.slice_rng, about.file, about.index, seed)
+    coil_set = int(own_rng(_COIL_SET).integers(config.data.coils.sets))
+    view = preparing.view(one.number, source, config, grid)
+    receiver = source.receiver(one.number, coil_set, grid.shape)
+    scan = preparing.scan(view, config, own_rng(_SIMULATION), receiver)
+    split = splitter.split(one.rng, scan.sampled(mask))
+    # Flipped as measured: to flip the image first would measure other points of it.
+    scan = scan.flipped(one.change)
+    seen, held_out = (transforms.flip_kspace(part, one.change) for part in split)
+    where = _where(source, one.number)
+    return preparing.tokenise(scan, seen, layout, config, where, held_out)[0]
 
 
 def _evaluation_batch(
@@ -284,9 +349,11 @@ def _evaluation_batch(
     config: Config,
     sampler: Sampler,
     share: tuple[int, int],
+    holds_out: bool = False,
 ) -> EvalBatch:
     """Prepares a process's share (process, of how many) of a global batch."""
     sampler, seed = sampler.at(row.grid.shape), config.eval.seed
+    splitter = splits.splitter_of(config, sampler) if holds_out else None
     size = len(row.numbers) // share[1]
     places = range(share[0] * size, (share[0] + 1) * size)
     own = [row.numbers[place] for place in places]
@@ -297,15 +364,19 @@ def _evaluation_batch(
         masks[number] = sampler.fixed(about.file, about.index, seed)
     counts, patch = [int(mask.sum()) for mask in masks.values()], config.model.patch
     layout = sampler.layout(patch, counts)
+    if splitter:
+        layout = splitter.layout(layout)
     views = [preparing.view(number, source, config, row.grid) for number in own]
     slices, scalings = [], []
     for number, view in zip(own, views, strict=True):
         about, where = source.describe(number), _where(source, number)
-        rng = sampling.slice_rng(about.file, about.index, seed, 1)
+        own_rng = functools.partial(sampling.slice_rng, about.file, about.index, seed)
         receiver = source.receiver(number, 0, row.grid.shape)
-        prepared = preparing.tokenise(
-            view, masks[number], layout, config, rng, where, receiver
-        )
+        scan = preparing.scan(view, config, own_rng(_SIMULATION), receiver)
+        mask, held_out = masks[number], None
+        if splitter:
+            mask, held_out = splitter.split(own_rng(_SPLIT), scan.sampled(mask))
+        prepared = preparing.tokenise(scan, mask, layout, config, where, held_out)
         slices.append(prepared[0])
         scalings.append(prepared[1])
     references = [view.reference for view in views if view.reference is not None]

@@ -1,10 +1,12 @@
 """Prepares one slice of a fully sampled scan for training or evaluation."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from kst_jax import tokens
 from kst_jax.config import Config
-from kst_jax.data import native, transforms
+from kst_jax.data import native, splits, transforms
 from kst_jax.data.native import Grid, View
 from kst_jax.data.receivers import Receiver
 from kst_jax.data.sources import Source
@@ -49,31 +51,48 @@ def view(
     return View(image, simulated=not item.image.imag.any())
 
 
-def tokenise(
+class Scan(NamedTuple):
+    """A slice as receiver coils see it, before undersampling.
+
+    Attributes:
+      image: fully sampled, complex64 (H, W), or (C, H, W) of coils with maps.
+      maps: sensitivity maps (C, H, W) that combine the coils; None for one coil.
+      empty: (H, W), True where k-space is zero without a measurement; None if nowhere.
+      peak: largest magnitude of the volume, in the scan's units; None if unknown.
+    """
+
+    image: np.ndarray
+    maps: np.ndarray | None
+    empty: np.ndarray | None
+    peak: float | None
+
+    def sampled(self, mask: np.ndarray) -> np.ndarray:
+        """Returns the points (H, W) of a mask that are measured."""
+        return mask if self.empty is None else mask & ~self.empty
+
+    def flipped(self, change: transforms.Change) -> "Scan":
+        """Flips what the coils see, and the coils with it."""
+        image, maps, empty = self.image, self.maps, self.empty
+        return self._replace(
+            image=transforms.flip(image, change),
+            maps=None if maps is None else transforms.flip(maps, change),
+            empty=None if empty is None else transforms.flip_kspace(empty, change),
+        )
+
+
+def scan(
     view: View,
-    mask: np.ndarray,
-    layout: Layout,
     config: Config,
     rng: np.random.Generator,
-    where: str,
     receiver: Receiver | None = None,
-) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
-    """Undersamples a slice; a simulated one gets its phase and noise first.
+) -> Scan:
+    """Returns what coils see of a slice; a simulated one gets its phase and noise.
 
     Args:
       view: the slice.
-      mask: (H, W), True where sampled.
-      layout: of the tokens in the batch.
       config: settings of the data.
       rng: source of phase and noise.
-      where: names the slice.
       receiver: the coils that see the slice; None for one coil.
-
-    Returns:
-      The fields of `tokens.Batch`, and the scaling.
-
-    Raises:
-      InputError: the slice cannot be scaled, or nothing of it is sampled.
     """
     image, maps, empty = view.image, None, view.empty
     if receiver is not None and receiver.simulated is not None and empty is not None:
@@ -85,18 +104,47 @@ def tokenise(
             image, maps = (maps.conj() * image).sum(axis=0), None
     elif view.simulated:
         image = transforms.simulate_scan(image, config.data.augment, rng)
-    sampled = mask if empty is None else mask & ~empty
+    return Scan(image, maps, empty, view.peak)
+
+
+def tokenise(
+    scan: Scan,
+    mask: np.ndarray,
+    layout: Layout,
+    config: Config,
+    where: str,
+    held_out: np.ndarray | None = None,
+) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
+    """Undersamples a slice.
+
+    Args:
+      scan: the slice.
+      mask: (H, W), True where the network sees samples.
+      layout: of the tokens in the batch.
+      config: settings of the data.
+      where: names the slice.
+      held_out: (H, W) weights of errors at samples that it does not see; see
+        `kst_jax.data.splits`. None with targets.
+
+    Returns:
+      The fields of `tokens.Batch`, and the scaling.
+
+    Raises:
+      InputError: the slice cannot be scaled, or nothing of it is sampled.
+    """
     channels, kspace, scaling = transforms.normalise(
-        image, sampled, config.data.normalise, where, maps
+        scan.image, scan.sampled(mask), config.data.normalise, where, scan.maps
     )
     if config.data.coils.target == "rss":
-        magnitude = native.root_sum_of_squares(image) / np.float32(scaling.std)
+        magnitude = native.root_sum_of_squares(scan.image) / np.float32(scaling.std)
         channels = np.stack([magnitude, 0 * magnitude], axis=-1)
-    fields = tokens.tokenise(kspace, mask, layout, empty) | {"image": channels}
-    if maps is not None:
-        fields["maps"] = np.stack([maps.real, maps.imag], axis=-1)
-    if config.train.error == "ssim":
-        known = view.peak and view.peak / scaling.std
+    fields = tokens.tokenise(kspace, mask, layout, scan.empty) | {"image": channels}
+    if scan.maps is not None:
+        fields["maps"] = np.stack([scan.maps.real, scan.maps.imag], axis=-1)
+    if held_out is not None:
+        fields |= splits.compared(kspace, held_out)
+    elif config.train.error == "ssim":
+        known = scan.peak and scan.peak / scaling.std
         peak = known or np.linalg.norm(channels, axis=-1).max()
         fields["peak"] = np.asarray(peak, np.float32)
     return fields, scaling

@@ -119,15 +119,35 @@ def moves(config: AugmentConfig) -> bool:
 
 def augment(image: np.ndarray, change: Change) -> np.ndarray:
     """Applies a change to a complex slice (H, W)."""
-    if change.flip_rows:
-        image = image[::-1]
-    if change.flip_columns:
-        image = image[:, ::-1]
+    image = flip(image, change)
     if change.turn:
         image = _rotate_and_scale(image, *change.turn)
     if change.power is not None:
         image = _change_contrast(image, change.power)
     return np.ascontiguousarray(image)
+
+
+def flip(image: np.ndarray, change: Change) -> np.ndarray:
+    """Flips images (..., H, W)."""
+    if change.flip_rows:
+        image = image[..., ::-1, :]
+    if change.flip_columns:
+        image = image[..., ::-1]
+    return image
+
+
+def flip_kspace(points: np.ndarray, change: Change) -> np.ndarray:
+    """Moves what belongs to points of k-space (..., H, W) as `flip` moves these points.
+
+    The flipped image has at -k what the image has at k, up to a phase. An even grid has
+    the frequency -size / 2 alone, which stays.
+    """
+    for axis, flips in ((-2, change.flip_rows), (-1, change.flip_columns)):
+        if flips:
+            size = points.shape[axis]
+            opposite = (2 * (size // 2) - np.arange(size)) % size
+            points = np.take(points, opposite, axis)
+    return points
 
 
 def _rotate_and_scale(image: np.ndarray, angle: float, scale: float) -> np.ndarray:

@@ -109,11 +109,22 @@ def score_slices(
     params: dict,
     mesh: Mesh,
     title: str = "Evaluating",
+    *,
+    holds_out: bool = False,
 ) -> Generator[tuple[int, dict]]:
-    """Yields each slice's number and the scorer's result, in the source's order."""
+    """Yields each slice's number and the scorer's result, in the source's order.
+
+    With `holds_out`, the network does not see some of what was measured; see
+    `pipeline.evaluation_batches`.
+    """
     # leave=None: a bar below another one disappears when it is done
     batches = pipeline.evaluation_batches(
-        source, config, sampler, jax.process_index(), jax.process_count()
+        source,
+        config,
+        sampler,
+        jax.process_index(),
+        jax.process_count(),
+        holds_out=holds_out,
     )
     with (
         tqdm(desc=title, unit="slice", total=len(source), leave=None) as bar,

@@ -52,6 +52,14 @@ class ModelConfig:
             f"1, or combined (data.coils.combine), for model.name={self.name!r}",
         )
 
+    @property
+    def has_lr_decoder(self) -> bool:
+        """Whether the network makes low-resolution images first."""
+        return False
+
+    def require_phase(self) -> None:
+        """Raises InputError if its images of several coils have no phase of theirs."""
+
     def resized(self, size: tuple[int, int], new: tuple[int, int]) -> "ModelConfig":
         """Returns the config of the same network for images of `new`, not `size`.
 

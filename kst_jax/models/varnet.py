@@ -79,6 +79,16 @@ class VarNetConfig(ModelConfig):
                 "model.sensitivity_poolings"
             )
 
+    def require_phase(self) -> None:
+        """Raises InputError for learned maps, whose phase is arbitrary."""
+        require_option(
+            self,
+            "maps",
+            self.maps == "given",
+            "'given' for several coils if train.supervision='self': learned maps leave "
+            "the phase of images free",
+        )
+
 
 class NormalisedUNet(nn.Module):
     """A U-Net whose input has mean 0 and standard deviation 1, for images of any size.

@@ -358,13 +358,13 @@ def _manager(workdir: Path, config: TrainConfig) -> Iterator[ocp.CheckpointManag
                 integrity.note(temporary)
 
     best = BestN(
-        get_metric_fn=_psnr,
+        get_metric_fn=_goodness,
         n=config.keep_best,
         keep_checkpoints_without_metrics=False,
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(config.keep), best]),
-        best_fn=_psnr if config.validate_every else None,
+        best_fn=_goodness if config.validate_every else None,
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=note_checksums),
     )
@@ -375,15 +375,18 @@ def _manager(workdir: Path, config: TrainConfig) -> Iterator[ocp.CheckpointManag
         yield manager
 
 
-def _psnr(scores: dict) -> float:
-    return scores["validation_psnr"]
+def _goodness(scores: dict) -> float:
+    """Returns what is highest for the best checkpoint: PSNR, or minus the loss."""
+    if "validation_psnr" in scores:
+        return scores["validation_psnr"]
+    return -scores["validation_loss"]
 
 
 def _best(folder: Path, steps: list[int]) -> int:
     """Returns the step with the best validation score, the latest if several tie."""
     paths = {step: folder / str(step) / _SCORES for step in steps}
     scores = {
-        step: _psnr(files.read_json(path))
+        step: _goodness(files.read_json(path))
         for step, path in paths.items()
         if path.exists()
     }

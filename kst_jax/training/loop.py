@@ -6,7 +6,6 @@ checkpoint.
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from tqdm import tqdm
 
 from kst_jax import metrics, parallel
 from kst_jax.config import Config, TrainConfig, require_config
-from kst_jax.data import opening, pipeline
+from kst_jax.data import opening, pipeline, splits
 from kst_jax.errors import DivergedError
 from kst_jax.fourier import magnitude
-from kst_jax.models.contract import STAGES, Reconstructor
+from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
 from kst_jax.runs.checkpoints import Checkpoints
 from kst_jax.stages import first_steps, stage_at
@@ -32,6 +31,7 @@ from kst_jax.tokens import Batch
 from kst_jax.training import losses
 from kst_jax.training.interruption import Interruption
 from kst_jax.training.logs import Logs
+from kst_jax.training.optimizers import make_optimizer
 from kst_jax.training.scans import open_scans
 from kst_jax.training.validation import Validator
 
@@ -44,57 +44,6 @@ class State:
     params: dict
     ema: dict | None
     optimizer: optax.OptState
-
-
-def make_optimizer(
-    config: TrainConfig, model: Reconstructor
-) -> optax.GradientTransformation:
-    """Makes the optimiser with its schedule; parameters join when their stage begins.
-
-    Each group's moment estimates start their bias correction at its first step, as if
-    the parameters had not existed before. Otherwise the first updates of a stage would
-    be up to six times too large.
-    """
-    scalings = {
-        "adamw": optax.scale_by_adam,
-        "rmsprop": functools.partial(  # PyTorch's variant
-            optax.scale_by_rms, decay=0.99, eps_in_sqrt=False
-        ),
-    }
-
-    def group(first: int) -> optax.GradientTransformation:
-        update = optax.chain(
-            scalings[config.optimizer](), optax.add_decayed_weights(config.weight_decay)
-        )
-        return optax.transforms.conditionally_mask(update, lambda step: step >= first)
-
-    def labels(params: dict) -> dict:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: model.introduced_in(path), params
-        )
-
-    begun = first_steps(config, model.stages)
-    groups = {stage: group(begun.get(stage, 0)) for stage in STAGES}
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else None
-    return optax.chain(
-        clip or optax.identity(),
-        optax.partition(groups, labels),
-        optax.scale_by_learning_rate(_schedule(config)),
-    )
-
-
-def _schedule(config: TrainConfig) -> optax.Schedule:
-    rate, steps = config.learning_rate, config.steps - config.warmup_steps
-    schedule = {
-        "cosine": optax.cosine_decay_schedule(rate, steps),
-        "constant": optax.constant_schedule(rate),
-        "step": optax.piecewise_constant_schedule(rate, {round(0.8 * steps): 0.1}),
-        "halving": optax.exponential_decay(rate, steps / 20, 0.5, staircase=True),
-    }[config.schedule]
-    if not config.warmup_steps:
-        return schedule
-    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
-    return optax.join_schedules([warmup, schedule], [config.warmup_steps])
 
 
 def init_state(
@@ -123,19 +72,20 @@ def make_step(
 ) -> Callable[[State, Batch], tuple[State, dict, jax.Array]]:
     """Compiles one optimiser step of a stage.
 
-    The step returns the new state, scalars (loss, PSNR of normalised magnitudes, norms)
-    over the global batch, and each device's first reconstruction.
+    The step returns the new state, scalars (loss, PSNR of normalised magnitudes where
+    there are targets, norms) over the global batch, and each device's first image.
     """
 
     def loss_of(params: dict, batch: Batch) -> tuple[jax.Array, tuple]:
         output = model.reconstruct(params, batch, stage)
-        shown = (batch.in_field(image) for image in (output.image, batch.target))
-        psnr = metrics.psnr(*map(magnitude, shown)).mean()
-        loss = losses.loss(output, batch, config, stage)
-        return loss, (psnr, output.image[:1])
+        scalars = {"loss": losses.loss(output, batch, config, stage)}
+        if batch.image is not None:
+            shown = (batch.in_field(image) for image in (output.image, batch.image))
+            scalars["psnr"] = metrics.psnr(*map(magnitude, shown)).mean()
+        return scalars["loss"], (scalars, output.image[:1])
 
     def step(state: State, batch: Batch) -> tuple[State, dict, jax.Array]:
-        (loss, psnr, gradient), image = _means(
+        (scalars, gradient), image = _means(
             loss_of, state.params, batch, config.accumulate
         )
         updates, optimizer_state = optimizer.update(
@@ -145,9 +95,7 @@ def make_step(
         ema = None
         if config.ema:
             ema = optax.incremental_update(params, state.ema, 1 - config.ema)
-        scalars = {
-            "loss": loss,
-            "psnr": psnr,
+        scalars |= {
             "gradient_norm": optax.tree.norm(gradient),
             "parameter_norm": optax.tree.norm(params),
         }
@@ -164,8 +112,8 @@ def make_step(
 
 def _means(
     loss_of: Callable, params: dict, batch: Batch, micro_batches: int
-) -> tuple[tuple[jax.Array, jax.Array, dict], jax.Array]:
-    """Averages loss, PSNR and gradient over the global batch; adds the first image.
+) -> tuple[tuple[dict, dict], jax.Array]:
+    """Averages scalars and gradient over the global batch; adds the first image.
 
     Each device sums over its micro-batches; devices exchange the sums once.
     """
@@ -173,11 +121,12 @@ def _means(
     params = parallel.each_its_own(params)
 
     def add(sums: tuple, batch: Batch) -> tuple[tuple, jax.Array]:
-        (loss, (psnr, image)), gradient = gradient_of(params, batch)
-        return jax.tree.map(jnp.add, sums, (loss, psnr, gradient)), image
+        (_, (scalars, image)), gradient = gradient_of(params, batch)
+        return jax.tree.map(jnp.add, sums, (scalars, gradient)), image
 
     zero = parallel.each_its_own(jnp.zeros(()))
-    zeros = zero, zero, jax.tree.map(jnp.zeros_like, params)
+    names = ("loss",) if batch.image is None else ("loss", "psnr")
+    zeros = dict.fromkeys(names, zero), jax.tree.map(jnp.zeros_like, params)
     batches = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
     sums, images = jax.lax.scan(add, zeros, batches)
     return parallel.mean(jax.tree.map(lambda x: x / micro_batches, sums)), images[0]
@@ -212,6 +161,7 @@ def train(config: Config, workdir: str | Path, maps: Path | None = None) -> Stat
     )
     # Scans may take long to open: checks that can fail at once come first.
     sampler = opening.open_sampler(config)
+    splits.splitter_of(config, sampler)
     model = build(config.model, config.data.size)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
@@ -387,8 +337,9 @@ class _Loop:
         values = {name: float(value) for name, value in scalars.items()}
         logs.scalars(number, values | {"stage": stage})
         rate = bar.format_dict["rate"] or 0.0
+        psnr = f"PSNR {values['psnr']:.2f} dB, " if "psnr" in values else ""
         bar.set_postfix_str(
-            f"{stage} loss {values['loss']:.4f}, PSNR {values['psnr']:.2f} dB, "
+            f"{stage} loss {values['loss']:.4f}, {psnr}"
             f"{rate * self.config.train.batch_size:.1f} images/s"
         )
 
@@ -406,9 +357,10 @@ class _Loop:
 
 
 def _panel(batch: Batch, images: jax.Array) -> np.ndarray:
-    """Puts zero-filled, reconstruction, target (normalised) side by side, in [0, 1]."""
+    """Puts zero-filled, reconstruction and any target side by side, in [0, 1]."""
     first = jax.tree.map(lambda x: x[:1], batch)
-    zero_filled = first.acquisition.adjoint(first.kspace)
-    shown = (zero_filled, images.addressable_data(0), first.target)
+    shown = [first.acquisition.adjoint(first.kspace), images.addressable_data(0)]
+    if first.image is not None:
+        shown.append(first.image)
     panel = np.concatenate([np.asarray(magnitude(x[0])) for x in shown], axis=1)
     return panel / panel.max()

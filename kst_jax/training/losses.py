@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kst_jax import metrics
 from kst_jax.config import TrainConfig
 from kst_jax.fourier import magnitude
 from kst_jax.models.contract import Reconstruction
 from kst_jax.tokens import Batch
+from kst_jax.training import held_out
+from kst_jax.training.averages import average_pool
 
 # The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
 # the spectra equals that of the images, and using both doubles it.
@@ -61,9 +62,10 @@ def loss(
     Args:
       output: the model's result; each image in `supervised` is compared with the target
         averaged down to its size. Of images of the target's size, the batch's field
-        counts.
+        counts. With supervision "self" it is compared as `held_out.error` does.
       batch: has the target, and, for 1 - SSIM, the peak of its volume; if that is
-        unknown, the target's own maximum is the data range.
+        unknown, the target's own maximum is the data range. With supervision "self" it
+        has held-out points.
       config: kind of error, weights and domain of the loss.
       stage: training stage; the last low-resolution layer's weight depends on it.
 
@@ -72,41 +74,22 @@ def loss(
     """
     total = jnp.zeros(())
     for name, images in output.supervised.items():
-        target = average_pool(batch.target, images.shape[2:4])[None]
-        if images.shape[2:4] == batch.grid:
-            images, target = batch.in_field(images), batch.in_field(target)
-        if config.error == "ssim":
-            error_SxB = _dissimilarity(images, target, batch.peak)
+        if config.self_supervised:
+            error_SxB = held_out.error(images, batch)
         else:
-            error_SxB = _ERRORS[config.error](images, target)
+            error_SxB = _DOMAINS[config.domain] * _target_error(images, batch, config)
         per_layer_S = error_SxB.mean(axis=1)
         keeps = name != "lr" or stage == "LR" or config.keep_lr_weight
         last = config.last_weight if keeps else config.layer_weight
         total += config.layer_weight * per_layer_S[:-1].sum() + last * per_layer_S[-1]
-    return _DOMAINS[config.domain] * total
+    return total
 
 
-def average_pool(image_BxHxWx2: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Averages (B, H, W, 2) over equal patches down to (B, *shape, 2).
-
-    Where patches do not end between pixels, the pixels at their edges count as far as
-    they lie inside.
-    """
-    batch, height, width, channels = image_BxHxWx2.shape
-    rows, columns = shape
-    if height % rows or width % columns:
-        down, across = (_areas(height, rows), _areas(width, columns))
-        return jnp.einsum("hH,BHWC,wW->BhwC", down, image_BxHxWx2, across)
-    patches = image_BxHxWx2.reshape(
-        batch, rows, height // rows, columns, width // columns, channels
-    )
-    return patches.mean(axis=(2, 4))
-
-
-def _areas(pixels: int, patches: int) -> np.ndarray:
-    """Share (patches, pixels) of each patch that lies in each pixel."""
-    size = pixels / patches
-    start = size * np.arange(patches)[:, None]
-    pixel = np.arange(pixels)
-    inside = np.minimum(start + size, pixel + 1) - np.maximum(start, pixel)
-    return (np.maximum(inside, 0) / size).astype(np.float32)
+def _target_error(images: jax.Array, batch: Batch, config: TrainConfig) -> jax.Array:
+    """Compares images (S, B, h, w, 2) with the target, averaged down to their size."""
+    target = average_pool(batch.target, images.shape[2:4])[None]
+    if images.shape[2:4] == batch.grid:
+        images, target = batch.in_field(images), batch.in_field(target)
+    if config.error == "ssim":
+        return _dissimilarity(images, target, batch.peak)
+    return _ERRORS[config.error](images, target)

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from kst_jax import parallel
 from kst_jax.config import Config
@@ -12,6 +14,8 @@ from kst_jax.data.sources import Source
 from kst_jax.evaluation.scoring import make_scorer, score_slices
 from kst_jax.models.contract import Reconstructor
 from kst_jax.sampling import Sampler
+from kst_jax.tokens import Batch
+from kst_jax.training import held_out
 
 
 class Validator:
@@ -30,6 +34,7 @@ class Validator:
         # The test's seed may change when a run resumes; these masks must not.
         masks = dataclasses.replace(config.eval, seed=config.data.split_seed)
         self._config = dataclasses.replace(config, eval=masks)
+        self._holds_out = config.train.self_supervised
         self._source, self._sampler, self._model = source, sampler, model
         self._mesh = parallel.make_mesh(
             config.eval.batch_size, config.eval.query_devices
@@ -39,7 +44,11 @@ class Validator:
     def __call__(
         self, params: dict, stage: str, stops: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
-        """Returns mean PSNR and SSIM of normalised slices, for a training stage.
+        """Returns mean scores of normalised slices, for a training stage.
+
+        They are PSNR and SSIM, or, with supervision "self", the error of the
+        reconstruction at held-out points: always the same ones, and that of the last
+        image alone, so that stages can be compared.
 
         Args:
           params: the parameters to score.
@@ -47,8 +56,8 @@ class Validator:
           stops: asked after each slice; if it says so, there are no scores (None).
         """
         if stage not in self._scorers:
-            scorer = make_scorer(self._model, self._mesh, stage)
-            self._scorers = {stage: scorer}
+            make = make_held_out_scorer if self._holds_out else make_scorer
+            self._scorers = {stage: make(self._model, self._mesh, stage)}
         slices = score_slices(
             self._source,
             self._config,
@@ -57,6 +66,7 @@ class Validator:
             parallel.replicate(params, self._mesh),
             self._mesh,
             "Validating",
+            holds_out=self._holds_out,
         )
         scores = []
         with contextlib.closing(slices):
@@ -66,5 +76,25 @@ class Validator:
                 scores.append(found["scores"]["normalised"]["reconstruction"])
         return {
             f"validation_{name}": float(np.mean([score[name] for score in scores]))
-            for name in ("psnr", "ssim")
+            for name in scores[0]
         }
+
+
+def make_held_out_scorer(
+    model: Reconstructor, mesh: Mesh, stage: str = "RM"
+) -> Callable:
+    """Compiles a function like `make_scorer`'s, whose score is the held-out error."""
+    model = model.clone(query_axis=parallel.QUERY)
+
+    def function(params: dict, batch: Batch, *scaling: jax.Array | None) -> dict:
+        del scaling
+        image = model.reconstruct(params, batch, stage).image
+        loss_B = held_out.error(image[None], batch)[0]
+        return {"scores": {"normalised": {"reconstruction": {"loss": loss_B}}}}
+
+    return parallel.map_over_devices(
+        function,
+        mesh,
+        in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 4),
+        out_specs=parallel.SHARDED,
+    )
