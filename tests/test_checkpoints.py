@@ -185,6 +185,15 @@ def names(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
+def test_without_targets_the_lowest_loss_is_the_best(tmp_path):
+    config = run_of(supervision="self", validate_every=2, keep_best=1, keep=1)
+    with contextlib.closing(Checkpoints(tmp_path, config)) as run:
+        for step, loss in ((2, 0.3), (4, 0.1), (6, 0.2)):
+            run.save(step, state(step), {"validation_loss": loss})
+    assert names(tmp_path) == ["4", "6"]
+    assert checkpoints.read_parameters(tmp_path, "best")[2] == 4
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path, damage, capsys):
     saved(tmp_path, [2, 4, 6], run_of(keep=3))
