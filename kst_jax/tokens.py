@@ -268,8 +268,9 @@ def _coinciding(old: int, new: int) -> np.ndarray:
 
 
 def _pad(x: np.ndarray, length: int, value: int = 0) -> np.ndarray:
-    width = [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)
-    return np.pad(x, width, constant_values=value)
+    padded = np.full((length, *x.shape[1:]), value, x.dtype)
+    padded[: len(x)] = x
+    return padded
 
 
 def query_order(batch: Batch) -> jax.Array:

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         study.to_dict()
         | {
-            "references": ("points", "twin4_longer"),
+            "references": ("points", "twin4_longer", "twin_square2"),
             "order": (_LINES, _POINTS),
             "settings": settings,
             "methods": lines | squares,
@@ -96,12 +96,19 @@ def _along_the_readout() -> dict[str, dict]:
 
 def _squares() -> dict[str, dict]:
     """Returns the rows that only the table of Gaussian 2D sampling has, by name."""
-    return {
+    points = _points()
+    squares = {
         f"square{p}": protocol.changed(
-            _points(), f"Patches of {p}x{p} points", {"patch": (p, p)}
+            points, f"Patches of {p}x{p} points", {"patch": (p, p)}
         )
         for p in (2, 4)
     }
+    twin = protocol.changed(
+        points,
+        "Without attention, patches of 2x2",
+        {"transformer": False, "patch": (2, 2)},
+    )
+    return {**squares, "twin_square2": twin}
 
 
 def _points() -> dict:
