@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         study.to_dict()
         | {
-            "references": ("points", "twin4_longer", "twin_square2"),
+            "references": ("square4", "points", "twin4_longer", "twin"),
             "order": (_LINES, _POINTS),
             "settings": settings,
             "methods": lines | squares,
