@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kst_jax.configs import kst_plus
-from kst_jax.configs.studies import protocol, search
+from kst_jax.configs.studies import protocol, search, small
 
 _LINES, _POINTS = "uniform1d_5x", "gaussian2d_5x"
 
@@ -114,8 +114,6 @@ def _squares() -> dict[str, dict]:
 def _points() -> dict:
     """Returns the network that the others change."""
     config = kst_plus.get_config()
-    config.model.update(
-        width=48, heads=4, mlp=192, lr_size=(24, 24), refinement_features=64
-    )
+    config.model.update(small.NETWORK | small.WIDE_REFINEMENT)
     config.train.update(warmup_steps=50, checkpoint_every=250, image_every=0)
     return protocol.method(config, title="Single points")

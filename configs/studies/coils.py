@@ -35,13 +35,7 @@ def get_config() -> ConfigDict:
     for method in methods.values():
         method["train"] |= {"checkpoint_every": 250, "image_every": 0}
     config = default.get_config()
-    config.data.update(
-        train="colin27_t1w.nii.gz,s1_t1w.nii.gz,aomic_sub-0017_t1w.nii.gz",
-        test="aomic_sub-0042_t1w.nii.gz",
-        size=(48, 48),
-        crop=(208, 208),
-        pad=True,
-    )
+    config.data.update(small.BRAINS | {"crop": (208, 208)})
     config.data.augment.update(
         flip_columns=True, rotation=10.0, scaling=0.1, intensity=0.2
     )
@@ -75,9 +69,7 @@ def _methods() -> dict[str, dict]:
     """Returns the rows by name."""
     linear = {"tv": tv.get_config(), "sense": sense.get_config()}
     transformer, cascade = kst_plus.get_config(), varnet.get_config()
-    transformer.model.update(
-        width=48, heads=4, mlp=192, lr_size=(24, 24), refinement_features=64
-    )
+    transformer.model.update(small.NETWORK | small.WIDE_REFINEMENT)
     cascade.model.update(cascades=6, features=8, poolings=3, maps="given")
     improved = protocol.method(transformer, title=kst_plus.TITLE)
     return {

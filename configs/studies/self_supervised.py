@@ -16,7 +16,7 @@ without its missing points.
 from ml_collections import ConfigDict
 
 from kst_jax.configs import default, kst_plus
-from kst_jax.configs.studies import protocol
+from kst_jax.configs.studies import protocol, small
 
 _SETTING = "uniform1d_5x"
 
@@ -24,13 +24,7 @@ _SETTING = "uniform1d_5x"
 def get_config() -> ConfigDict:
     """Returns the study."""
     config, methods = default.get_config(), _methods()
-    config.data.update(
-        train="colin27_t1w.nii.gz,s1_t1w.nii.gz,aomic_sub-0017_t1w.nii.gz",
-        test="aomic_sub-0042_t1w.nii.gz",
-        size=(48, 48),
-        crop=(192, 192),
-        pad=True,
-    )
+    config.data.update(small.BRAINS)
     config.data.augment.flip_columns = True
     return ConfigDict(
         {
@@ -55,9 +49,7 @@ def get_config() -> ConfigDict:
 def _methods() -> dict[str, dict]:
     """Returns the rows by name."""
     config = kst_plus.get_config()
-    config.model.update(
-        width=48, heads=4, mlp=192, lr_size=(24, 24), refinement_features=64
-    )
+    config.model.update(small.NETWORK | small.WIDE_REFINEMENT)
     config.train.update(checkpoint_every=250, image_every=0)
     target = protocol.method(config, title="Trained with targets")
     return {

@@ -22,18 +22,27 @@ from ml_collections import ConfigDict
 from kst_jax.configs import kst_plus
 from kst_jax.configs.studies import protocol
 
+# Three people to train on and one to test on, at 4 mm.
+BRAINS = {
+    "train": "colin27_t1w.nii.gz,s1_t1w.nii.gz,aomic_sub-0017_t1w.nii.gz",
+    "test": "aomic_sub-0042_t1w.nii.gz",
+    "size": (48, 48),
+    "crop": (192, 192),
+    "pad": True,
+}
+# The K-Space Transformer's width at this size.
+NETWORK = {"width": 48, "heads": 4, "mlp": 192, "lr_size": (24, 24)}
+# As many channels as published: they improved it (docs/study.md, "The search").
+WIDE_REFINEMENT = {"refinement_features": 64}
 # With the better of two rates that `configs/studies/search.py` tries.
 TUNED_D5C5 = {"learning_rate": 2e-3, "schedule": "cosine", "clip_norm": 1.0}
 
 
 def get_config() -> ConfigDict:
     """Returns the study."""
-    methods = protocol.compared(
-        width=48, heads=4, mlp=192, lr_size=(24, 24), refinement_features=32
-    )
-    # As many channels as published: they improved it (docs/study.md, "The search").
+    methods = protocol.compared(**NETWORK, refinement_features=32)
     for name in ("kst_plus", "kst_twin"):
-        methods[name]["model"]["refinement_features"] = 64
+        methods[name]["model"] |= WIDE_REFINEMENT
     for method in methods.values():
         method["train"] |= {"checkpoint_every": 250, "image_every": 0}
     study = protocol.study(protocol.settings(calibration=2), methods, images=20_000)
@@ -56,16 +65,8 @@ def get_config() -> ConfigDict:
         "settings": list(study.settings),
         "methods": ["admm", "admm_clipped", "kst_plus"],
     }
-    study.data.update(
-        train="colin27_t1w.nii.gz,s1_t1w.nii.gz,aomic_sub-0017_t1w.nii.gz",
-        test="aomic_sub-0042_t1w.nii.gz",
-        size=(48, 48),
-        crop=(192, 192),
-        pad=True,
-        # As in version 0.1, which made the results in studies/.
-        normalise="target",
-        resize="plain",
-    )
+    # Normalised as in version 0.1, which made the results in studies/.
+    study.data.update(BRAINS, normalise="target", resize="plain")
     study.data.augment.update(
         flip_columns=True, rotation=10.0, scaling=0.1, intensity=0.2
     )

@@ -279,15 +279,18 @@ def _training_batch(
     masks = [_training_mask(one, source, config, sampler) for one in known]
     counts, patch = [int(mask.sum()) for mask in masks], config.model.patch
     layout = sampler.layout(patch, counts)
-    own = zip(drawn[share], masks[share] if known is drawn else masks, strict=True)
-    if splitter is None:
-        prepare = functools.partial(_fresh_slice, layout=layout)
-    else:
+    if splitter:
         layout = splitter.layout(layout)
-        prepare = functools.partial(_split_slice, layout=layout, splitter=splitter)
-    slices = [
-        prepare(one, mask, source=source, config=config, grid=grid) for one, mask in own
-    ]
+    prepare = functools.partial(
+        _training_slice,
+        source=source,
+        config=config,
+        splitter=splitter,
+        grid=grid,
+        layout=layout,
+    )
+    own = zip(drawn[share], masks[share] if known is drawn else masks, strict=True)
+    slices = [prepare(one, mask) for one, mask in own]
     return tokens.batch_of(slices, grid.field, patch)
 
 
@@ -300,46 +303,34 @@ def _training_mask(
     return sampler.fixed(about.file, about.index, config.data.seed)
 
 
-def _fresh_slice(
+def _training_slice(
     one: _Drawn,
     mask: np.ndarray,
     *,
     source: Source,
     config: Config,
+    splitter: Splitter | None,
     grid: Grid,
     layout: Layout,
 ) -> dict[str, np.ndarray]:
-    """Prepares a slice whose scan is simulated anew."""
-    view = preparing.view(one.number, source, config, grid, one.change)
-    receiver = source.receiver(one.number, one.coil_set, grid.shape)
-    scan = preparing.scan(view, config, one.rng, receiver)
-    where = _where(source, one.number)
-    return preparing.tokenise(scan, mask, layout, config, where)[0]
-
-
-def _split_slice(
-    one: _Drawn,
-    mask: np.ndarray,
-    *,
-    source: Source,
-    config: Config,
-    grid: Grid,
-    layout: Layout,
-    splitter: Splitter,
-) -> dict[str, np.ndarray]:
-    """Prepares a slice of which one scan is known; only its split is drawn anew."""
-    about, seed = source.describe(one.number), config.data.seed
-    own_rng = functools.partial(sampling.slice_rng, about.file, about.index, seed)
-    coil_set = int(own_rng(_COIL_SET).integers(config.data.coils.sets))
-    view = preparing.view(one.number, source, config, grid)
+    """Prepares a slice: its scan is simulated anew, or the only one is split anew."""
+    change: transforms.Change | None = one.change
+    scan_rng, coil_set = one.rng, one.coil_set
+    if splitter:
+        about, seed = source.describe(one.number), config.data.seed
+        own_rng = functools.partial(sampling.slice_rng, about.file, about.index, seed)
+        change, scan_rng = None, own_rng(_SIMULATION)
+        coil_set = int(own_rng(_COIL_SET).integers(config.data.coils.sets))
+    view = preparing.view(one.number, source, config, grid, change)
     receiver = source.receiver(one.number, coil_set, grid.shape)
-    scan = preparing.scan(view, config, own_rng(_SIMULATION), receiver)
-    split = splitter.split(one.rng, scan.sampled(mask))
-    # Flipped as measured: to flip the image first would measure other points of it.
-    scan = scan.flipped(one.change)
-    seen, held_out = (transforms.flip_kspace(part, one.change) for part in split)
+    scan, held_out = preparing.scan(view, config, scan_rng, receiver), None
+    if splitter:
+        split = splitter.split(one.rng, scan.sampled(mask))
+        # Flipped as measured: to flip the image first would measure other points of it.
+        scan = scan.flipped(one.change)
+        mask, held_out = (transforms.flip_kspace(x, one.change) for x in split)
     where = _where(source, one.number)
-    return preparing.tokenise(scan, seen, layout, config, where, held_out)[0]
+    return preparing.tokenise(scan, mask, layout, config, where, held_out)[0]
 
 
 def _evaluation_batch(
