@@ -1,25 +1,19 @@
 """Every setting of a run, with its default and its meaning.
 
-Those of the data are in `kst_jax.data_config`, those of a network in its own file.
+Those of the data are in `kst_jax.data_config`, those of the masks in
+`kst_jax.mask_config`, those of a network in its own file.
 
 Configs are immutable and checked on construction. `kst_jax.config_dict` builds them
 from config files.
 """
 
 import dataclasses
-import pathlib
 
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError, require_setting
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig, ModelConfig
 
-EXACT_MASKS = ("gaussian_2d", "uniform_1d")
-FASTMRI_MASKS = (
-    "fastmri_random",
-    "fastmri_equispaced",
-    "fastmri_equispaced_fraction",
-)
-_MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank")
 _CHOICES = {
     "optimizer": ("adamw", "rmsprop"),
     "schedule": ("cosine", "constant", "step", "halving"),
@@ -27,114 +21,6 @@ _CHOICES = {
     "domain": ("image", "both"),
     "supervision": ("target", "self"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskConfig:
-    """How k-space is undersampled; see `kst_jax.sampling`.
-
-    Attributes:
-      kind: "gaussian_2d", "uniform_1d", "fastmri_random", "fastmri_equispaced",
-        "fastmri_equispaced_fraction" or "bank".
-      acceleration: all points over sampled points; ignored for kind "bank". fastMRI's
-        kinds may have several, such as (4.0, 8.0): each mask draws one of them.
-      calibration: width of the fully sampled centre: columns (uniform_1d) or the side
-        of a square (gaussian_2d), included in the acceleration's budget.
-      center_fraction: fraction of columns in the fully sampled centre, for fastMRI's
-        kinds: one for each acceleration.
-      bank: path of a .npy array of masks (M, H, W), for kind "bank".
-    """
-
-    kind: str = "gaussian_2d"
-    acceleration: float | tuple[float, ...] = 5.0
-    calibration: int = 0
-    center_fraction: float | tuple[float, ...] = 0.08
-    bank: str = ""
-
-    def __post_init__(self):
-        """Raises InputError for values out of range."""
-        require_setting(
-            self.kind in _MASKS, "mask.kind", self.kind, f"one of {', '.join(_MASKS)}"
-        )
-        for name in ("acceleration", "center_fraction"):
-            value = getattr(self, name)
-            if isinstance(value, list):  # as JSON gives it
-                object.__setattr__(self, name, tuple(value))
-        require_setting(
-            min(self.accelerations, default=0) > 1,
-            "mask.acceleration",
-            self.acceleration,
-            "above 1 (all points over sampled points)",
-        )
-        require_setting(
-            all(0 < fraction <= 1 for fraction in self.center_fractions),
-            "mask.center_fraction",
-            self.center_fraction,
-            "in (0, 1]",
-        )
-        require_setting(
-            self.kind not in FASTMRI_MASKS
-            or len(self.accelerations) == len(self.center_fractions),
-            "mask.center_fraction",
-            self.center_fraction,
-            f"one number for each of mask.acceleration={self.acceleration}",
-        )
-        require_setting(
-            self.kind in FASTMRI_MASKS or len(self.accelerations) == 1,
-            "mask.acceleration",
-            self.acceleration,
-            f"one number if mask.kind={self.kind!r}; fastMRI's kinds may have several",
-        )
-        require_setting(
-            self.calibration >= 0, "mask.calibration", self.calibration, ">= 0"
-        )
-        if self.kind not in EXACT_MASKS:
-            require_setting(
-                self.calibration == 0,
-                "mask.calibration",
-                self.calibration,
-                f"0 if mask.kind={self.kind!r}: mask.center_fraction or the bank sets "
-                "its centre",
-            )
-        if self.kind not in FASTMRI_MASKS:
-            require_setting(
-                self.center_fraction == MaskConfig.center_fraction,
-                "mask.center_fraction",
-                self.center_fraction,
-                f"left at its default if mask.kind={self.kind!r}: mask.calibration or "
-                "the bank sets its centre",
-            )
-        require_setting(
-            not self.bank or self.kind == "bank",
-            "mask.bank",
-            self.bank,
-            f"empty if mask.kind={self.kind!r}; to use it, set mask.kind=bank",
-        )
-        require_setting(
-            self.kind != "fastmri_equispaced"
-            or all(acceleration % 1 == 0 for acceleration in self.accelerations),
-            "mask.acceleration",
-            self.acceleration,
-            "a whole number; for others use mask.kind=fastmri_equispaced_fraction",
-        )
-
-    @property
-    def accelerations(self) -> tuple[float, ...]:
-        """The acceleration, or each of several."""
-        return _several(self.acceleration)
-
-    @property
-    def center_fractions(self) -> tuple[float, ...]:
-        """The fraction of columns in the centre for each acceleration."""
-        return _several(self.center_fraction)
-
-    def by_name(self) -> "MaskConfig":
-        """Cuts the bank's path to its file name."""
-        return dataclasses.replace(self, bank=pathlib.PurePath(self.bank).name)
-
-
-def _several(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +226,7 @@ class Config:
     """A whole run."""
 
     data: DataConfig = DataConfig()  # noqa: RUF009 (immutable)
-    mask: MaskConfig = MaskConfig()
+    mask: MaskConfig = MaskConfig()  # noqa: RUF009 (immutable)
     model: ModelConfig = KSTConfig()  # noqa: RUF009 (immutable)
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

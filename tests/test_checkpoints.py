@@ -13,9 +13,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from kst_jax.config import Config, KSTConfig, MaskConfig, TrainConfig
+from kst_jax.config import Config, KSTConfig, TrainConfig
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.release.command import release
 from kst_jax.runs import agreement, checkpoints, integrity, subjects
 from kst_jax.runs.checkpoints import Checkpoints

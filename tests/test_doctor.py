@@ -11,12 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import Config, MaskConfig
+from kst_jax.config import Config
 from kst_jax.data import opening, pipeline, sources
 from kst_jax.data.readers.npy import NpyVolume
 from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.command import examinations, report
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig
 from tests import fastmri_files
 from tests.programs import run_apart, run_here

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from kst_jax import fourier, tokens
-from kst_jax.config import Config, MaskConfig
+from kst_jax.config import Config
 from kst_jax.data import opening, pipeline
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.export import command, standalone
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.models.registry import build

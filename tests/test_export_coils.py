@@ -8,10 +8,11 @@ import pytest
 
 from kst_jax import tokens
 from kst_jax.birdcage import birdcage
-from kst_jax.config import Config, MaskConfig
+from kst_jax.config import Config
 from kst_jax.data import opening
 from kst_jax.data_config import CoilsConfig, DataConfig
 from kst_jax.export import command, standalone
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.kst import KSpaceTransformer
 from tests.references import make_kst_tiny
 

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from kst_jax.config import EvalConfig, MaskConfig, TrainConfig
+from kst_jax.config import EvalConfig, TrainConfig
 from kst_jax.evaluation.evaluate import evaluate
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.training.loop import train
 from tests.test_training import TINY

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax import sampling
-from kst_jax.config import Config, EvalConfig, MaskConfig, TrainConfig
+from kst_jax import masks, sampling
+from kst_jax.config import Config, EvalConfig, TrainConfig
 from kst_jax.data import opening, pipeline
 from kst_jax.data.readers import fastmri
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.evaluation.evaluate import evaluate
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.models.registry import build
 from kst_jax.runs.checkpoints import write_parameters
@@ -133,7 +134,7 @@ def test_masks_are_fastmris_at_the_measured_width_cleared_outside(config):
             about = test.describe(number)
             width, columns, *_ = SCANS[about.volume.removeprefix("test_")]
             rng = np.random.RandomState(sampling.filename_seed(about.file))
-            wanted = sampling.fastmri_random(rng, (16, width), (2.0, 4.0), (0.1, 0.1))
+            wanted = masks.fastmri_random(rng, (16, width), (2.0, 4.0), (0.1, 0.1))
             first, stop = columns or (0, width)
             wanted[:, :first] = wanted[:, stop:] = False
             np.testing.assert_array_equal(mask, wanted)

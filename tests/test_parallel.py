@@ -12,9 +12,9 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from kst_jax import fourier, parallel, sampling, tokens
 from kst_jax.benchmark import measuring
-from kst_jax.config import MaskConfig
 from kst_jax.data import opening, pipeline
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.training import loop, optimizers

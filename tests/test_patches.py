@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kst_jax import patches, sampling, tokens
-from kst_jax.config import MaskConfig
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.attention_maps import attention_on_grid
 from kst_jax.models.blocks import positional_encoding
 from kst_jax.models.config import KSTConfig

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from kst_jax import fourier, sampling, tokens
-from kst_jax.config import Config, MaskConfig, TrainConfig
+from kst_jax import fourier, masks, tokens
+from kst_jax.config import Config, TrainConfig
 from kst_jax.data import opening, pipeline, sources
 from kst_jax.data.sources import Source
 from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig
 from tests.scans import write_nifti
 
@@ -122,7 +123,7 @@ def test_augmentation_changes_training_alone(people):
 
 def test_networks_get_nothing_of_what_was_not_sampled(tmp_path):
     """Two targets that differ only where nothing was sampled look the same to them."""
-    mask = sampling.gaussian_2d(np.random.default_rng(0), (16, 16), 4)
+    mask = masks.gaussian_2d(np.random.default_rng(0), (16, 16), 4)
     mask[8, 8] = False  # the centre: the mean of the image
     np.save(tmp_path / "mask.npy", mask[None])
     rng, inputs = np.random.default_rng(1), []

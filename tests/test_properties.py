@@ -12,9 +12,9 @@ from skimage.metrics import (
     structural_similarity,
 )
 
-from kst_jax import metrics, patches, sampling, tokens
-from kst_jax.config import MaskConfig
+from kst_jax import masks, metrics, patches, sampling, tokens
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.patches import Layout
 
 # Compiling is slow the first time, and the same examples come in every run.
@@ -25,7 +25,7 @@ settings.load_profile("suite")
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
-EXACT = st.sampled_from([sampling.gaussian_2d, sampling.uniform_1d])
+EXACT = st.sampled_from([masks.gaussian_2d, masks.uniform_1d])
 FASTMRI = st.sampled_from(["random", "equispaced", "equispaced_fraction"])
 
 
@@ -40,7 +40,7 @@ def rng(seed):
 def test_an_exact_mask_has_its_count_and_its_centre_or_is_refused(
     draw, shape, acceleration, calibration, seed
 ):
-    sides = shape if draw is sampling.gaussian_2d else shape[1:]
+    sides = shape if draw is masks.gaussian_2d else shape[1:]
     count = int(np.prod(sides) / acceleration)
     if calibration > min(sides) or count < max(1, calibration ** len(sides)):
         with pytest.raises(InputError, match=r"lower mask\."):

@@ -11,10 +11,11 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from kst_jax import fourier
-from kst_jax.config import Config, MaskConfig
+from kst_jax.config import Config
 from kst_jax.data import finding, samples, sources, transforms
 from kst_jax.data.samples import Sample
 from kst_jax.data_config import AugmentConfig, DataConfig
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.reconstruct.runner import Options, reconstruct

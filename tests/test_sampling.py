@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from kst_jax import sampling
-from kst_jax.config import MaskConfig
+from kst_jax import masks, sampling
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 FASTMRI = json.loads((REFERENCES / "fastmri_masks.json").read_text())
@@ -22,23 +22,23 @@ def rng(seed=0):
 @pytest.mark.parametrize("acceleration", [2.5, 5, 10, 7.3])
 @pytest.mark.parametrize("calibration", [0, 4])
 def test_counts_are_exact(shape, acceleration, calibration):
-    points = sampling.gaussian_2d(rng(), shape, acceleration, calibration)
+    points = masks.gaussian_2d(rng(), shape, acceleration, calibration)
     assert points.shape == shape
     assert points.sum() == int(shape[0] * shape[1] / acceleration)
-    columns = sampling.uniform_1d(rng(), shape, acceleration, calibration)
+    columns = masks.uniform_1d(rng(), shape, acceleration, calibration)
     assert (columns == columns[:1]).all()
     assert columns[0].sum() == int(shape[1] / acceleration)
 
 
 def test_acceleration_of_one_samples_everything():
-    assert sampling.gaussian_2d(rng(), (8, 8), 1).all()
-    assert sampling.uniform_1d(rng(), (8, 8), 1).all()
+    assert masks.gaussian_2d(rng(), (8, 8), 1).all()
+    assert masks.uniform_1d(rng(), (8, 8), 1).all()
 
 
 def test_calibration_is_the_centre():
-    columns = sampling.uniform_1d(rng(), (4, 20), 4, 5)[0]
+    columns = masks.uniform_1d(rng(), (4, 20), 4, 5)[0]
     np.testing.assert_array_equal(np.flatnonzero(columns), [8, 9, 10, 11, 12])
-    points = sampling.gaussian_2d(rng(), (20, 20), 5, 4)
+    points = masks.gaussian_2d(rng(), (20, 20), 5, 4)
     assert points[8:12, 8:12].all()
 
 
@@ -46,7 +46,7 @@ def test_gaussian_points_spread_as_a_normal():
     """Few points hardly exclude each other, so their spread is that of the normal."""
     shape = (64, 32)
     drawn = [
-        np.argwhere(sampling.gaussian_2d(rng(seed), shape, 100)) for seed in range(400)
+        np.argwhere(masks.gaussian_2d(rng(seed), shape, 100)) for seed in range(400)
     ]
     points = np.concatenate(drawn) - (np.array(shape) - 1) / 2
     np.testing.assert_allclose(points.mean(axis=0), 0, atol=0.6)
@@ -57,14 +57,14 @@ def test_gaussian_points_spread_as_a_normal():
 
 
 def test_uniform_columns_are_uniform():
-    counts = sum(sampling.uniform_1d(rng(s), (1, 20), 4)[0] for s in range(2000))
+    counts = sum(masks.uniform_1d(rng(s), (1, 20), 4)[0] for s in range(2000))
     np.testing.assert_allclose(counts / 2000, 0.25, atol=0.04)
 
 
 @pytest.mark.parametrize("name", FASTMRI)
 def test_fastmri_masks_equal_the_published_ones(name):
     kind, file, width = name.split()
-    draw = getattr(sampling, f"fastmri_{kind}")
+    draw = getattr(masks, f"fastmri_{kind}")
     legacy = np.random.RandomState(sampling.filename_seed(file))
     mask = draw(legacy, (5, int(width)), (4, 8), (0.08, 0.04))
     assert "".join("01"[v] for v in mask[0].astype(int)) == FASTMRI[name]
@@ -90,7 +90,7 @@ def test_fixed_masks_depend_on_seed_file_and_slice_alone():
 
 
 def test_bank_masks_come_from_the_bank():
-    bank = np.stack([sampling.uniform_1d(rng(s), (8, 8), 4) for s in range(5)])
+    bank = np.stack([masks.uniform_1d(rng(s), (8, 8), 4) for s in range(5)])
     sampler = sampling.sampler(MaskConfig(kind="bank", bank="masks.npy"), (8, 8), bank)
     assert sampler.fixed_acceleration("file.h5") is None  # the masks decide
     drawn = {sampler.random(rng(s)).tobytes() for s in range(60)}
@@ -126,7 +126,7 @@ def test_bad_settings_are_refused():
             MaskConfig(kind=kind, acceleration=1)
 
 
-@pytest.mark.parametrize("draw", [sampling.gaussian_2d, sampling.uniform_1d])
+@pytest.mark.parametrize("draw", [masks.gaussian_2d, masks.uniform_1d])
 def test_a_calibration_wider_than_kspace_is_refused(draw):
     assert draw(rng(), (20, 10), 1, 10).all()
     with pytest.raises(InputError, match=r"lower mask\.calibration"):

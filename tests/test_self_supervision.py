@@ -9,12 +9,13 @@ import pytest
 
 from kst_jax import fourier, parallel
 from kst_jax.benchmark import measuring
-from kst_jax.config import Config, MaskConfig
+from kst_jax.config import Config
 from kst_jax.config_dict import from_dict
 from kst_jax.data import opening, pipeline, sensitivities, sources
 from kst_jax.data_config import AugmentConfig, CoilsConfig, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.evaluation.evaluate import evaluate
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.d5c5 import D5C5Config
 from kst_jax.models.registry import build
 from kst_jax.runs.checkpoints import read_parameters

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from kst_jax.birdcage import birdcage
-from kst_jax.config import Config, MaskConfig, TrainConfig
+from kst_jax.config import Config, TrainConfig
 from kst_jax.data import opening, pipeline, receivers, sensitivities
 from kst_jax.data_config import AugmentConfig, CoilsConfig, DataConfig
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.sense import SENSEConfig
 from tests import fastmri_files
 from tests.test_coils import direction

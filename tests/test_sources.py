@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.config import MaskConfig
 from kst_jax.data import finding
 from kst_jax.data.sources import (
     open_source,
@@ -19,6 +18,7 @@ from kst_jax.data.sources import (
 )
 from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.runs import subjects
 from kst_jax.sampling import sampler
 from tests.scans import (

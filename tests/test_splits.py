@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kst_jax import sampling
-from kst_jax.config import Config, MaskConfig, TrainConfig
+from kst_jax.config import Config, TrainConfig
 from kst_jax.data import splits
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.d5c5 import D5C5Config
 
 SHAPE = (12, 24)

@@ -10,16 +10,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kst_jax.configs.studies import (
-    attention,
-    attention_128,
-    coils,
-    paper_fastmri,
-    paper_oasis,
-    search,
-    self_supervised,
-    small,
-)
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.metrics import psnr
 from kst_jax.models.d5c5 import D5C5Config
@@ -27,9 +17,8 @@ from kst_jax.runs.checkpoints import read_parameters
 from kst_jax.study import cells, clock, comparison
 from kst_jax.study.command import run as run_study
 from kst_jax.study.command import time_steps
-from kst_jax.study.protocol import Cell, cells_of, config_of
+from kst_jax.study.protocol import Cell, cells_of
 from kst_jax.study.protocol import read as read_study
-from tests.conftest import ROOT
 from tests.programs import run_here
 from tests.test_training import TINY
 
@@ -363,25 +352,6 @@ def test_people_do_not_lend_each_other_slices():
     assert comparison.paired_interval(difference, subject) == (5.0, 5.0)
 
 
-@pytest.mark.parametrize("config", [small, paper_oasis, paper_fastmri])
-def test_the_studies_are_whole(config):
-    whole = read_study(config.get_config())
-    assert whole.order[:2] == ("uniform1d_5x", "gaussian2d_5x")
-    for cell in cells_of(whole):
-        config = config_of(whole, cell)
-        assert config.train.steps * config.train.batch_size >= 2_000
-
-
-def test_rows_without_targets_differ_in_that_alone():
-    study = read_study(self_supervised.get_config())
-    configs = {cell.method: config_of(study, cell) for cell in cells_of(study)}
-    whole = configs["target"]
-    assert whole.train.steps * whole.train.batch_size == 6_000
-    for name, weighted in (("self", False), ("self_weighted", True)):
-        train = dataclasses.replace(whole.train, supervision="self", weighted=weighted)
-        assert configs[name] == dataclasses.replace(whole, train=train)
-
-
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -444,22 +414,3 @@ def test_the_clock_times_every_method_in_each_round(tmp_path, monkeypatch, capsy
     out = capsys.readouterr().out
     assert "| a/kst/0 | 1.5 (1.5-1.5) | 1.00 |" in out
     assert "| a/d5c5/0 | 0.5 (0.5-0.5) | 0.33 |" in out
-
-
-@pytest.mark.parametrize("config", [small, search, coils, attention, attention_128])
-def test_published_tables_are_made_from_published_results(config, tmp_path):
-    folder = ROOT / "studies" / config.__name__.rpartition(".")[2]
-    shutil.copytree(folder / "results", tmp_path / "results")
-    found = read_study(config.get_config())
-    comparison.write(found, cells.finished(found, tmp_path), tmp_path)
-    assert (tmp_path / "tables.md").read_text() == (folder / "tables.md").read_text()
-    made, kept = (
-        jax.tree.flatten(json.loads((place / "tables.json").read_text()))
-        for place in (tmp_path, folder)
-    )
-    assert made[1] == kept[1]
-    for one, other in zip(made[0], kept[0], strict=True):
-        if isinstance(one, str):
-            assert one == other
-        else:
-            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)

@@ -11,9 +11,10 @@ import pytest
 
 from kst_jax import parallel
 from kst_jax.benchmark.measuring import example
-from kst_jax.config import Config, MaskConfig, TrainConfig
+from kst_jax.config import Config, TrainConfig
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import DivergedError, InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build

@@ -15,8 +15,9 @@ import numpy as np
 
 from kst_jax.config import Config
 from kst_jax.errors import InputError
+from kst_jax.masks import draw_scores, gaussian_log_density, middle
 from kst_jax.patches import Layout
-from kst_jax.sampling import Sampler, draw_scores, gaussian_log_density, middle
+from kst_jax.sampling import Sampler
 
 Shape = tuple[int, ...]
 

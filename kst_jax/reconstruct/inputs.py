@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from kst_jax import sampling, tokens
-from kst_jax.config import Config, MaskConfig
+from kst_jax.config import Config
 from kst_jax.data import native, samples, transforms
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.samples import Geometry, Sample
 from kst_jax.data.transforms import Normalisation
 from kst_jax.data.volumes import Volume
 from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.patches import Layout
 
 

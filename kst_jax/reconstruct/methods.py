@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from kst_jax import tokens
-from kst_jax.config import Config, MaskConfig
+from kst_jax.config import Config
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import ModelConfig
 from kst_jax.models.registry import build
 from kst_jax.models.sense import SENSEConfig
