@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kst_jax import fourier
+from kst_jax.data.fourier import ifftc_middle
 
 SHAPES = [(8, 8), (7, 10), (9, 5)]
 
@@ -43,4 +44,17 @@ def test_magnitude_is_that_of_complex_numbers():
     x = signal((4, 4))
     np.testing.assert_allclose(
         fourier.magnitude(jnp.asarray(x)), np.abs(x[..., 0] + 1j * x[..., 1]), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("rows", [4, 5])
+@pytest.mark.parametrize("count", [8, 9])
+def test_the_middle_of_transformed_rows_is_numpys(count, rows):
+    kspace = signal((count, 6))
+    kspace = kspace[..., 0] + 1j * kspace[..., 1]
+    z = np.fft.ifft(np.fft.ifftshift(kspace, axes=1), axis=1, norm="ortho")
+    z = np.fft.fftshift(z, axes=1)
+    first = (count - rows) // 2
+    np.testing.assert_allclose(
+        ifftc_middle(kspace, rows), z[:, first : first + rows], atol=1e-6
     )

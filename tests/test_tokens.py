@@ -27,6 +27,15 @@ def test_tokens_and_queries_partition_the_grid():
     assert (t["kspace"][~mask] == 0).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_were_not_sampled_change_nothing(value):
+    kspace, mask = slice_of()
+    found = tokens.tokenise(np.where(mask[..., None], kspace, value), mask)
+    expected = tokens.tokenise(kspace, mask)
+    for name in ("value", "kspace"):
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
 def test_filling_queries_restores_a_spectrum():
     slices = [slice_of(seed=s) for s in range(2)]
     layout = Layout.of(*(mask for _, mask in slices))
