@@ -63,6 +63,14 @@ class Acquisition:
         """Applies A^H A to an image (..., H, W, 2)."""
         return self.image(self.forward(image))
 
+    def measured(self, kspace: jax.Array) -> jax.Array:
+        """Returns all that data consistency needs of k-space: here the k-space."""
+        return kspace
+
+    def unweighted(self) -> "Acquisition":
+        """Returns the acquisition whose samples all have the weight 1: this one."""
+        return self
+
     def fill(self, spectrum: jax.Array, kspace: jax.Array) -> jax.Array:
         """Puts the measured values of k-space back into a spectrum, unchanged."""
         return jnp.where(self._points, kspace, spectrum)

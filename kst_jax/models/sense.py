@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from kst_jax.acquisition import Acquisition
+from kst_jax.conjugate_gradients import solve
 from kst_jax.models.config import ModelConfig, require_option, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
 from kst_jax.tokens import Batch
@@ -58,32 +58,12 @@ def minimise(
     Returns:
       Images (B, H, W, 2).
     """
-    start = acquisition.adjoint(kspace)
-    least = 1e-10 * _inner(start, start)
-
-    @jax.checkpoint
-    def iterate(carry: tuple, _: None) -> tuple[tuple, None]:
-        image, residual, direction, energy = carry
-        product = acquisition.normal(direction) + weight * direction
-        going = energy > least  # else the slice stays as it is
-        step = _ratio(energy, _inner(direction, product), going)
-        image, residual = image + step * direction, residual - step * product
-        new = _inner(residual, residual)
-        direction = residual + _ratio(new, energy, going) * direction
-        return (image, residual, direction, new), None
-
-    carry = (jnp.zeros_like(start), start, start, _inner(start, start))
-    return lax.scan(iterate, carry, length=iterations)[0][0]
-
-
-def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Inner product of each slice, (B, H, W, 2) to (B, 1, 1, 1)."""
-    return (x * y).sum((1, 2, 3), keepdims=True)
-
-
-def _ratio(x: jax.Array, y: jax.Array, holds: jax.Array) -> jax.Array:
-    """Quotient where a condition holds, else 0; its gradient is finite everywhere."""
-    return jnp.where(holds, x / jnp.where(holds, y, 1), 0)
+    acquisition = acquisition.unweighted()
+    return solve(
+        lambda x: acquisition.normal(x) + weight * x,
+        acquisition.adjoint(kspace),
+        iterations,
+    )
 
 
 class SENSE(Reconstructor):
