@@ -33,6 +33,12 @@ class Acquisition:
     mask: jax.Array
     maps: jax.Array | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the images."""
+        rows, columns = self.mask.shape[-2:]
+        return rows, columns
+
     def sampled(self, spectrum: jax.Array) -> jax.Array:
         """Applies M: a spectrum where sampled, zero elsewhere."""
         return jnp.where(self._points, spectrum, 0)

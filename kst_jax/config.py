@@ -256,6 +256,8 @@ class Config:
         )
         if self.train.self_supervised:
             self._require_self_supervision()
+        if self.mask.off_grid:
+            self._require_trajectories()
         for name, seed in {
             "data.seed": self.data.seed,
             "data.split_seed": self.data.split_seed,
@@ -303,6 +305,23 @@ class Config:
                 "(0, ...) for several coils if train.supervision='self': stage LR has "
                 "only low-resolution images, which these coils do not compare",
             )
+
+    def _require_trajectories(self) -> None:
+        """Raises InputError for settings that need samples on the grid."""
+        why = f"if mask.kind={self.mask.kind!r}"
+        self.model.require_trajectories(self.mask.kind, self.data.coils)
+        require_setting(
+            self.data.normalise == "measured",
+            "data.normalise",
+            self.data.normalise,
+            f"'measured' {why}",
+        )
+        require_setting(
+            not self.train.self_supervised,
+            "train.supervision",
+            self.train.supervision,
+            f"'target' {why}: only points of the grid are split",
+        )
 
     def by_name(self) -> "Config":
         """Cuts paths of inputs to file names; it does not matter where they are."""

@@ -29,7 +29,7 @@ _TITLE = {"fontsize": 9, "pad": 4}
 _BESIDE = 3  # slices, with two images each, that fit across a page
 _NAME = {"fontsize": 9, "labelpad": 4}
 _NAME_WIDTH = 20  # characters that fit beside an image
-_NOTE = {"fontsize": 8, "labelpad": 3}
+_NOTE: dict[str, Any] = {"fontsize": 8, "labelpad": 3}
 _DECADES = 3  # decades of a spectrum to show, down from its largest values
 _BLANK = "#3f5573"
 
@@ -53,12 +53,12 @@ class AttentionMaps(NamedTuple):
 
 
 def reconstruction_figure(
-    methods: Mapping[str, np.ndarray], target_SxHxW: np.ndarray, mask_SxHxW: np.ndarray
+    methods: Mapping[str, np.ndarray], target_SxHxW: np.ndarray, sampling: np.ndarray
 ) -> Figure:
     """Compares reconstructions of a few slices, one method per row (paper Fig. 2).
 
     Each slice takes two columns; three slices stand side by side, further ones below.
-    The first row shows the target and the sampling mask. Every other row shows a
+    The first row shows the target and what was sampled. Every other row shows a
     method's image with its PSNR and SSIM, and its error map. The scores are those of
     the images shown, which need not be in a network's units. Errors are relative to the
     range (max - min) of the target's slice and share one colour scale; brighter means
@@ -67,7 +67,8 @@ def reconstruction_figure(
     Args:
       methods: name to magnitudes (S, H, W), in the order of the rows.
       target_SxHxW: magnitudes of the fully sampled slices, none of them constant.
-      mask_SxHxW: True where k-space was sampled.
+      sampling: masks (S, H, W), True where k-space was sampled, or trajectories
+        (S, N, 2), row then column, in units of 1 / field of view.
 
     Raises:
       InputError: images differ in shape from the target, or are too small for SSIM.
@@ -85,12 +86,11 @@ def reconstruction_figure(
 
     names = ["Target", *(textwrap.fill(name, _NAME_WIDTH) for name in methods)]
     figure, axes, blocks = _slice_blocks(names, target_SxHxW.shape)
-    slices = zip(blocks, target_SxHxW, mask_SxHxW, strict=True)
-    for i, (block, target, mask) in enumerate(slices):
-        (target_ax, mask_ax), *pairs = block
+    slices = zip(blocks, target_SxHxW, sampling, strict=True)
+    for i, (block, target, sampled) in enumerate(slices):
+        (target_ax, sampling_ax), *pairs = block
         _show(target_ax, target, **_window(target))
-        _show(mask_ax, mask, cmap="gray", vmin=0, vmax=1)
-        mask_ax.set_xlabel(f"mask, {1 / np.mean(mask):.1f}x", **_NOTE)
+        _show_sampling(sampling_ax, sampled, target.shape)
         for (image_ax, error_ax), (name, x) in zip(pairs, methods.items(), strict=True):
             _show(image_ax, x[i], **_window(target))
             psnrs, ssims = scores[name]
@@ -99,6 +99,18 @@ def reconstruction_figure(
     axes[0, 0].set_xlabel("scores of images as shown", **_NOTE)
     _add_scale(figure, shown, axes[1:, -1], "error / target range")
     return figure
+
+
+def _show_sampling(axes: Axes, sampling: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Shows a mask (H, W), or a trajectory (N, 2) over the k-space of an image."""
+    if sampling.dtype == bool:
+        _show(axes, sampling, cmap="gray", vmin=0, vmax=1)
+        axes.set_xlabel(f"mask, {1 / np.mean(sampling):.1f}x", **_NOTE)
+        return
+    _show(axes, np.zeros(shape), cmap="gray", vmin=0, vmax=1)
+    row, column = (sampling + np.array(shape) // 2).T
+    axes.plot(column, row, ".", color="white", markersize=1, markeredgewidth=0)
+    axes.set_xlabel(f"trajectory, {len(sampling):,} samples", **_NOTE)
 
 
 def stages_figure(

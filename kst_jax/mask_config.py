@@ -11,18 +11,22 @@ FASTMRI_MASKS = (
     "fastmri_equispaced",
     "fastmri_equispaced_fraction",
 )
-_MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank")
+# Off the grid; see `kst_jax.trajectories`.
+TRAJECTORIES = ("radial", "golden_radial", "spiral", "gaussian_points")
+_MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank", *TRAJECTORIES)
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskConfig:
-    """How k-space is undersampled; see `kst_jax.masks`.
+    """How k-space is undersampled; see `kst_jax.masks` and `kst_jax.trajectories`.
 
     Attributes:
       kind: "gaussian_2d", "uniform_1d", "fastmri_random", "fastmri_equispaced",
-        "fastmri_equispaced_fraction" or "bank".
+        "fastmri_equispaced_fraction" or "bank"; or, off the grid, "radial",
+        "golden_radial", "spiral" or "gaussian_points".
       acceleration: all points over sampled points; ignored for kind "bank". fastMRI's
-        kinds may have several, such as (4.0, 8.0): each mask draws one of them.
+        kinds may have several, such as (4.0, 8.0): each mask draws one of them. Radial
+        sampling has as many spokes as Cartesian sampling would have columns.
       calibration: width of the fully sampled centre: columns (uniform_1d) or the side
         of a square (gaussian_2d), included in the acceleration's budget.
       center_fraction: fraction of columns in the fully sampled centre, for fastMRI's
@@ -102,6 +106,11 @@ class MaskConfig:
             self.acceleration,
             "a whole number; for others use mask.kind=fastmri_equispaced_fraction",
         )
+
+    @property
+    def off_grid(self) -> bool:
+        """Whether points are sampled that the grid of k-space does not have."""
+        return self.kind in TRAJECTORIES
 
     @property
     def accelerations(self) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ Images are two-channel arrays (B, H, W, 2) as in `kst_jax.fourier`; samples are
 (B, N, 2), or (B, C, N, 2) of several coils.
 """
 
+import dataclasses
 from typing import Self
 
 import flax.struct
@@ -22,6 +23,8 @@ from kst_jax.fourier import fft2c, ifft2c, to_channels, to_complex
 # Steps towards the samples that `consistent` takes; with density compensation the
 # spectrum of A^H A is flat, so a few suffice.
 _STEPS = 4
+# Of a predicted image against such samples.
+DAMPING = 0.1
 
 
 @flax.struct.dataclass
@@ -43,7 +46,7 @@ class NonCartesian:
     weights: jax.Array
     transfer: jax.Array
     maps: jax.Array | None = None
-    damping: jax.Array | float = 0.1
+    damping: jax.Array | float = DAMPING
 
     @classmethod
     def on(
@@ -67,6 +70,10 @@ class NonCartesian:
         """Returns the acquisition whose samples all have the weight 1."""
         ones = jnp.ones_like(self.weights)
         return self.on(self.trajectory, ones, self.shape, self.maps)
+
+    def damped(self, damping: jax.Array | float) -> "NonCartesian":
+        """Returns the acquisition with another damping."""
+        return dataclasses.replace(self, damping=damping)
 
     def spectrum(self, image: jax.Array) -> jax.Array:
         """Transforms an image (B, H, W, 2) to the grid of k-space."""

@@ -114,6 +114,12 @@ class Layout:
         return cls(min(counts), max(counts), all(map(samples_lines, masks)), patch)
 
     @property
+    def middle(self) -> "Layout":
+        """The layout of masks with a number of points in the middle of the range."""
+        points = round((self.least + self.most) / 2)
+        return dataclasses.replace(self, least=points, most=points)
+
+    @property
     def exact(self) -> bool:
         """Whether every mask has the same number of tokens."""
         whole = self.patch == (1, 1) or (self.lines and self.patch[1] == 1)

@@ -74,13 +74,14 @@ class Sampler:
         """Least and largest number of points that a mask can have."""
         return self.buckets[-1]
 
-    def layout(self, patch: Shape, counts: Sequence[int] = ()) -> Layout:
-        """Returns the layout of tokens for masks with these numbers of points.
+    def layout(self, patch: Shape, patterns: Sequence[np.ndarray] = ()) -> Layout:
+        """Returns the layout of tokens for masks of this setting.
 
         Args:
           patch: rows and columns of a patch.
-          counts: numbers of points; by default any that a mask can have.
+          patterns: masks (H, W); by default any that the setting has.
         """
+        counts = [int(mask.sum()) for mask in patterns]
         least, most = self.bucket(counts) if counts else self.counts
         return Layout(least, most, self.lines, patch)
 

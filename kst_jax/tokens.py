@@ -22,6 +22,7 @@ from kst_jax import patches
 from kst_jax.acquisition import Acquisition
 from kst_jax.errors import InputError
 from kst_jax.fourier import fft2c
+from kst_jax.non_cartesian import NonCartesian
 from kst_jax.patches import Layout
 
 
@@ -39,14 +40,18 @@ class Batch:
         measures the spectrum of the combined image. Padding repeats the last patch of
         the grid, and its result is never read.
       kspace: measured k-space (B, H, W, 2), zero where not sampled; (B, C, H, W, 2) of
-        C coils if there are maps.
-      mask: (B, H, W), True where sampled.
+        C coils if there are maps. Off the grid it is the samples, (B, N, 2) or
+        (B, C, N, 2).
+      mask: (B, H, W), True where sampled; False everywhere off the grid.
       image: fully sampled image (B, H, W, 2), the target; None if unknown.
       empty: (B, H, W), True where the scanner measured nothing because k-space is taken
         to be zero there: neither tokens nor queries. None if there is no such place.
       seen: (B, N, V), True where a point of a token's patch is sampled; None if tokens
         are points.
       maps: sensitivity maps (B, C, H, W, 2); None for one coil that sees the image.
+      trajectory: places (B, N, 2) of samples off the grid, in units of 1 / field of
+        view; None on the grid.
+      density: weights (B, N) that compensate for the density of these samples.
       peak: largest magnitude (B,) of the target's volume, in the units of the image;
         None if unknown.
       held_out: (B, H, W) weights of the errors at measured points that the network does
@@ -68,6 +73,8 @@ class Batch:
     empty: jax.Array | None = None
     seen: jax.Array | None = None
     maps: jax.Array | None = None
+    trajectory: jax.Array | None = None
+    density: jax.Array | None = None
     peak: jax.Array | None = None
     held_out: jax.Array | None = None
     held_kspace: jax.Array | None = None
@@ -75,26 +82,34 @@ class Batch:
     patch: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
 
     @property
-    def acquisition(self) -> Acquisition:
-        """The forward model that the slices were sampled by.
+    def acquisition(self) -> Acquisition | NonCartesian:
+        """The forward model that the slices were sampled by."""
+        if self.trajectory is None:
+            return self.cartesian
+        assert self.density is not None
+        return NonCartesian.on(self.trajectory, self.density, self.grid, self.maps)
 
-        Zeros of places that are known to be empty count as samples.
-        """
-        if self.empty is None:
-            return Acquisition(self.mask, self.maps)
-        return Acquisition(self.mask | self.empty, self.maps)
+    @property
+    def cartesian(self) -> Acquisition:
+        """The forward model of slices that were sampled on the grid."""
+        return Acquisition(self.known, self.maps)
+
+    @property
+    def known(self) -> jax.Array:
+        """The points (B, H, W) of the grid that are measured, or known to be empty."""
+        return self.mask if self.empty is None else self.mask | self.empty
 
     @property
     def asked(self) -> jax.Array:
         """The points (B, H, W) to predict."""
         if self.maps is None:
-            return ~self.acquisition.mask
+            return ~self.known
         return jnp.ones_like(self.mask)
 
     @property
     def zero_filled_spectrum(self) -> jax.Array:
         """Spectrum (B, H, W, 2) of the zero-filled image, coils combined."""
-        if self.maps is None:
+        if self.maps is None and self.trajectory is None:
             return self.kspace
         return fft2c(self.acquisition.adjoint(self.kspace))
 
@@ -287,13 +302,16 @@ def fill(
     value_BxMxV2: jax.Array,
     order: jax.Array,
     kspace: jax.Array,
-    acquisition: Acquisition,
+    acquisition: Acquisition | NonCartesian,
     patch: tuple[int, int] = (1, 1),
 ) -> jax.Array:
-    """Completes a spectrum (B, H, W, 2) of queries' values by the measured ones."""
+    """Completes a spectrum (B, H, W, 2) of queries' values by the measured ones.
+
+    `kspace` is that, or off the grid what `NonCartesian.measured` makes of it.
+    """
     # Gathers by number: a scatter by index would run serially on a CPU.
     grid = jnp.take_along_axis(value_BxMxV2, order[..., None], axis=1)
-    spectrum = patches.join(grid, acquisition.mask.shape[-2:], patch)
+    spectrum = patches.join(grid, acquisition.shape, patch)
     return acquisition.completed(spectrum, kspace)
 
 

@@ -145,7 +145,7 @@ def test_points_of_the_grid_are_those_of_cartesian_sampling(shape):
 def test_data_consistency_solves_the_damped_equations(case):
     """Against numpy's solution, as far as a few steps reach."""
     image, kspace = channels(case.image), channels(case.kspace)
-    acquisition = case.acquisition.replace(damping=1.0)
+    acquisition = case.acquisition.damped(1.0)
     found = complex_of(acquisition.consistent(image, acquisition.measured(kspace)))
     for n, (a, x, y) in enumerate(
         zip(case.matrices, case.image, case.kspace, strict=True)
@@ -163,7 +163,7 @@ def test_a_consistent_image_stays_and_damping_holds_an_image(case):
     measured = case.acquisition.measured(case.acquisition.forward(image))
     found = case.acquisition.consistent(image, measured)
     np.testing.assert_allclose(found, image, atol=1e-4)
-    held = case.acquisition.replace(damping=1e6)
+    held = case.acquisition.damped(1e6)
     found = held.consistent(image, held.measured(kspace))
     np.testing.assert_allclose(found, image, atol=1e-4)
 

@@ -11,19 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kst_jax import parallel
 from kst_jax.benchmark.operation_counts import network_flops, traced_flops
-from kst_jax.birdcage import birdcage
 from kst_jax.config import Config
-from kst_jax.data import opening, splits
+from kst_jax.data import opening, pipeline
 from kst_jax.errors import InputError
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.registry import build
 from kst_jax.programs import processes
-from kst_jax.tokens import Batch, batch_of, tokenise
+from kst_jax.tokens import Batch
 from kst_jax.training import loop, optimizers
 
 WORK = ("forward", "train step")
@@ -82,28 +80,7 @@ class Case:
 
 def example(config: Config, count: int) -> Batch:
     """Returns a batch of random slices, undersampled as the config says."""
-    sampler, rng = opening.open_sampler(config), np.random.default_rng(0)
-    patch = config.model.patch
-    layout, splitter = sampler.layout(patch), splits.splitter_of(config, sampler)
-    if splitter:
-        layout = splitter.layout(layout)
-
-    coils = config.data.coils
-    maps = birdcage(0, config.data.size, coils.count)
-    maps = np.stack([maps.real, maps.imag], axis=-1)
-
-    def one() -> dict[str, np.ndarray]:
-        image = rng.normal(size=(*config.data.size, 2)).astype(np.float32)
-        mask, kspace, fields = sampler.random(rng), image, {"image": image}
-        if coils.separate:
-            kspace = rng.normal(size=maps.shape).astype(np.float32)
-            fields["maps"] = maps
-        if splitter:
-            mask, held_out = splitter.split(rng, mask)
-            fields |= splits.compared(kspace, held_out)
-        return tokenise(kspace, mask, layout) | fields
-
-    return batch_of([one() for _ in range(count)], patch=patch)
+    return pipeline.example_batch(config, opening.open_sampler(config), count)
 
 
 def measure(case: Case) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Counts the floating-point operations of a network (paper section 2.3)."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,11 +9,15 @@ from kst_jax import patches
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import Reconstructor
 from kst_jax.patches import Layout
+from kst_jax.readouts import ReadoutLayout
 from kst_jax.tokens import Batch
 
 
 def network_flops(
-    config: KSTConfig, layout: Layout, size: tuple[int, int], coils: int = 1
+    config: KSTConfig,
+    layout: Layout | ReadoutLayout,
+    size: tuple[int, int],
+    coils: int = 1,
 ) -> int:
     """Counts the K-Space Transformer's operations to reconstruct one slice.
 
@@ -30,8 +33,7 @@ def network_flops(
       coils: number of coils.
     """
     c, width = config, config.width
-    middle = round((layout.least + layout.most) / 2)
-    layout = dataclasses.replace(layout, least=middle, most=middle)
+    layout = layout.middle
     pixels, points = math.prod(size), math.prod(c.patch)
     low = math.prod(patches.grid_of(c.lr_size, c.patch))
     sampled = layout.tokens(size)

@@ -1,12 +1,12 @@
 """What a run reads: its scans, who is set apart, and how slices are undersampled."""
 
-from kst_jax import sampling
+from kst_jax import sampling, trajectory_sampling
 from kst_jax.config import Config
 from kst_jax.data import native, sources, transforms, volumes
 from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError
-from kst_jax.sampling import Sampler
+from kst_jax.patterns import Patterns
 
 
 def open_sources(config: Config) -> tuple[Source, Source]:
@@ -118,12 +118,14 @@ def _require_grids(source: Source, config: Config) -> None:
             ) from None
 
 
-def open_sampler(config: Config) -> Sampler:
+def open_sampler(config: Config) -> Patterns:
     """Returns the undersampling of a run, with its bank of masks if it has one.
 
     Raises:
-      InputError: settings that no mask can meet, or an unreadable bank.
+      InputError: settings that no mask or trajectory can meet, or an unreadable bank.
     """
+    if config.mask.off_grid:
+        return trajectory_sampling.sampler(config.mask, config.data.size)
     bank = None
     if config.mask.kind == "bank":
         if not config.mask.bank:

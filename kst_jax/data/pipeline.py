@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -31,9 +31,8 @@ from kst_jax.data.native import Grid
 from kst_jax.data.sources import Source
 from kst_jax.data.splits import Splitter
 from kst_jax.data_config import DataConfig
-from kst_jax.patches import Layout
+from kst_jax.patterns import Patterns
 from kst_jax.programs import processes
-from kst_jax.sampling import Sampler
 from kst_jax.tokens import Batch
 
 # What draws of a slice's own generators are for; masks need no number.
@@ -59,23 +58,17 @@ class EvalBatch(NamedTuple):
     number: np.ndarray
 
 
-def example_batch(config: Config, sampler: Sampler) -> Batch:
-    """Returns a batch of one empty slice; other dimensions are those of any batch."""
-    mask = sampler.random(np.random.default_rng(0))
-    image = np.zeros((*config.data.size, 2), np.float32)
-    kspace, fields = image, {"image": image}
-    if config.data.coils.separate:
-        kspace = np.stack([image] * config.data.coils.count)
-        fields["maps"] = kspace
-    patch = config.model.patch
-    fields |= tokens.tokenise(kspace, mask, sampler.layout(patch))
-    return tokens.batch_of([fields], patch=patch)
+def example_batch(config: Config, sampler: Patterns, count: int = 1) -> Batch:
+    """Returns a batch of random slices, undersampled as the config says."""
+    rng = np.random.default_rng(0)
+    slices = [preparing.example(config, sampler, rng) for _ in range(count)]
+    return tokens.batch_of(slices, patch=config.model.patch)
 
 
 def training_batches(
     source: Source,
     config: Config,
-    sampler: Sampler,
+    sampler: Patterns,
     process: int = 0,
     processes: int = 1,
     first_step: int = 0,
@@ -135,7 +128,7 @@ def _seed(config: Config, place: int) -> int:
 def evaluation_batches(
     source: Source,
     config: Config,
-    sampler: Sampler,
+    sampler: Patterns,
     process: int = 0,
     processes: int = 1,
     *,
@@ -188,7 +181,7 @@ def _in_order(source: Source, config: Config) -> Iterator[_Row]:
 def evaluation_slice(
     source: Source,
     config: Config,
-    sampler: Sampler,
+    sampler: Patterns,
     number: int,
 ) -> Batch:
     """Returns the slice with this number in `evaluation_batches`, as a batch of one."""
@@ -268,7 +261,7 @@ def _training_batch(
     *,
     source: Source,
     config: Config,
-    sampler: Sampler,
+    sampler: Patterns,
     splitter: Splitter | None,
     grid: Grid,
     share: slice,
@@ -276,9 +269,9 @@ def _training_batch(
     """Prepares a process's share of a global batch."""
     # All processes must choose the same bucket, so they know each other's masks.
     known = drawn if len(sampler.buckets) > 1 else drawn[share]
-    masks = [_training_mask(one, source, config, sampler) for one in known]
-    counts, patch = [int(mask.sum()) for mask in masks], config.model.patch
-    layout = sampler.layout(patch, counts)
+    patterns = [_training_pattern(one, source, config, sampler) for one in known]
+    patch = config.model.patch
+    layout = sampler.layout(patch, patterns)
     if splitter:
         layout = splitter.layout(layout)
     prepare = functools.partial(
@@ -289,14 +282,15 @@ def _training_batch(
         grid=grid,
         layout=layout,
     )
-    own = zip(drawn[share], masks[share] if known is drawn else masks, strict=True)
-    slices = [prepare(one, mask) for one, mask in own]
+    own = patterns[share] if known is drawn else patterns
+    pairs = zip(drawn[share], own, strict=True)
+    slices = [prepare(one, pattern) for one, pattern in pairs]
     return tokens.batch_of(slices, grid.field, patch)
 
 
-def _training_mask(
-    one: _Drawn, source: Source, config: Config, sampler: Sampler
-) -> np.ndarray:
+def _training_pattern(
+    one: _Drawn, source: Source, config: Config, sampler: Patterns
+) -> Any:
     if not config.train.self_supervised:
         return sampler.random(one.rng)
     about = source.describe(one.number)
@@ -305,13 +299,13 @@ def _training_mask(
 
 def _training_slice(
     one: _Drawn,
-    mask: np.ndarray,
+    pattern: Any,
     *,
     source: Source,
     config: Config,
     splitter: Splitter | None,
     grid: Grid,
-    layout: Layout,
+    layout: Any,
 ) -> dict[str, np.ndarray]:
     """Prepares a slice: its scan is simulated anew, or the only one is split anew."""
     change: transforms.Change | None = one.change
@@ -325,12 +319,12 @@ def _training_slice(
     receiver = source.receiver(one.number, coil_set, grid.shape)
     scan, held_out = preparing.scan(view, config, scan_rng, receiver), None
     if splitter:
-        split = splitter.split(one.rng, scan.sampled(mask))
+        split = splitter.split(one.rng, scan.sampled(pattern))
         # Flipped as measured: to flip the image first would measure other points of it.
         scan = scan.flipped(one.change)
-        mask, held_out = (transforms.flip_kspace(x, one.change) for x in split)
+        pattern, held_out = (transforms.flip_kspace(x, one.change) for x in split)
     where = _where(source, one.number)
-    return preparing.tokenise(scan, mask, layout, config, where, held_out)[0]
+    return preparing.tokenise(scan, pattern, layout, config, where, held_out)[0]
 
 
 def _evaluation_batch(
@@ -338,7 +332,7 @@ def _evaluation_batch(
     *,
     source: Source,
     config: Config,
-    sampler: Sampler,
+    sampler: Patterns,
     share: tuple[int, int],
     holds_out: bool = False,
 ) -> EvalBatch:
@@ -349,12 +343,12 @@ def _evaluation_batch(
     places = range(share[0] * size, (share[0] + 1) * size)
     own = [row.numbers[place] for place in places]
     # All processes must choose the same bucket, so they know each other's masks.
-    masks = {}
+    patterns = {}
     for number in row.numbers if len(sampler.buckets) > 1 else own:
         about = source.describe(number)
-        masks[number] = sampler.fixed(about.file, about.index, seed)
-    counts, patch = [int(mask.sum()) for mask in masks.values()], config.model.patch
-    layout = sampler.layout(patch, counts)
+        patterns[number] = sampler.fixed(about.file, about.index, seed)
+    patch = config.model.patch
+    layout = sampler.layout(patch, list(patterns.values()))
     if splitter:
         layout = splitter.layout(layout)
     views = [preparing.view(number, source, config, row.grid) for number in own]
@@ -364,10 +358,10 @@ def _evaluation_batch(
         own_rng = functools.partial(sampling.slice_rng, about.file, about.index, seed)
         receiver = source.receiver(number, 0, row.grid.shape)
         scan = preparing.scan(view, config, own_rng(_SIMULATION), receiver)
-        mask, held_out = masks[number], None
+        pattern, held_out = patterns[number], None
         if splitter:
-            mask, held_out = splitter.split(own_rng(_SPLIT), scan.sampled(mask))
-        prepared = preparing.tokenise(scan, mask, layout, config, where, held_out)
+            pattern, held_out = splitter.split(own_rng(_SPLIT), scan.sampled(pattern))
+        prepared = preparing.tokenise(scan, pattern, layout, config, where, held_out)
         slices.append(prepared[0])
         scalings.append(prepared[1])
     references = [view.reference for view in views if view.reference is not None]

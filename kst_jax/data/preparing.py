@@ -1,16 +1,18 @@
 """Prepares one slice of a fully sampled scan for training or evaluation."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kst_jax import tokens
+from kst_jax import readouts, tokens
+from kst_jax.birdcage import birdcage
 from kst_jax.config import Config
-from kst_jax.data import native, splits, transforms
+from kst_jax.data import native, nufft, splits, transforms
 from kst_jax.data.native import Grid, View
 from kst_jax.data.receivers import Receiver
 from kst_jax.data.sources import Source
-from kst_jax.patches import Layout
+from kst_jax.patterns import Patterns
+from kst_jax.trajectories import Trajectory
 
 
 def grid_of(source: Source, number: int, config: Config) -> Grid:
@@ -49,6 +51,10 @@ def view(
     image = transforms.fourier_resize(image, data.size, data.resize)
     # A measured image has a phase.
     return View(image, simulated=not item.image.imag.any())
+
+
+# A mask (H, W), or off the grid a trajectory.
+Pattern = np.ndarray | Trajectory
 
 
 class Scan(NamedTuple):
@@ -109,8 +115,8 @@ def scan(
 
 def tokenise(
     scan: Scan,
-    mask: np.ndarray,
-    layout: Layout,
+    pattern: Pattern,
+    layout: Any,
     config: Config,
     where: str,
     held_out: np.ndarray | None = None,
@@ -119,7 +125,8 @@ def tokenise(
 
     Args:
       scan: the slice.
-      mask: (H, W), True where the network sees samples.
+      pattern: what the network sees: a mask (H, W), True where it sees samples, or a
+        trajectory.
       layout: of the tokens in the batch.
       config: settings of the data.
       where: names the slice.
@@ -132,13 +139,17 @@ def tokenise(
     Raises:
       InputError: the slice cannot be scaled, or nothing of it is sampled.
     """
-    channels, kspace, scaling = transforms.normalise(
-        scan.image, scan.sampled(mask), config.data.normalise, where, scan.maps
-    )
+    if isinstance(pattern, Trajectory):
+        channels, fields, scaling = _off_grid(scan, pattern, layout.patch, where)
+    else:
+        channels, kspace, scaling = transforms.normalise(
+            scan.image, scan.sampled(pattern), config.data.normalise, where, scan.maps
+        )
+        fields = tokens.tokenise(kspace, pattern, layout, scan.empty)
     if config.data.coils.target == "rss":
         magnitude = native.root_sum_of_squares(scan.image) / np.float32(scaling.std)
         channels = np.stack([magnitude, 0 * magnitude], axis=-1)
-    fields = tokens.tokenise(kspace, mask, layout, scan.empty) | {"image": channels}
+    fields["image"] = channels
     if scan.maps is not None:
         fields["maps"] = np.stack([scan.maps.real, scan.maps.imag], axis=-1)
     if held_out is not None:
@@ -148,6 +159,49 @@ def tokenise(
         peak = known or np.linalg.norm(channels, axis=-1).max()
         fields["peak"] = np.asarray(peak, np.float32)
     return fields, scaling
+
+
+def _off_grid(
+    scan: Scan, trajectory: Trajectory, patch: tuple[int, int], where: str
+) -> tuple[np.ndarray, dict[str, np.ndarray], transforms.Normalisation]:
+    """Returns the target (H, W, 2), the fields of the samples, and the scaling.
+
+    The gridded image gets a mean square of 1.
+    """
+    shape = scan.image.shape[-2:]
+    samples = nufft.to_samples(scan.image, trajectory.points)
+    gridded = nufft.to_image(samples * trajectory.density, trajectory.points, shape)
+    image = scan.image
+    if scan.maps is not None:
+        image, gridded = ((scan.maps.conj() * x).sum(axis=0) for x in (image, gridded))
+    channels, measured = (np.stack([x.real, x.imag], -1) for x in (image, gridded))
+    scaling = transforms.scale_of(measured, image.size, where)
+    scale = np.float32(scaling.std)
+    fields = readouts.tokenise(samples / scale, trajectory, shape, patch)
+    return channels / scale, fields, scaling
+
+
+def example(
+    config: Config, sampler: Patterns, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Returns the fields of `tokens.Batch` for a slice of random values."""
+    size, coils, patch = config.data.size, config.data.coils, config.model.patch
+    pattern, layout = sampler.random(rng), sampler.layout(patch)
+    lead = (coils.count,) if coils.separate else ()
+    fields = {"image": rng.normal(size=(*size, 2)).astype(np.float32)}
+    if coils.separate:
+        maps = birdcage(0, size, coils.count)
+        fields["maps"] = np.stack([maps.real, maps.imag], axis=-1)
+    if isinstance(pattern, Trajectory):
+        samples = rng.normal(size=(*lead, *pattern.points.shape))
+        complex_ = samples.view(np.complex128)[..., 0].astype(np.complex64)
+        return readouts.tokenise(complex_, pattern, size, patch) | fields
+    kspace = rng.normal(size=(*lead, *size, 2)).astype(np.float32)
+    if splitter := splits.splitter_of(config, sampler):
+        layout = splitter.layout(layout)
+        pattern, held_out = splitter.split(rng, pattern)
+        fields |= splits.compared(kspace, held_out)
+    return tokens.tokenise(kspace, pattern, layout) | fields
 
 
 def _seen(

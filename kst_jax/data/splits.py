@@ -17,6 +17,7 @@ from kst_jax.config import Config
 from kst_jax.errors import InputError
 from kst_jax.masks import draw_scores, gaussian_log_density, middle
 from kst_jax.patches import Layout
+from kst_jax.patterns import Patterns
 from kst_jax.sampling import Sampler
 
 Shape = tuple[int, ...]
@@ -120,7 +121,7 @@ class Splitter:
         )
 
 
-def splitter_of(config: Config, sampler: Sampler) -> Splitter | None:
+def splitter_of(config: Config, sampler: Patterns) -> Splitter | None:
     """Returns a run's splitter for the masks of a sampler; None with targets.
 
     Raises:
@@ -129,6 +130,7 @@ def splitter_of(config: Config, sampler: Sampler) -> Splitter | None:
     train = config.train
     if not train.self_supervised:
         return None
+    assert isinstance(sampler, Sampler)
     splitter = Splitter(train.held_out, sampler.shape, sampler.lines)
     splitter.require_parts(sampler.buckets[0][0])
     if train.weighted:

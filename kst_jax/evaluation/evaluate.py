@@ -102,9 +102,10 @@ def evaluate(
 
 
 def _attends(model: Reconstructor, batch: Batch) -> TypeGuard[KSpaceTransformer]:
-    """Whether queries of a batch attend to anything."""
+    """Whether queries of a batch attend to tokens that have a place on the grid."""
     return (
         isinstance(model, KSpaceTransformer)
         and model.config.transformer
+        and batch.trajectory is None
         and bool(batch.asked.any())
     )

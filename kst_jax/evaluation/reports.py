@@ -20,8 +20,8 @@ from kst_jax.data_config import last_names
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
 from kst_jax.models.attention_maps import Attention
+from kst_jax.patterns import Patterns
 from kst_jax.programs import files
-from kst_jax.sampling import Sampler
 
 METHODS = ("zero_filled", "reconstruction")
 # Properties of volumes whose means are also given one by one.
@@ -65,7 +65,7 @@ class Report:
       test: the result of `identify`.
       reached: `step` of the checkpoint, and its training `stage`.
       source: test slices.
-      sampler: their masks.
+      sampler: their masks or trajectories.
 
     Attributes:
       chosen: numbers of the slices that the figures show.
@@ -78,7 +78,7 @@ class Report:
         test: dict[str, Any],
         reached: dict[str, Any],
         source: Source,
-        sampler: Sampler,
+        sampler: Patterns,
     ):
         self._out, self._source, self._reached = out, source, reached
         self._sampler, self._native = sampler, config.data.native
@@ -163,7 +163,7 @@ class Report:
             name: _stacked([found["images"][name] for found in self._shown])
             for name in (*METHODS, "target")
         }
-        slices["mask"] = _stacked([found["mask"] for found in self._shown])
+        slices["sampling"] = _stacked([found["sampling"] for found in self._shown])
         # Figures that compare methods use them.
         path = self._out / "figures" / "slices.npz"
         with files.whole(path) as partial, partial.open("wb") as file:
@@ -174,7 +174,7 @@ class Report:
                 self._title: slices["reconstruction"],
             },
             slices["target"],
-            slices["mask"],
+            slices["sampling"],
         )
         figures.save(figure, self._out / "figures" / "reconstructions.png")
         stages = self._shown[len(self._shown) // 2]["stages"]

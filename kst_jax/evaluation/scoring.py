@@ -15,6 +15,7 @@ from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
 from kst_jax.fourier import magnitude
 from kst_jax.models.contract import Reconstructor
+from kst_jax.patterns import Patterns
 from kst_jax.tokens import Batch
 
 
@@ -30,7 +31,7 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
       images: magnitudes (B, h, w) of the field that counts, in the input's units, by
         name: zero_filled, reconstruction, target.
       scores: by scale ("normalised", "input"), method and metric ("psnr", "ssim").
-      mask: (B, H, W), True where sampled.
+      sampling: (B, H, W), True where sampled; off the grid the points (B, N, 2).
       stages: the last image of each stage at its own size (B, ..., 2), and the target,
         in the input's units.
     """
@@ -72,7 +73,7 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
         return {
             "images": shown,
             "scores": {"normalised": _scores(images), "input": _scores(shown)},
-            "mask": batch.mask,
+            "sampling": batch.mask if batch.trajectory is None else batch.trajectory,
             "stages": stages,
         }
 
@@ -104,7 +105,7 @@ def _scores(images: dict[str, jax.Array]) -> dict:
 def score_slices(
     source: Source,
     config: Config,
-    sampler: pipeline.Sampler,
+    sampler: Patterns,
     scorer: Callable,
     params: dict,
     mesh: Mesh,

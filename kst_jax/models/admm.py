@@ -158,7 +158,7 @@ class ADMM(Reconstructor):
 
         def reconstruct(prior: jax.Array) -> jax.Array:
             """Averages the measured spectrum and the prior's, weighted."""
-            weight = batch.acquisition.mask[..., None] + rho
+            weight = batch.cartesian.mask[..., None] + rho
             return (batch.kspace + rho * fft2c(prior)) / weight
 
         denoised = multiplier = jnp.zeros_like(batch.kspace)
@@ -168,4 +168,4 @@ class ADMM(Reconstructor):
             denoised = denoised - correction(denoised)
             multiplier = multiplier + rate * (image - denoised)
         spectrum = reconstruct(denoised - multiplier)
-        return finished(ifft2c(batch.acquisition.fill(spectrum, batch.kspace)))
+        return finished(ifft2c(batch.cartesian.fill(spectrum, batch.kspace)))

@@ -18,6 +18,7 @@ from kst_jax.models.attention import attention
 from kst_jax.models.dense import dense
 from kst_jax.models.layer_norm import LayerNorm
 from kst_jax.models.rematerialisation import keep
+from kst_jax.non_cartesian import NonCartesian
 
 
 def positional_encoding(position: jax.Array, width: int) -> jax.Array:
@@ -173,11 +174,12 @@ class Refinement(nn.Module):
         self,
         image_BxHxWx2: jax.Array,
         kspace: jax.Array,
-        acquisition: Acquisition,
+        acquisition: Acquisition | NonCartesian,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the refined image and its spectrum, both (B, H, W, 2).
 
-        The k-space is (B, H, W, 2), or (B, C, H, W, 2) of several coils.
+        The k-space is (B, H, W, 2), or (B, C, H, W, 2) of several coils; off the grid,
+        what `NonCartesian.measured` makes of it.
         """
 
         def conv(features: int, kernel: int, fan_in: int, dtype: jnp.dtype) -> nn.Conv:

@@ -26,6 +26,8 @@ class ModelConfig:
 
     # Whether the network reconstructs scans of several coils, given their maps.
     takes_coils: ClassVar[bool] = False
+    # Whether it reconstructs scans that were sampled off the grid.
+    takes_trajectories: ClassVar[bool] = False
 
     name: str = ""
     dtype: str = "float32"
@@ -50,6 +52,17 @@ class ModelConfig:
             "config.data.coils.count",
             coils.count,
             f"1, or combined (data.coils.combine), for model.name={self.name!r}",
+        )
+
+    def require_trajectories(self, kind: str, coils: CoilsConfig) -> None:
+        """Raises InputError if the network cannot process what a trajectory samples."""
+        del coils
+        require(
+            self.takes_trajectories,
+            "config.mask.kind",
+            kind,
+            f"on the grid for model.name={self.name!r}; off the grid, kst, unet and "
+            "sense reconstruct",
         )
 
     @property
@@ -126,6 +139,7 @@ class KSTConfig(ModelConfig):
     """
 
     takes_coils = True
+    takes_trajectories = True
 
     name: str = "kst"
     width: int = 256
@@ -183,6 +197,11 @@ class KSTConfig(ModelConfig):
     def has_lr_decoder(self) -> bool:
         """Whether the network has a low-resolution decoder."""
         return self.transformer and self.lr_decoder
+
+    def require_trajectories(self, kind: str, coils: CoilsConfig) -> None:
+        """Raises InputError for attention along the columns of the grid."""
+        super().require_trajectories(kind, coils)
+        require_option(self, "hybrid", not self.hybrid, f"False if mask.kind={kind!r}")
 
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError if the low-resolution grid is larger than the image."""

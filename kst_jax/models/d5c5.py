@@ -70,8 +70,8 @@ class D5C5(Reconstructor):
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
         """Reconstructs a batch; there is only one stage."""
         del stage
-        image = batch.acquisition.adjoint(batch.kspace)
+        image = batch.cartesian.adjoint(batch.kspace)
         for _ in range(self.config.cascades):
             image = Cascade(self.config)(image)
-            image = batch.acquisition.consistent(image, batch.kspace)
+            image = batch.cartesian.consistent(image, batch.kspace)
         return finished(image)

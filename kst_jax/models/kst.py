@@ -20,6 +20,7 @@ from kst_jax.models.contract import STAGES, Reconstruction, Reconstructor
 from kst_jax.models.hybrid import HybridAttention
 from kst_jax.models.rematerialisation import POLICIES
 from kst_jax.models.upsampling import bicubic
+from kst_jax.non_cartesian import DAMPING, NonCartesian
 from kst_jax.tokens import Batch
 
 
@@ -60,14 +61,15 @@ class Grid:
     """The high-resolution grid as the decoder's layers need it; see `tokens`.
 
     `query` holds the queries that this device decodes, and `seen` which of their points
-    are sampled, None if queries are points; the rest is complete.
+    are sampled, None if queries are points; the rest is complete. `kspace` is what data
+    consistency needs of the samples.
     """
 
     query: jax.Array
     seen: jax.Array | None
     order: jax.Array
     kspace: jax.Array
-    acquisition: Acquisition
+    acquisition: Acquisition | NonCartesian
 
 
 class HRDecoderLayer(nn.Module):
@@ -100,6 +102,7 @@ class HRDecoderLayer(nn.Module):
             return x_BxMxD + embed(_shown(c, value_BxMxV2, grid.seen))
 
         if c.hybrid:
+            assert isinstance(grid.acquisition, Acquisition)
             spectrum += _hybrid(c)(spectrum, grid.kspace, grid.acquisition.mask)
             spectrum = grid.acquisition.completed(spectrum, grid.kspace)
             x_BxMxD = told(x_BxMxD, spectrum)
@@ -132,7 +135,8 @@ class KSpaceTransformer(Reconstructor):
 
     Several coils are not in the paper. A token then holds the values of all coils, and
     every point of the grid is a query for the spectrum of the combined image, which
-    starts from that of the zero-filled image.
+    starts from that of the zero-filled image. Off the grid every point of it is a query
+    too, and data consistency is soft, by a weight that is learned.
 
     Attributes:
       config: sizes and options.
@@ -157,7 +161,8 @@ class KSpaceTransformer(Reconstructor):
         names = [getattr(key, "key", key) for key in path]
         if "refinement" in names:
             return "RM"
-        return "K" if names[0] in ("hr_decoder", "embed_query") else "LR"
+        in_hr = ("hr_decoder", "embed_query", "log_damping")
+        return "K" if names[0] in in_hr else "LR"
 
     @nn.compact
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
@@ -180,7 +185,7 @@ class KSpaceTransformer(Reconstructor):
             upsampled = bicubic(supervised["lr"][-1], batch.grid)
             if stage == "LR":
                 return Reconstruction(upsampled, supervised, upsampled)
-            if batch.maps is None:
+            if batch.maps is None and batch.trajectory is None:
                 first = fft2c(upsampled)
         supervised |= self.decode_hr(batch, memory, valid, first, refine=stage == "RM")
         last = supervised.get("refined", supervised["kspace"])[-1]
@@ -229,25 +234,34 @@ class KSpaceTransformer(Reconstructor):
         position = jnp.asarray(patches.coordinates(batch.grid, c.patch))
         query_BxM = parallel.share(batch.query, self.query_axis, len(position) - 1)
         embed = _embed(c, name="embed_query")
-        acquisition, seen = batch.acquisition, None
+        acquisition, seen = self.acquisition(batch), None
+        kspace = acquisition.measured(batch.kspace)
         if c.patch != (1, 1):
-            points = acquisition.mask[..., None]
-            seen = tokens.at_queries(points, query_BxM, c.patch)
+            seen = tokens.at_queries(batch.known[..., None], query_BxM, c.patch)
         value_BxMxV2 = tokens.at_queries(spectrum, query_BxM, c.patch)
         x_BxMxD = embed(_shown(c, value_BxMxV2, seen))
         x_BxMxD += blocks.positional_encoding(position[query_BxM], c.width)
         order = tokens.query_order(batch)
-        grid = Grid(query_BxM, seen, order, batch.kspace, acquisition)
+        grid = Grid(query_BxM, seen, order, kspace, acquisition)
         shared = {"embed_query": embed.variables}
         if c.refinement and c.shared_refinement:
             refinement = _refinement(c, name="refinement")
             if self.is_initializing():
-                refinement(spectrum, batch.kspace, acquisition)
+                refinement(spectrum, kspace, acquisition)
             shared["refinement"] = refinement.variables
         layers = _layers(HRDecoderLayer, c.hr_layers, c.remat)
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
             (x_BxMxD, spectrum), memory_BxLxD, valid_BxL, grid, shared
         )[1]
+
+    @nn.nowrap
+    def acquisition(self, batch: Batch) -> Acquisition | NonCartesian:
+        """Returns the forward model; off the grid with a learned damping."""
+        acquisition = batch.acquisition
+        if not isinstance(acquisition, NonCartesian):
+            return acquisition
+        start = nn.initializers.constant(math.log(DAMPING))
+        return acquisition.damped(jnp.exp(self.param("log_damping", start, ())))
 
 
 def _layers(layer: type[nn.Module], length: int, remat: str) -> type[nn.Module]:

@@ -135,13 +135,11 @@ class OUCR(Reconstructor):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         over = (c.features,) * (c.over_levels + 1)
         under = tuple(c.features << level for level in range(c.under_levels + 1))
-        consistent = functools.partial(
-            batch.acquisition.consistent, kspace=batch.kspace
-        )
+        consistent = functools.partial(batch.cartesian.consistent, kspace=batch.kspace)
         images = []
         for name, widths in (("over", over), ("under", under)):
             branch = Branch(widths, name == "over", dtype, name=name)
-            image, hidden = batch.acquisition.adjoint(batch.kspace), None
+            image, hidden = batch.cartesian.adjoint(batch.kspace), None
             for _ in range(c.iterations):
                 image, hidden = branch(image, hidden)
                 image = consistent(image)

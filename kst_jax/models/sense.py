@@ -15,6 +15,7 @@ from kst_jax.acquisition import Acquisition
 from kst_jax.conjugate_gradients import solve
 from kst_jax.models.config import ModelConfig, require_option, require_positive
 from kst_jax.models.contract import Reconstruction, Reconstructor, finished
+from kst_jax.non_cartesian import NonCartesian
 from kst_jax.tokens import Batch
 
 
@@ -29,6 +30,7 @@ class SENSEConfig(ModelConfig):
     """
 
     takes_coils = True
+    takes_trajectories = True
 
     name: str = "sense"
     iterations: int = 30
@@ -42,7 +44,10 @@ class SENSEConfig(ModelConfig):
 
 
 def minimise(
-    kspace: jax.Array, acquisition: Acquisition, weight: jax.Array, iterations: int
+    kspace: jax.Array,
+    acquisition: Acquisition | NonCartesian,
+    weight: jax.Array,
+    iterations: int,
 ) -> jax.Array:
     """Returns the image x that minimises |A x - y|^2 + weight |x|^2.
 
@@ -50,8 +55,9 @@ def minimise(
     zero-filled image. Without maps, x is the zero-filled image over 1 + weight.
 
     Args:
-      kspace: y, (B, H, W, 2) or, with maps, (B, C, H, W, 2); zero where not sampled.
-      acquisition: A.
+      kspace: y, (B, H, W, 2) or, with maps, (B, C, H, W, 2), zero where not sampled;
+        off the grid (B, N, 2) or (B, C, N, 2).
+      acquisition: A; all samples count alike, however dense they are.
       weight: a scalar above 0.
       iterations: number of iterations, at most.
 

@@ -126,4 +126,4 @@ class TV(Reconstructor):
         c = self.config
         start = nn.initializers.constant(np.log(c.weight))
         weight = jnp.exp(self.param("log_weight", start, ()))
-        return finished(minimise(batch.kspace, batch.acquisition, weight, c.iterations))
+        return finished(minimise(batch.kspace, batch.cartesian, weight, c.iterations))

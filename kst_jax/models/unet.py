@@ -37,6 +37,7 @@ class UNetConfig(ModelConfig):
     """
 
     takes_coils = True
+    takes_trajectories = True
 
     name: str = "unet"
     features: int = 32
@@ -70,12 +71,24 @@ class UNetConfig(ModelConfig):
         )
         require_option(self, "consistent", not self.consistent, f"False {reason}")
 
+    def require_trajectories(self, kind: str, coils: CoilsConfig) -> None:
+        """Raises InputError for several coils: it takes those of the grid alone."""
+        super().require_trajectories(kind, coils)
+        require(
+            not coils.separate,
+            "config.data.coils.count",
+            coils.count,
+            f"1, or combined (data.coils.combine), for model.name={self.name!r} if "
+            f"mask.kind={kind!r}",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class KUNetConfig(UNetConfig):
     """Sizes of a U-Net on the spectrum of one coil; see `UNetConfig`."""
 
     takes_coils = False
+    takes_trajectories = False
 
     name: str = "kunet"
 
@@ -158,7 +171,7 @@ def zero_filled(batch: Batch) -> jax.Array:
     """What a U-Net sees of a batch, (B, H, W, 2)."""
     if batch.maps is None:
         return batch.acquisition.adjoint(batch.kspace)
-    coils = ifft2c(batch.acquisition.sampled(batch.kspace))
+    coils = ifft2c(batch.cartesian.sampled(batch.kspace))
     squares = (coils**2).sum((1, -1))
     return jnp.stack([jnp.sqrt(squares), 0 * squares], axis=-1)
 
@@ -187,7 +200,8 @@ class UNet(Reconstructor):
         else:
             image = layers(zero_filled(batch), *sizes)
         if c.consistent:
-            image = batch.acquisition.consistent(image, batch.kspace)
+            measured = batch.acquisition.measured(batch.kspace)
+            image = batch.acquisition.consistent(image, measured)
         return finished(image)
 
 

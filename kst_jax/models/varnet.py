@@ -215,7 +215,7 @@ class VarNet(Reconstructor):
     def __call__(self, batch: Batch, stage: str = "RM") -> Reconstruction:
         """Reconstructs a batch; there is only one stage."""
         del stage
-        c, acquisition = self.config, batch.acquisition
+        c, acquisition = self.config, batch.cartesian
         if batch.maps is not None and c.maps == "learned":
             network = POLICIES[c.remat](Sensitivities)(c, name="sensitivities")
             maps = network(batch.kspace, acquisition.mask)

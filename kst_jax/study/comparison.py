@@ -281,6 +281,6 @@ def _write_figures(
                 **{name: each["reconstruction"] for name, each in images.items()},
             },
             first["target"],
-            first["mask"],
+            first["sampling"],
         )
         figures.save(figure, workdir / "figures" / f"{setting}_methods.png")

@@ -13,7 +13,7 @@ from kst_jax.config import Config
 from kst_jax.data.sources import Source
 from kst_jax.evaluation.scoring import make_scorer, score_slices
 from kst_jax.models.contract import Reconstructor
-from kst_jax.sampling import Sampler
+from kst_jax.patterns import Patterns
 from kst_jax.tokens import Batch
 from kst_jax.training import held_out
 
@@ -29,7 +29,7 @@ class Validator:
     """
 
     def __init__(
-        self, config: Config, source: Source, sampler: Sampler, model: Reconstructor
+        self, config: Config, source: Source, sampler: Patterns, model: Reconstructor
     ):
         # The test's seed may change when a run resumes; these masks must not.
         masks = dataclasses.replace(config.eval, seed=config.data.split_seed)
