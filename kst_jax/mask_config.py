@@ -82,16 +82,16 @@ class MaskConfig:
                 self.calibration == 0,
                 "mask.calibration",
                 self.calibration,
-                f"0 if mask.kind={self.kind!r}: mask.center_fraction or the bank sets "
-                "its centre",
+                f"0 if mask.kind={self.kind!r}: mask.center_fraction, the bank or the "
+                "trajectory sets its centre",
             )
         if self.kind not in FASTMRI_MASKS:
             require_setting(
                 self.center_fraction == MaskConfig.center_fraction,
                 "mask.center_fraction",
                 self.center_fraction,
-                f"left at its default if mask.kind={self.kind!r}: mask.calibration or "
-                "the bank sets its centre",
+                f"left at its default if mask.kind={self.kind!r}: mask.calibration, "
+                "the bank or the trajectory sets its centre",
             )
         require_setting(
             not self.bank or self.kind == "bank",
@@ -111,6 +111,11 @@ class MaskConfig:
     def off_grid(self) -> bool:
         """Whether points are sampled that the grid of k-space does not have."""
         return self.kind in TRAJECTORIES
+
+    @property
+    def unaided(self) -> str:
+        """The name of the image that samples give by themselves."""
+        return "Gridded" if self.off_grid else "Zero-filled"
 
     @property
     def accelerations(self) -> tuple[float, ...]:

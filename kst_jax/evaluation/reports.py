@@ -83,6 +83,7 @@ class Report:
         self._out, self._source, self._reached = out, source, reached
         self._sampler, self._native = sampler, config.data.native
         self._title = registry.build(config.model).title
+        self._unaided = config.mask.unaided
         self._test = test
         for folder in ("reconstructions", "figures"):
             (out / folder).mkdir()
@@ -170,7 +171,7 @@ class Report:
             np.savez_compressed(file, **slices)
         figure = figures.reconstruction_figure(
             {
-                "Zero-filled": slices["zero_filled"],
+                self._unaided: slices["zero_filled"],
                 self._title: slices["reconstruction"],
             },
             slices["target"],

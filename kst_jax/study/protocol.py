@@ -241,7 +241,8 @@ def config_of(study: Study, cell: Cell) -> Config:
 def title_of(study: Study, method: str) -> str:
     """Returns a method's name in tables and figures."""
     if method == ZERO_FILLED:
-        return "Zero-filled"
+        names = dict.fromkeys(mask.unaided for mask in study.settings.values())
+        return " or ".join(names)
     given = study.methods[method]
     name = given.model.get("name", "kst")
     return given.title or registry.entry(name).network.title
