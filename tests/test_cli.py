@@ -26,7 +26,7 @@ from tests.programs import TINY, refused, run_apart, run_here
         (["--config.data.test=demo:train"], "sub-0017"),
         (["--config.model.heads=0"], "model.heads=0"),
         (["--config.model.widht=8"], 'Did you mean "width"'),
-        (["--config.mask.kind=spiral"], "one of gaussian_2d, uniform_1d"),
+        (["--config.mask.kind=rosette"], "one of gaussian_2d, uniform_1d"),
         (["surplus"], "'surplus' is not an option"),
         (["--num-processes=2", "--process_id=0"], "belong together"),
         (["--config.train.batch-size=0"], "train.batch_size=0"),

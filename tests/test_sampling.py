@@ -111,7 +111,7 @@ def test_bad_settings_are_refused():
     with pytest.raises(InputError, match="above 1"):
         MaskConfig(acceleration=0.5)
     with pytest.raises(InputError, match="gaussian_2d, uniform_1d"):
-        sampling.sampler(MaskConfig(kind="spiral"), (16, 16))
+        sampling.sampler(MaskConfig(kind="rosette"), (16, 16))
     with pytest.raises(InputError, match="does not fit"):
         sampling.sampler(MaskConfig(kind="fastmri_random", acceleration=40), (16, 320))
     bank = np.ones((2, 8, 8), bool)
