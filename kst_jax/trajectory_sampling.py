@@ -30,35 +30,30 @@ class TrajectorySampler:
 
     @property
     def buckets(self) -> tuple:
-        """One, since all trajectories of a setting have as many samples."""
-        return (self.config,)
+        """One layout, since all trajectories of a setting have as many samples."""
+        return (self.layout((1, 1)),)
 
     def layout(
         self, patch: Shape, patterns: Sequence[Trajectory] = ()
     ) -> ReadoutLayout:
         """Returns the layout of tokens, which all trajectories of a setting share."""
-        one = patterns[0] if patterns else self.example
-        readouts, samples, _ = one.points.shape
-        return ReadoutLayout(readouts, samples, patch)
-
-    @property
-    def example(self) -> Trajectory:
-        """A trajectory of this setting."""
-        return self.random(np.random.default_rng(0))
+        del patterns
+        return ReadoutLayout(*_size(self.config, self.shape), patch)
 
     def at(self, shape: Shape) -> "TrajectorySampler":
-        """Returns the same setting's sampler for images of another shape."""
-        return dataclasses.replace(self, shape=shape)
+        """Returns the same setting's sampler for images of another shape.
+
+        Raises:
+          InputError: the setting leaves nothing to sample.
+        """
+        return sampler(self.config, shape)
 
     def random(self, rng: np.random.Generator) -> Trajectory:
         """Draws a trajectory: points anew, spokes and spirals by a turn."""
-        c = self.config
-        (acceleration,) = c.accelerations
-        if c.kind == "gaussian_points":
-            points = trajectories.gaussian_points(rng, self.shape, acceleration)
-            return Trajectory(points, nufft.compensation(points, self.shape))
+        if self.config.kind == "gaussian_points":
+            return _compensated(_points(self.config, self.shape, rng), self.shape)
         angle = rng.uniform(0, 2 * np.pi)
-        return _unturned(c.kind, self.shape, acceleration).turned(angle, self.shape)
+        return _unturned(self.config, self.shape).turned(angle, self.shape)
 
     def fixed(self, file: str, index: int, seed: int) -> Trajectory:
         """Draws the trajectory of one slice, the same in every evaluation."""
@@ -80,16 +75,33 @@ def sampler(config: MaskConfig, shape: Shape) -> TrajectorySampler:
     Raises:
       InputError: the setting leaves nothing to sample.
     """
-    found = TrajectorySampler(config, shape)
-    found.layout((1, 1))
-    return found
+    _size(config, shape)
+    return TrajectorySampler(config, shape)
+
+
+def _points(config: MaskConfig, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """Returns points (R, S, 2): single ones are drawn, others not turned yet."""
+    (acceleration,) = config.accelerations
+    if config.kind == "gaussian_points":
+        return trajectories.gaussian_points(rng, shape, acceleration)
+    if config.kind == "spiral":
+        return trajectories.spiral(shape, acceleration)
+    golden = config.kind == "golden_radial"
+    return trajectories.radial(shape, acceleration, golden=golden)
 
 
 @functools.cache
-def _unturned(kind: str, shape: Shape, acceleration: float) -> Trajectory:
-    if kind == "spiral":
-        points = trajectories.spiral(shape, acceleration)
-    else:
-        golden = kind == "golden_radial"
-        points = trajectories.radial(shape, acceleration, golden=golden)
+def _size(config: MaskConfig, shape: Shape) -> tuple[int, int]:
+    """Returns the number of readouts of a setting, and of the samples of each."""
+    readouts, samples, _ = _points(config, shape, np.random.default_rng(0)).shape
+    return readouts, samples
+
+
+@functools.cache
+def _unturned(config: MaskConfig, shape: Shape) -> Trajectory:
+    # Its density is computed once: turning does not change it.
+    return _compensated(_points(config, shape, np.random.default_rng(0)), shape)
+
+
+def _compensated(points: np.ndarray, shape: Shape) -> Trajectory:
     return Trajectory(points, nufft.compensation(points, shape))
