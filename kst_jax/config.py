@@ -48,6 +48,10 @@ class TrainConfig:
         (`kst_jax.data.splits`, `kst_jax.training.held_out`), which needs no target.
       held_out: share of a slice's measured places outside the centre that "self" holds
         out for comparison, drawn anew at each visit.
+      validation_share: share of a slice's measured places outside the centre that
+        training never sees, to validate by them on the training scans themselves
+        (zero-shot training; Yaman et al., ICLR 2022); for mask.kind="measured". 0
+        validates on other people.
       weighted: divide errors at held-out points by the probability that a point is held
         out, so that the expected squared error is the one over all points.
       error: how an image is compared with the target: by the mean "squared" (the paper)
@@ -90,6 +94,7 @@ class TrainConfig:
     stages: tuple[float, float, float] = (0.25, 0.25, 0.5)
     supervision: str = "target"
     held_out: float = 0.4
+    validation_share: float = 0.0
     weighted: bool = False
     error: str = "squared"
     domain: str = "both"
@@ -147,6 +152,12 @@ class TrainConfig:
         )
         require_setting(
             0 < self.held_out < 1, "train.held_out", self.held_out, "between 0 and 1"
+        )
+        require_setting(
+            0 <= self.validation_share < 1,
+            "train.validation_share",
+            self.validation_share,
+            "at least 0 and below 1",
         )
         for name in ("held_out", "weighted"):
             value = getattr(self, name)
@@ -258,6 +269,20 @@ class Config:
             self._require_self_supervision()
         if self.mask.off_grid:
             self._require_trajectories()
+        if self.mask.measured:
+            self._require_own_masks()
+        require_setting(
+            self.train.validation_share == 0
+            or (
+                self.mask.measured
+                and self.train.validate_every > 0
+                and not self.data.validation
+            ),
+            "train.validation_share",
+            self.train.validation_share,
+            "0 unless mask.kind='measured', train.validate_every is set and "
+            "data.validation is empty",
+        )
         for name, seed in {
             "data.seed": self.data.seed,
             "data.split_seed": self.data.split_seed,
@@ -291,10 +316,11 @@ class Config:
                 f"0 {why}: only the whole image can be changed so; flips are possible",
             )
         require_setting(
-            not self.train.weighted or self.mask.kind != "bank",
+            not self.train.weighted or self.mask.accelerates,
             "train.weighted",
             self.train.weighted,
-            "False if mask.kind='bank': nobody knows how likely a bank's masks are",
+            f"False if mask.kind={self.mask.kind!r}: nobody knows how likely these "
+            "masks are",
         )
         if data.coils.separate:
             self.model.require_phase()
@@ -322,6 +348,16 @@ class Config:
             self.train.supervision,
             f"'target' {why}: only points of the grid are split",
         )
+
+    def _require_own_masks(self) -> None:
+        """Raises InputError for settings that do not suit undersampled scans."""
+        why = "if mask.kind='measured'"
+        for name, value, valid in (
+            ("train.supervision", self.train.supervision, "self"),
+            ("data.native", self.data.native, True),
+            ("data.coils.combine", self.data.coils.combine, False),
+        ):
+            require_setting(value == valid, name, value, f"{valid!r} {why}")
 
     def by_name(self) -> "Config":
         """Cuts paths of inputs to file names; it does not matter where they are."""

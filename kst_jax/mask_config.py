@@ -13,7 +13,8 @@ FASTMRI_MASKS = (
 )
 # Off the grid; see `kst_jax.trajectories`.
 TRAJECTORIES = ("radial", "golden_radial", "spiral", "gaussian_points")
-_MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, "bank", *TRAJECTORIES)
+_GIVEN = ("bank", "measured")
+_MASKS = (*EXACT_MASKS, *FASTMRI_MASKS, *_GIVEN, *TRAJECTORIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,13 @@ class MaskConfig:
 
     Attributes:
       kind: "gaussian_2d", "uniform_1d", "fastmri_random", "fastmri_equispaced",
-        "fastmri_equispaced_fraction" or "bank"; or, off the grid, "radial",
+        "fastmri_equispaced_fraction" or "bank"; "measured", the masks of the scans
+        themselves, which were undersampled at the scanner; or, off the grid, "radial",
         "golden_radial", "spiral" or "gaussian_points".
-      acceleration: all points over sampled points; ignored for kind "bank". fastMRI's
-        kinds may have several, such as (4.0, 8.0): each mask draws one of them. Radial
-        sampling has as many spokes as Cartesian sampling would have columns.
+      acceleration: all points over sampled points; ignored for kinds "bank" and
+        "measured". fastMRI's kinds may have several, such as (4.0, 8.0): each mask
+        draws one of them. Radial sampling has as many spokes as Cartesian sampling
+        would have columns.
       calibration: width of the fully sampled centre: columns (uniform_1d) or the side
         of a square (gaussian_2d), included in the acceleration's budget.
       center_fraction: fraction of columns in the fully sampled centre, for fastMRI's
@@ -82,8 +85,8 @@ class MaskConfig:
                 self.calibration == 0,
                 "mask.calibration",
                 self.calibration,
-                f"0 if mask.kind={self.kind!r}: mask.center_fraction, the bank or the "
-                "trajectory sets its centre",
+                f"0 if mask.kind={self.kind!r}: mask.center_fraction, the bank, the "
+                "trajectory or the scan sets its centre",
             )
         if self.kind not in FASTMRI_MASKS:
             require_setting(
@@ -91,7 +94,7 @@ class MaskConfig:
                 "mask.center_fraction",
                 self.center_fraction,
                 f"left at its default if mask.kind={self.kind!r}: mask.calibration, "
-                "the bank or the trajectory sets its centre",
+                "the bank, the trajectory or the scan sets its centre",
             )
         require_setting(
             not self.bank or self.kind == "bank",
@@ -126,6 +129,16 @@ class MaskConfig:
     def center_fractions(self) -> tuple[float, ...]:
         """The fraction of columns in the centre for each acceleration."""
         return _several(self.center_fraction)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the masks are those of the scans themselves."""
+        return self.kind == "measured"
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether patterns are drawn at an acceleration, rather than given."""
+        return self.kind not in _GIVEN
 
     def by_name(self) -> "MaskConfig":
         """Cuts the bank's path to its file name."""

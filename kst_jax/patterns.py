@@ -14,6 +14,10 @@ class Patterns(Protocol):
     """
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the images."""
+
+    @property
     def buckets(self) -> tuple:
         """Layouts that training compiles a program for."""
 

@@ -394,7 +394,8 @@ def test_a_damaged_list_of_fields_of_view_is_refused(run, scan, tmp_path):
 
 def test_a_phase_is_noticed_where_training_had_none():
     """A real image, even turned as a whole, has k-space of conjugate pairs."""
-    from kst_jax.reconstruct.inputs import Measurement, differences
+    from kst_jax.data.measurements import Measurement
+    from kst_jax.reconstruct.inputs import differences
 
     config = Config(
         data=DataConfig(train="demo:train", size=SIZE), model=KSTConfig(lr_size=(8, 8))

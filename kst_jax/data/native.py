@@ -35,7 +35,8 @@ class View(NamedTuple):
     """A slice before undersampling.
 
     Attributes:
-      image: fully sampled, complex64 (H, W), or (C, H, W) of several coils.
+      image: fully sampled, complex64 (H, W), or (C, H, W) of several coils;
+        zero-filled if the scanner undersampled the scan.
       simulated: whether it has neither phase nor noise of a scanner.
       empty: (H, W), True where k-space is zero without a measurement; None if nowhere.
       reference: (h, w), the magnitudes that scores compare with, in the scan's units;
@@ -88,11 +89,10 @@ def empty_columns(sample: Sample, shape: Shape) -> np.ndarray:
     Raises:
       InputError: k-space is not zero there.
     """
-    empty = np.zeros(shape, bool)
     if sample.geometry is None or sample.geometry.columns is None:
-        return empty
+        return np.zeros(shape, bool)
     first, stop = sample.geometry.columns
-    empty[:, :first] = empty[:, stop:] = True
+    empty = sample.geometry.empty(shape)
     if sample.kspace[..., empty[0]].any():
         raise InputError(
             f"{sample.where}: k-space is not zero in columns that the header calls "

@@ -35,8 +35,9 @@ from kst_jax.patterns import Patterns
 from kst_jax.programs import processes
 from kst_jax.tokens import Batch
 
-# What draws of a slice's own generators are for; masks need no number.
-_SIMULATION, _COIL_SET, _SPLIT = 1, 2, 3
+# What draws of a slice's own generators are for, besides `splits.SPLIT`; masks need
+# no number.
+_SIMULATION, _COIL_SET = 1, 2
 
 
 class EvalBatch(NamedTuple):
@@ -206,7 +207,7 @@ def pipeline_rate(config: Config, seconds: float) -> float:
 
 
 def _rate(source: Source, config: Config, seconds: float) -> float:
-    stream = training_batches(source, config, opening.open_sampler(config))
+    stream = training_batches(source, config, opening.sampler_of(source, config))
     with contextlib.closing(stream):
         for _ in range(
             2 * max(1, config.data.workers)
@@ -214,7 +215,7 @@ def _rate(source: Source, config: Config, seconds: float) -> float:
             next(stream)
         begun, slices = time.perf_counter(), 0
         while time.perf_counter() < begun + seconds:
-            slices += len(next(stream).image)
+            slices += len(next(stream).mask)
         return slices / (time.perf_counter() - begun)
 
 
@@ -360,7 +361,8 @@ def _evaluation_batch(
         scan = preparing.scan(view, config, own_rng(_SIMULATION), receiver)
         pattern, held_out = patterns[number], None
         if splitter:
-            pattern, held_out = splitter.split(own_rng(_SPLIT), scan.sampled(pattern))
+            rng = own_rng(splits.SPLIT)
+            pattern, held_out = splitter.split(rng, scan.sampled(pattern))
         prepared = preparing.tokenise(scan, pattern, layout, config, where, held_out)
         slices.append(prepared[0])
         scalings.append(prepared[1])

@@ -1,4 +1,4 @@
-"""Prepares one slice of a fully sampled scan for training or evaluation."""
+"""Prepares one slice of a scan for training or evaluation."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,8 @@ import numpy as np
 from kst_jax import readouts, tokens
 from kst_jax.birdcage import birdcage
 from kst_jax.config import Config
-from kst_jax.data import native, nufft, splits, transforms
+from kst_jax.data import measurements, native, nufft, splits, transforms
+from kst_jax.data.fourier import ifft2c
 from kst_jax.data.native import Grid, View
 from kst_jax.data.receivers import Receiver
 from kst_jax.data.sources import Source
@@ -42,6 +43,10 @@ def view(
       InputError: the slice cannot be used.
     """
     data = config.data
+    if config.mask.measured:
+        found = measurements.of_sample(source.sample(number), grid.shape[0])
+        # Its samples are those of the zero-filled image.
+        return View(ifft2c(found.kspace), simulated=False, empty=found.empty)
     if data.native:
         return native.view(source.sample(number), grid)
     item = source[number]
@@ -61,7 +66,8 @@ class Scan(NamedTuple):
     """A slice as receiver coils see it, before undersampling.
 
     Attributes:
-      image: fully sampled, complex64 (H, W), or (C, H, W) of coils with maps.
+      image: fully sampled, complex64 (H, W), or (C, H, W) of coils with maps;
+        zero-filled if the scanner undersampled the scan.
       maps: sensitivity maps (C, H, W) that combine the coils; None for one coil.
       empty: (H, W), True where k-space is zero without a measurement; None if nowhere.
       peak: largest magnitude of the volume, in the scan's units; None if unknown.
@@ -149,7 +155,8 @@ def tokenise(
     if config.data.coils.target == "rss":
         magnitude = native.root_sum_of_squares(scan.image) / np.float32(scaling.std)
         channels = np.stack([magnitude, 0 * magnitude], axis=-1)
-    fields["image"] = channels
+    if not config.mask.measured:  # of these scans nobody knows the image
+        fields["image"] = channels
     if scan.maps is not None:
         fields["maps"] = np.stack([scan.maps.real, scan.maps.imag], axis=-1)
     if held_out is not None:
@@ -185,7 +192,7 @@ def example(
     config: Config, sampler: Patterns, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Returns the fields of `tokens.Batch` for a slice of random values."""
-    size, coils, patch = config.data.size, config.data.coils, config.model.patch
+    size, coils, patch = sampler.shape, config.data.coils, config.model.patch
     pattern, layout = sampler.random(rng), sampler.layout(patch)
     lead = (coils.count,) if coils.separate else ()
     fields = {"image": rng.normal(size=(*size, 2)).astype(np.float32)}

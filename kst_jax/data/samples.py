@@ -30,6 +30,14 @@ class Geometry:
     slices: int | None = None
     affine: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns (H, W), True in the columns that the scanner did not measure."""
+        empty = np.zeros(shape, bool)
+        if self.columns is not None:
+            first, stop = self.columns
+            empty[:, :first] = empty[:, stop:] = True
+        return empty
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:

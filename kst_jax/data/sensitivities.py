@@ -1,7 +1,8 @@
 """Estimates the coils' sensitivity maps of whole scans, once, into files beside a run.
 
 Maps follow from the fully sampled centre of k-space, as from a calibration scan apart
-from the samples that networks see. A scan of one coil gets simulated coils, a scan of
+from the samples that networks see; those of a scan undersampled at the scanner, from
+what it measured. A scan of one coil gets simulated coils, a scan of
 several is compressed to virtual ones.
 """
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from kst_jax import coils
 from kst_jax.config import Config
-from kst_jax.data import labels, preparing, receivers
+from kst_jax.data import labels, measurements, preparing, receivers
 from kst_jax.data.fourier import fft2c
 from kst_jax.data.receivers import Receivers
 from kst_jax.data.sources import Scan, Source
@@ -78,6 +79,7 @@ def _name(
         *(source.entries[number][1] for number in numbers),
         *(data.native, data.size, data.crop, data.pad, data.plane, data.resize),
         *(data.coils.count, data.coils.calibration, data.coils.maps),
+        *([config.mask.kind] if config.mask.measured else []),
     )
     digest = hashlib.sha256(files.encoded(repr(made_of))).hexdigest()
     return f"{labels.result_name(scan.file)}-{digest[:16]}.h5"
@@ -93,32 +95,47 @@ def _write(
 ) -> None:
     """Estimates a scan's maps for some sets of coils."""
     grid = preparing.grid_of(source, numbers[0], config)
-    views = [preparing.view(number, source, config, grid).image for number in numbers]
     slices = [source.entries[number][1] for number in numbers]
+    if config.mask.measured:
+        samples = (source.sample(number) for number in numbers)
+        seen = [measurements.of_sample(x, grid.shape[0]).calibration for x in samples]
+    else:
+        views = [preparing.view(number, source, config, grid) for number in numbers]
+        seen = [view.image for view in views]
     for coil_set, path in paths.items():
-        seen = views
-        if scan.volume.coils == 1:
-            count = config.data.coils.count
-            sensitivity = receivers.simulated(scan.subject, coil_set, grid.shape, count)
-            seen = [sensitivity * image for image in views]
-        compression, maps = _estimated(scan, slices, seen, config)
+        spectra = seen
+        if not config.mask.measured:
+            spectra = _spectra(scan, seen, config, coil_set)
+        compression, maps = _estimated(scan, slices, spectra, config)
         with files.whole(path) as partial, h5py.File(partial, "w") as file:
             file["slices"], file["compression"] = slices, compression
             file["maps"] = maps
         bar.update()
 
 
+def _spectra(
+    scan: Scan, images: list[np.ndarray], config: Config, coil_set: int
+) -> list[np.ndarray]:
+    """Returns k-space (C, H, W) that a scan's coils, or simulated ones, see."""
+    if scan.volume.coils == 1:
+        shape, count = images[0].shape, config.data.coils.count
+        sensitivity = receivers.simulated(scan.subject, coil_set, shape, count)
+        images = [sensitivity * image for image in images]
+    return [fft2c(image) for image in images]
+
+
 def _estimated(
-    scan: Scan, slices: list[int], seen: list[np.ndarray], config: Config
+    scan: Scan, slices: list[int], spectra: list[np.ndarray], config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns compression (V, C) and maps (S, V, H, W) of coil images (C, H, W)."""
+    """Returns compression (V, C) and maps (S, V, H, W) of k-space (C, H, W)."""
     options = config.data.coils
     try:
-        spectra = [fft2c(images) for images in seen]
-        centres = [
-            coils.calibration_region(spectrum, options.calibration, least=4)
-            for spectrum in spectra
-        ]
+        centres = spectra  # all that was measured, as when it is reconstructed
+        if not config.mask.measured:
+            centres = [
+                coils.calibration_region(spectrum, options.calibration, least=4)
+                for spectrum in spectra
+            ]
         compression = coils.compression(np.stack(centres), options.count)
     except InputError as error:
         raise InputError(f"{scan.volume.path}: {error}") from None

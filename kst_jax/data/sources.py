@@ -15,6 +15,7 @@ from kst_jax.data.samples import Sample
 from kst_jax.data.volumes import (
     Volume,
     name_of,
+    open_scan,
     open_volume,
     reading,
     selected,
@@ -187,7 +188,9 @@ class Source:
         return dataclasses.replace(self, entries=kept)
 
 
-def open_source(paths: str, selection: Selection | None = None) -> Source:
+def open_source(
+    paths: str, selection: Selection | None = None, *, undersampled: bool = False
+) -> Source:
     """Opens scans: reads the metadata of every file; slices are read on demand.
 
     Prints warnings about doubtful labels of people.
@@ -200,6 +203,7 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
         Other files and hidden ones are ignored.
       selection: which slices to use, by default all that are not empty, and whose they
         are.
+      undersampled: whether scans may be undersampled.
 
     Raises:
       InputError: no scan is found, a file cannot be used, or scans cannot be told
@@ -211,9 +215,10 @@ def open_source(paths: str, selection: Selection | None = None) -> Source:
     volumes: list[Volume] = []
     chosen: list[list[int]] = []
     doubts: list[str] = []
+    open_one = open_scan if undersampled else open_volume
     bar = tqdm(found, "Looking at scans", unit="file", delay=3)
     for scan, name in zip(bar, names, strict=True):
-        volumes.append(open_volume(scan.path, selection))
+        volumes.append(open_one(scan.path, selection))
         chosen.append(selected(volumes[-1], selection, name))
         doubts += [f"{scan.path}: {doubt}" for doubt in volumes[-1].doubts]
     warn_of(doubts)

@@ -22,6 +22,8 @@ from kst_jax.sampling import Sampler
 
 Shape = tuple[int, ...]
 
+# Purpose of a slice's own generator (`sampling.slice_rng`) that splits its points.
+SPLIT = 3
 # Columns, or rows and columns of points, in the middle that the network always sees.
 _LINES, _POINTS = 2, 4
 # Masks whose splits tell how likely it is that a place is held out: so many, but with

@@ -69,6 +69,9 @@ class Volume(Protocol):
     def undersampled(self) -> bool:
         """Whether the file tells that its k-space is not complete."""
 
+    def sampled(self, index: int) -> np.ndarray | None:
+        """Points (H, W) that the file says were measured; None if it does not say."""
+
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W), or one for each coil."""
 
@@ -127,8 +130,9 @@ def open_volume(path: Path, selection: Selection) -> Volume:
         raise InputError(
             f"{path}: holds a 'mask' or lacks lines, so its k-space is undersampled "
             "and there is nothing to compare with. Reconstruct it with "
-            "kst-reconstruct; train and test on fully sampled files (fastMRI's train "
-            "and val)."
+            "kst-reconstruct; test on fully sampled files (fastMRI's train and val). "
+            "To train on it without ground truth, set --config.mask.kind=measured, "
+            "--config.train.supervision=self and --config.data.native=True."
         )
     return volume
 

@@ -7,41 +7,14 @@ import numpy as np
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config
-from kst_jax.data import native, samples, transforms
+from kst_jax.data import measurements, native, samples, transforms
 from kst_jax.data.fourier import ifft2c
-from kst_jax.data.samples import Geometry, Sample
+from kst_jax.data.measurements import Measurement
 from kst_jax.data.transforms import Normalisation
 from kst_jax.data.volumes import Volume
 from kst_jax.errors import InputError
 from kst_jax.mask_config import MaskConfig
 from kst_jax.patches import Layout
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Measurement:
-    """One slice, ready for a network.
-
-    Attributes:
-      kspace: complex64 (H, W), or (C, H, W) of several coils, zero where not sampled;
-        an oversampled readout is cropped to the rows of the image.
-      mask: (H, W), True where sampled.
-      calibration: k-space from which sensitivity maps are estimated: of the lines that
-        were measured for them, or all of it.
-      empty: (H, W), True in columns that the scanner did not measure because k-space is
-        taken to be zero there.
-      geometry: the scan's grid; None if the scan has no header.
-    """
-
-    kspace: np.ndarray
-    mask: np.ndarray
-    calibration: np.ndarray
-    empty: np.ndarray
-    geometry: Geometry | None
-
-    @property
-    def acceleration(self) -> float:
-        """Points that a full scan would measure, over sampled points."""
-        return float((~self.empty).sum() / self.mask.sum())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,16 +64,16 @@ def measure(
         raise InputError(
             f"{sample.where}: is already undersampled; leave out --acceleration."
         )
-    return _cropped(sample, mask, empty)
+    return measurements.cropped(sample, mask, empty)
 
 
 def _drawn(
     volume: Volume, index: int, shape: tuple, config: Config, acceleration: float
 ) -> np.ndarray:
-    if config.mask.kind == "bank":
+    if not config.mask.accelerates:
         raise InputError(
-            "--acceleration: the network's masks come from a bank; give one of them "
-            "with --mask"
+            "--acceleration: the network's masks come from a bank or from its scans; "
+            "give one of them with --mask"
         )
     pattern = _at(config.mask, acceleration)
     sampler = sampling.sampler(pattern, shape)
@@ -114,27 +87,6 @@ def _at(config: MaskConfig, acceleration: float) -> MaskConfig:
     return dataclasses.replace(
         config, acceleration=acceleration, center_fraction=fraction
     )
-
-
-def _cropped(sample: Sample, mask: np.ndarray, empty: np.ndarray) -> Measurement:
-    """Crops an oversampled readout; raises InputError unless columns are whole."""
-    kspace, geometry = np.where(mask, sample.kspace, 0), sample.geometry
-    height = len(mask)
-    rows = geometry.matrix[0] if geometry else height
-    if rows < height:
-        if not (mask == mask[:1]).all():
-            raise InputError(
-                f"{sample.where}: the readout has {height} rows for an image of "
-                f"{rows}, but its points are sampled one by one, so it cannot be "
-                "cropped. Crop the readout before undersampling."
-            )
-        kspace = samples.crop_readout(kspace, rows)
-        mask, empty = mask[:rows], empty[:rows]
-    kspace = kspace.astype(np.complex64)
-    calibration = kspace
-    if sample.calibration is not None:
-        calibration = samples.crop_readout(sample.calibration, len(mask))
-    return Measurement(kspace, mask, calibration, empty, geometry)
 
 
 def tokenise(
@@ -192,7 +144,7 @@ def differences(
             f"trained on {config.data.size[0]} x {config.data.size[1]}"
         )
     acceleration = measurement.acceleration
-    if trained.kind != "bank" and not any(
+    if trained.accelerates and not any(
         0.8 < acceleration / one < 1.25 for one in trained.accelerations
     ):
         times = " and ".join(f"{one:g}" for one in trained.accelerations)
@@ -233,7 +185,7 @@ def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 def _has_lines(config: Config) -> bool | None:
     """Returns whether a network was trained on whole columns; None if unknown."""
-    if config.mask.kind == "bank":
+    if not config.mask.accelerates:
         return None
     return (
         config.mask.kind == "uniform_1d" or config.mask.kind in sampling.FASTMRI_MASKS

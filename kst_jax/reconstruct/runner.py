@@ -17,6 +17,7 @@ from tqdm import tqdm
 from kst_jax import coils, parallel, tokens
 from kst_jax.config import Config
 from kst_jax.data import finding, labels, sensitivities, sources, transforms, volumes
+from kst_jax.data.measurements import Measurement
 from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import Volume
 from kst_jax.data_config import CoilsConfig, Selection
@@ -26,7 +27,7 @@ from kst_jax.models.registry import build
 from kst_jax.patches import Layout
 from kst_jax.programs import files
 from kst_jax.reconstruct import inputs, outputs
-from kst_jax.reconstruct.inputs import Measurement, Undersampling
+from kst_jax.reconstruct.inputs import Undersampling
 from kst_jax.reconstruct.methods import Method, open_method
 from kst_jax.tokens import Batch
 

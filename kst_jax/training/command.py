@@ -23,6 +23,15 @@ setting on the command line. The most important ones:
     --config.train.validate_every=5000
                                     steps between validations
 
+Scans that the scanner undersampled, without ground truth, at their measured size:
+
+    kst-train --config=fastmri_knee_4x --workdir=runs/own \
+        --config.data.train=/data/undersampled \
+        --config.mask.kind=measured --config.train.supervision=self
+    kst-reconstruct runs/own /data/undersampled images
+
+For a single scan, see --config=zero_shot.
+
 kst_jax/config.py explains the settings, kst_jax/data_config.py those of the data, and
 the files in kst_jax/models/ the network's own, --config.model. The answer to a misspelt
 one lists the valid names. WORKDIR will contain

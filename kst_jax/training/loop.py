@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from kst_jax import metrics, parallel
 from kst_jax.config import Config, TrainConfig, require_config
-from kst_jax.data import opening, pipeline, splits
+from kst_jax.data import opening, pipeline
 from kst_jax.errors import DivergedError
 from kst_jax.fourier import magnitude
 from kst_jax.models.contract import Reconstructor
@@ -160,17 +160,17 @@ def train(config: Config, workdir: str | Path, maps: Path | None = None) -> Stat
         mesh, "train.batch_size / train.accumulate", at_a_time
     )
     # Scans may take long to open: checks that can fail at once come first.
-    sampler = opening.open_sampler(config)
-    splits.splitter_of(config, sampler)
+    opening.require_parts(config)
     model = build(config.model, config.data.size)
     optimizer = make_optimizer(config.train, model)
     with contextlib.closing(Checkpoints(workdir, config)) as checkpoints:
         source, validation = open_scans(
             config, workdir, maps, carries_on=checkpoints.begun
         )
-        validator = None
+        sampler, validator = opening.sampler_of(source, config), None
         if validation:
-            validator = Validator(config, validation, sampler, model)
+            masks = opening.sampler_of(validation, config, validation=True)
+            validator = Validator(config, validation, masks, model)
         example = pipeline.example_batch(config, sampler)
         with Interruption() as interruption:
             state = init_state(model, optimizer, example, config.train)

@@ -29,7 +29,7 @@ def open_scans(
     source, test = opening.open_sources(config)
     source, validation = opening.set_validation_apart(config, source, test)
     kept = maps or Path(workdir) / "maps"
-    print(f"Training on {source}; held out for testing: {test}")
+    print(f"Training on {source}; held out for testing: {test or 'nobody'}")
     if validation:
         print(f"Validating on {validation}")
         validation = sensitivities.estimate(validation, config, kept)

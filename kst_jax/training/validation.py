@@ -33,7 +33,10 @@ class Validator:
     ):
         # The test's seed may change when a run resumes; these masks must not.
         masks = dataclasses.replace(config.eval, seed=config.data.split_seed)
-        self._config = dataclasses.replace(config, eval=masks)
+        train = config.train
+        if train.validation_share:
+            train = dataclasses.replace(train, held_out=train.validation_share)
+        self._config = dataclasses.replace(config, eval=masks, train=train)
         self._holds_out = config.train.self_supervised
         self._source, self._sampler, self._model = source, sampler, model
         self._mesh = parallel.make_mesh(

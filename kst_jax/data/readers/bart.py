@@ -79,6 +79,9 @@ class BartVolume:
         """Numbers of the slices that can be read."""
         return range(self.depth)
 
+    def sampled(self, index: int) -> None:
+        """The file does not say which points were measured."""
+
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image, in the units of its k-space.
 

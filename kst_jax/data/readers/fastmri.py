@@ -13,7 +13,7 @@ import numpy as np
 
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.readers.ismrmrd_header import geometry_of
-from kst_jax.data.samples import Geometry, Sample
+from kst_jax.data.samples import Geometry, Sample, fitting
 from kst_jax.errors import InputError
 
 # Far beyond any scan; keeps a damaged header from claiming all memory.
@@ -68,6 +68,17 @@ class FastMRIVolume:
     def pixel(self) -> tuple[float, float] | None:
         """Height and width of a pixel in mm; None without a header."""
         return self.geometry.voxel[:2] if self.geometry else None
+
+    def sampled(self, index: int) -> np.ndarray | None:
+        """Points (H, W) that the file's mask calls measured; None without a mask."""
+        if not self.undersampled:
+            return None
+        with open_file(self.path) as file:
+            mask = _small(file, "mask", self.path)
+        mask = fitting(mask, self.shape, self._where(index))
+        if self.geometry is None:
+            return mask
+        return mask & ~self.geometry.empty(self.shape)
 
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image, in the units of its k-space.

@@ -86,6 +86,10 @@ class MRDVolume:
             self.lines.sampled(index, self.grid.encoded).all() for index in self.slices
         )
 
+    def sampled(self, index: int) -> np.ndarray:
+        """Points (H, W) of an image that were measured."""
+        return self._on_grid(self.lines.sampled(index, self.grid.encoded))
+
     def described(self) -> list[str]:
         """Says how the scan was made, a sentence each."""
         encoded, lines = self.grid.encoded, self.lines
@@ -128,6 +132,10 @@ class MRDVolume:
             calibration=calibration,
         )
 
+    def _on_grid(self, sampled: np.ndarray) -> np.ndarray:
+        """Returns the mask (H, W) of encoded points on the images' grid."""
+        return self.grid.resized(sampled[self.grid.readout_places()], fill=None)
+
     def _placed(self, numbers: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k-space of some lines and its mask, on the images' grid."""
         with open_file(self.path) as file:
@@ -139,7 +147,7 @@ class MRDVolume:
         if self.whitening is not None:
             kspace = np.einsum("cd,dhw->chw", self.whitening, kspace)
         kspace = crop_readout(kspace.astype(np.complex64), self.grid.rows)
-        mask = self.grid.resized(sampled[self.grid.readout_places()], fill=None)
+        mask = self._on_grid(sampled)
         kspace = np.where(mask, self.grid.resized(kspace, fill=0), 0)
         kspace = kspace.astype(np.complex64)
         whole = (mask == mask[:1]).all()

@@ -72,6 +72,9 @@ class NiftiVolume:
         """Rows and columns of the images: those of a slice."""
         return self.shape
 
+    def sampled(self, index: int) -> None:
+        """The file does not say which points were measured."""
+
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W), in the volume's units.
 

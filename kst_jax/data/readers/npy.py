@@ -60,6 +60,9 @@ class NpyVolume:
         """Numbers of the slices that can be read."""
         return range(self.depth)
 
+    def sampled(self, index: int) -> None:
+        """The file does not say which points were measured."""
+
     def read(self, index: int) -> np.ndarray:
         """Reads one slice as a complex64 image (H, W), in the units of its k-space."""
         return to_image(self._kspace(index), f"{self.path}: slice {index}")
