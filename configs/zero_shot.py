@@ -15,7 +15,9 @@ def get_config() -> ConfigDict:
     config.data.update(native=True, size=(224, 224))
     config.data.coils.count = 8
     config.data.augment.phase = 0.0
+    config.data.prefetch = 4
     config.mask.kind = "measured"
+    config.eval.batch_size = 1
     config.model.update(
         width=48,
         heads=2,

@@ -273,15 +273,10 @@ class Config:
             self._require_own_masks()
         require_setting(
             self.train.validation_share == 0
-            or (
-                self.mask.measured
-                and self.train.validate_every > 0
-                and not self.data.validation
-            ),
+            or (self.train.validate_every > 0 and not self.data.validation),
             "train.validation_share",
             self.train.validation_share,
-            "0 unless mask.kind='measured', train.validate_every is set and "
-            "data.validation is empty",
+            "0 unless train.validate_every is set and data.validation is empty",
         )
         for name, seed in {
             "data.seed": self.data.seed,

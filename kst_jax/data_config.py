@@ -181,7 +181,8 @@ class DataConfig:
       train: scans to train on: a folder, a file, a pattern, several of these separated
         by commas, or a bundled person ("demo:train", "demo:test"). Kinds: fastMRI's
         .h5, ISMRMRD's .h5 and .mrd, BART's .cfl, NIfTI, Analyze, the authors' .npy.
-      test: scans to evaluate on; if empty, some people in `train` are held out.
+      test: scans to evaluate on; if empty, some people in `train` are held out, but
+        nobody for `mask.kind` "measured".
       test_fraction: fraction of people held out if `test` is empty.
       validation: scans to monitor training on (`train.validate_every`); if empty, some
         of the training people are held out.

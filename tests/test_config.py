@@ -82,7 +82,7 @@ def test_own_config_files_exist_for_all_paper_settings():
         ),
         (
             {"mask": {"kind": "uniform_1d", "center_fraction": 0.04}},
-            r"mask\.center_fraction=0\.04.*mask\.calibration or the bank",
+            r"mask\.center_fraction=0\.04.*mask\.calibration, the bank",
         ),
         ({"train": {"layer_weight": -0.1}}, r"train\.layer_weight=-0\.1"),
         ({"train": {"last_weight": 0.0}}, r"train\.last_weight=0\.0.*above 0"),

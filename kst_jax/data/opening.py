@@ -5,7 +5,7 @@ from kst_jax.config import Config
 from kst_jax.data import measured, native, sources, splits, transforms, volumes
 from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Source
-from kst_jax.errors import InputError
+from kst_jax.errors import InputError, require_setting
 from kst_jax.patterns import Patterns
 
 _OWN_POINTS = (
@@ -185,8 +185,15 @@ def sampler_of(source: Source, config: Config, *, validation: bool = False) -> P
 
 def require_parts(config: Config) -> None:
     """Raises InputError for masks that no scan can be split by; opens no scan."""
-    if not config.mask.measured:
-        splits.splitter_of(config, open_sampler(config))
+    if config.mask.measured:
+        return
+    require_setting(
+        config.train.validation_share == 0,
+        "train.validation_share",
+        config.train.validation_share,
+        "0 unless mask.kind='measured'",
+    )
+    splits.splitter_of(config, open_sampler(config))
 
 
 def fields_of_view(source: Source, config: Config) -> list[tuple[float, float]]:
