@@ -30,8 +30,8 @@ BRAINS = {
     "crop": (192, 192),
     "pad": True,
 }
-# The K-Space Transformer's width at this size.
-NETWORK = {"width": 48, "heads": 4, "mlp": 192, "lr_size": (24, 24)}
+# The K-Space Transformer's width at this size; tokens are points unless a row says so.
+NETWORK = {"width": 48, "heads": 4, "mlp": 192, "lr_size": (24, 24), "patch": (1, 1)}
 # As many channels as published: they improved it (docs/study.md, "The search").
 WIDE_REFINEMENT = {"refinement_features": 64}
 # With the better of two rates that `configs/studies/search.py` tries.
