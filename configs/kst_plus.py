@@ -7,11 +7,11 @@ r"""An improved K-Space Transformer, beyond its paper: the best form found so fa
 
 Without `:fastmri_gaussian2d_5x`, data and mask are the defaults. With a width of 48 and
 single points as tokens, at 48x48, uniform 1D sampling at 5x and 20,000 images, it
-reached 21.60 dB on a person unseen in training. The published form, with half as many channels in its refinement,
-reached 20.05 dB and D5C5 20.45 dB (docs/study.md; 114 minutes on a core of an AMD
-EPYC). It has not been trained at the paper's size or length yet. It differs from the
-published network and training as follows; in brackets the gain in short trainings, as
-the changes were added one by one:
+reached 21.60 dB on a person unseen in training. The published form, with half as many
+channels in its refinement, reached 20.05 dB and D5C5 20.45 dB (docs/study.md; 114
+minutes on a core of an AMD EPYC). It has not been trained at the paper's size or length
+yet. It differs from the published network and training as follows; in brackets the gain
+in short trainings, as the changes were added one by one:
 
 * layers predict the change of the spectrum, in units of 0.1, instead of its value
   (0.95 dB);
