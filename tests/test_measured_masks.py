@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pickle
 
 import h5py
 import jax
@@ -52,15 +53,12 @@ def padded(mask):
 COUNTS = tuple(sorted(int(padded(mask).sum()) * ROWS for mask in MASKS.values()))
 
 
-def write_fastmri(folder, coils=1, slices=2):
+def write_fastmri(folder, slices=2):
     """Two scans, each with a mask of its own; returns the k-space by file."""
     rng, written = np.random.default_rng(0), {}
     for name, mask in MASKS.items():
-        shape = (slices * coils, ROWS, ROWS)
-        images = np.abs(rng.normal(size=shape)) + np.hanning(ROWS)
+        images = np.abs(rng.normal(size=(slices, ROWS, ROWS))) + np.hanning(ROWS)
         kspace = fastmri_files.measured(images, WIDTH, COLUMNS, seed=len(written))
-        kspace = kspace.reshape(slices, coils, 2 * ROWS, WIDTH)
-        kspace = kspace[:, 0] if coils == 1 else kspace
         path = folder / f"{name}.h5"
         fastmri_files.write(path, kspace, (ROWS, ROWS), COLUMNS, mask, patient_id=name)
         written[path.name] = kspace * padded(mask)
@@ -185,13 +183,33 @@ def test_in_a_scan_without_a_mask_zeros_were_not_measured(tmp_path):
     np.testing.assert_array_equal(sampler.fixed("scan.npy", 0, 0)[0], MASKS["one"])
 
 
+def of_two_coils(path):
+    coils = CoilsConfig(2, maps="low_resolution", calibration=12)
+    data = {"train": str(path), "size": (12, 12), "coils": coils}
+    return changed(CONFIG, data=data)
+
+
+def test_virtual_coils_hold_what_the_scanner_measured(tmp_path):
+    config = of_two_coils(write_mrd(tmp_path, coils=4, calibration=True))
+    source, sampler = opened(config)
+    source = sensitivities.estimate(source, config, tmp_path / "maps")
+    wanted = []
+    for index in (0, 1):
+        compression = source.receiver(index, 0, (12, 10)).compression
+        sample = source.sample(index)
+        wanted.append(scaled(np.tensordot(compression, sample.kspace * sample.mask, 1)))
+    for batch in visits(source, config, sampler, 4):
+        found = scaled(complex_of(batch.kspace + batch.held_kspace))
+        assert batch.kspace.shape == (2, 12, 10, 2)
+        assert min(np.linalg.norm(found - one) for one in wanted) < 1e-5
+        assert batch.held_kspace.any()
+
+
 @pytest.mark.parametrize("calibration", [False, True])
 def test_maps_are_those_that_reconstruction_will_use(tmp_path, calibration):
     """Of the lines measured for them, if there are any; never of rounding errors."""
     path = write_mrd(tmp_path, coils=4, calibration=calibration)
-    coils = CoilsConfig(2, maps="low_resolution", calibration=12)
-    data = {"train": str(path), "size": (12, 12), "coils": coils}
-    config = changed(CONFIG, data=data)
+    config = of_two_coils(path)
     source, _ = opening.open_sources(config)
     if not calibration:  # three columns in the centre are too few
         with pytest.raises(InputError, match=r"scan\.mrd: slice 0: .*maps need 4"):
@@ -201,7 +219,7 @@ def test_maps_are_those_that_reconstruction_will_use(tmp_path, calibration):
     volume = volumes.open_scan(path, Selection())
     slices = [measure(volume, index, config, Undersampling()) for index in (0, 1)]
     slices = runner._compressed(slices, 2)
-    wanted = runner._maps(volume, slices, coils)
+    wanted = runner._maps(volume, slices, config.data.coils)
     for index in (0, 1):
         receiver = source.receiver(index, 0, (12, 10))
         np.testing.assert_allclose(
@@ -405,8 +423,6 @@ def test_one_person_can_be_validated_on_by_points(fastmri, tmp_path):
 
 def test_masks_take_little_memory_and_travel_to_workers(fastmri):
     """Whole columns are kept once for a scan, and workers get a copy."""
-    import pickle
-
     _, sampler = opened(fastmri[0])
     kept = sampler.masks[ROWS, WIDTH]
     assert len({id(mask) for mask in kept.values()}) == 2
