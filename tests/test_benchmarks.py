@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import h5py
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import fastmri_loader, pytorch_network, turns
+from benchmarks import fastmri_loader, normal_operator, pytorch_network, turns
 from kst_jax.config_dict import from_dict
 from kst_jax.configs import fastmri_knee_4x
 from kst_jax.data import opening, pipeline, sources
@@ -86,3 +88,15 @@ def test_the_network_in_pytorch_is_ours():
     if not TORCH.exists():
         pytest.skip("needs PyTorch in .venv-torch; see benchmarks/pytorch_network.py")
     assert "tiny" in pytorch_network.check(["tiny"], str(TORCH))
+
+
+def test_both_ways_of_the_normal_operator_are_timed(monkeypatch, capsys):
+    monkeypatch.setattr(normal_operator, "SIZES", (16,))
+    monkeypatch.setattr(normal_operator, "_CALLS", 3)
+    normal_operator.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["convolution", "both"]
+    image = jnp.ones((1, 16, 16, 2))
+    sampled = normal_operator.acquisition(16)
+    other = sampled.adjoint(sampled.forward(image))
+    np.testing.assert_allclose(sampled.normal(image), other, atol=1e-4)
