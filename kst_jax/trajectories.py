@@ -119,6 +119,30 @@ def gaussian_points(
     return points[:count, None].astype(np.float32)
 
 
+def covered(points: np.ndarray) -> float:
+    """Returns how many points of the grid readouts (R, S, 2) run over.
+
+    A sample covers as much of its readout as the distance to the next one, at most 1.
+    So a spoke across k-space covers as many points as a line of a Cartesian scan, and a
+    single point covers one.
+    """
+    count = points.shape[1]
+    if count == 1:
+        return float(len(points))
+    steps = np.linalg.norm(np.diff(points, axis=1), axis=-1)
+    return float(np.minimum(steps, 1).mean(axis=1).sum() * count)
+
+
+def acceleration(points: np.ndarray, shape: Shape) -> float:
+    """Returns the points of the grid over those that readouts (R, S, 2) run over.
+
+    For spokes it is the matrix's rows over their number, for single points the grid's
+    points over theirs. Spirals cover k-space by arms one unit apart, without its
+    corners, so this number is up to a quarter above the arms' distance.
+    """
+    return shape[0] * shape[1] / covered(points)
+
+
 def _polar(radius: np.ndarray, angle: np.ndarray, shape: Shape) -> np.ndarray:
     """Returns points at these radii, 1 at the edge of k-space, and angles."""
     half = np.array(shape) / 2

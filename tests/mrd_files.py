@@ -37,9 +37,13 @@ def header(**changed):
     return HEADER.format(**values | changed)
 
 
-def line(data_CxN, step, flags=(), **changed):
-    """One acquisition, whose centre is the middle sample; `changed` sets fields."""
-    made = ismrmrd.Acquisition.from_array(np.ascontiguousarray(data_CxN, "c8"))
+def line(data_CxN, step, flags=(), trajectory=None, **changed):
+    """One acquisition, whose centre is the middle sample; `changed` sets fields.
+
+    The trajectory (N, 2) or (N, 3) says where samples off the grid lie.
+    """
+    data = np.ascontiguousarray(data_CxN, "c8")
+    made = ismrmrd.Acquisition.from_array(data, trajectory)
     made.center_sample = data_CxN.shape[1] // 2
     made.sample_time_us = 5.0
     made.idx.kspace_encode_step_1 = step

@@ -335,7 +335,9 @@ def with_xml(text):
 
 BAD = {
     "cannot be read": truncated,
-    "trajectory is radial, but only cartesian": with_xml(header(trajectory="radial")),
+    "trajectory is radial, but not all acquisitions": with_xml(
+        header(trajectory="radial")
+    ),
     "3 and 5 channels": with_lines(line(np.ones((5, 24)), 1)),
     "3 and 4 channels": with_lines(line(np.ones((4, 24)), 0, [19])),
     "step 10, outside the encoded matrix of 10": with_lines(line(KSPACE[..., 0], 10)),

@@ -15,7 +15,6 @@ from kst_jax.data.samples import Sample
 from kst_jax.data.volumes import (
     Volume,
     name_of,
-    open_scan,
     open_volume,
     reading,
     selected,
@@ -215,10 +214,9 @@ def open_source(
     volumes: list[Volume] = []
     chosen: list[list[int]] = []
     doubts: list[str] = []
-    open_one = open_scan if undersampled else open_volume
     bar = tqdm(found, "Looking at scans", unit="file", delay=3)
     for scan, name in zip(bar, names, strict=True):
-        volumes.append(open_one(scan.path, selection))
+        volumes.append(open_volume(scan.path, selection, undersampled))
         chosen.append(selected(volumes[-1], selection, name))
         doubts += [f"{scan.path}: {doubt}" for doubt in volumes[-1].doubts]
     warn_of(doubts)

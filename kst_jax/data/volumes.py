@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from kst_jax.data import contents
-from kst_jax.data.readers import bart, fastmri, mrd, nifti, npy
+from kst_jax.data.off_grid import OffGridVolume, TrajectoryOptions
+from kst_jax.data.readers import bart, bart_trajectories, fastmri, mrd, nifti, npy
 from kst_jax.data.samples import Sample
 from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
@@ -79,19 +80,35 @@ class Volume(Protocol):
         """One slice as it was measured."""
 
 
-def _open_hdf5(path: Path, *_: str | float) -> Volume:
-    return (mrd if mrd.is_mrd(path) else fastmri).open_volume(path)
+AnyVolume = Volume | OffGridVolume
+Opener = Callable[[Path, Selection, TrajectoryOptions], AnyVolume]
 
 
-# Each suffix's reader, which takes the path, the plane and the least foreground.
-READERS: dict[str, Callable[[Path, str, float], Volume]] = {
+def _open_hdf5(path: Path, _: Selection, options: TrajectoryOptions) -> AnyVolume:
+    if mrd.is_mrd(path):
+        return mrd.open_volume(path, options.units)
+    return fastmri.open_volume(path)
+
+
+def _open_cfl(path: Path, _: Selection, options: TrajectoryOptions) -> AnyVolume:
+    if options.path is not None:
+        return bart_trajectories.open_volume(path, options)
+    return bart.open_volume(path)
+
+
+def _open_nifti(path: Path, selection: Selection, _: TrajectoryOptions) -> AnyVolume:
+    return nifti.open_volume(path, selection.plane, selection.min_foreground)
+
+
+# Each suffix's reader.
+READERS: dict[str, Opener] = {
     ".h5": _open_hdf5,
-    ".mrd": lambda path, *_: mrd.open_volume(path),
-    ".cfl": lambda path, *_: bart.open_volume(path),  # with its .hdr
+    ".mrd": lambda path, _, options: mrd.open_volume(path, options.units),
+    ".cfl": _open_cfl,  # with its .hdr
     ".npy": lambda path, *_: npy.open_volume(path),
-    ".nii": nifti.open_volume,
-    ".nii.gz": nifti.open_volume,
-    ".hdr": nifti.open_volume,  # with its .img; BART's are found by their .cfl
+    ".nii": _open_nifti,
+    ".nii.gz": _open_nifti,
+    ".hdr": _open_nifti,  # with its .img; BART's are found by their .cfl
 }
 
 
@@ -119,14 +136,27 @@ def selected(volume: Volume, selection: Selection, file: str) -> list[int]:
     return sorted(shuffled(kept, f"{selection.seed}:{name_of(Path(file))}")[:count])
 
 
-def open_volume(path: Path, selection: Selection) -> Volume:
-    """Opens a fully sampled scan.
+def open_volume(path: Path, selection: Selection, undersampled: bool = False) -> Volume:
+    """Opens a scan to train on or to test on.
+
+    Args:
+      path: its file.
+      selection: which of its slices to use.
+      undersampled: whether its k-space may be undersampled.
 
     Raises:
-      InputError: the file cannot be used, or its k-space is undersampled.
+      InputError: the file cannot be used, or its k-space is undersampled or off the
+        grid.
     """
     volume = open_scan(path, selection)
-    if volume.undersampled:
+    if isinstance(volume, OffGridVolume):
+        raise InputError(
+            f"{path}: was measured off the grid, so there is no fully sampled image "
+            "to train on or to compare with. Reconstruct it with kst-reconstruct. To "
+            "train a network for such scans, use fully sampled ones and "
+            "--config.mask.kind=radial, or another trajectory."
+        )
+    if volume.undersampled and not undersampled:
         raise InputError(
             f"{path}: holds a 'mask' or lacks lines, so its k-space is undersampled "
             "and there is nothing to compare with. Reconstruct it with "
@@ -153,13 +183,22 @@ def require_coils(volume: Volume, count: int) -> None:
         )
 
 
-def open_scan(path: Path, selection: Selection) -> Volume:
+def open_scan(
+    path: Path,
+    selection: Selection,
+    options: TrajectoryOptions = TrajectoryOptions(),  # noqa: B008 (immutable)
+) -> AnyVolume:
     """Opens a scan, undersampled or not; raises InputError if it cannot be used."""
     require_file(path)
     suffix = suffix_of(path)
+    if options.path is not None and suffix != ".cfl":
+        raise InputError(
+            f"{path}: --trajectory={options.path} is for BART's .cfl; ISMRMRD files "
+            "hold their trajectory. Leave it out."
+        )
     try:
         with reading(path):
-            return READERS[suffix](path, selection.plane, selection.min_foreground)
+            return READERS[suffix](path, selection, options)
     except InputError:
         contents.require_content(path, suffix)  # where this is the cause
         raise

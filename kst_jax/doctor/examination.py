@@ -17,6 +17,7 @@ import numpy as np
 from kst_jax import coils
 from kst_jax.data import contents, fourier, native, samples, transforms, volumes
 from kst_jax.data.native import Grid, View
+from kst_jax.data.off_grid import OffGridVolume
 from kst_jax.data.readers import bart, fastmri, mrd, nifti, npy
 from kst_jax.data.volumes import Volume, suffix_of
 from kst_jax.data_config import DataConfig, Selection
@@ -173,8 +174,14 @@ def _look_mrd(path: Path, found: Examination) -> None:
     volume = mrd.open_volume(path)
     found.kind, found.coils = "ISMRMRD", volume.coils
     found.stored, found.dtype = (volume.depth, *volume.shape), "complex64"
-    found.decoding = _decoding(volume.coils * math.prod(volume.grid.encoded), 8)
-    for what in volume.described():
+    if isinstance(volume, OffGridVolume):
+        sentences = list(volume.described)
+        found.measured, found.depth = volume.measured, volume.depth
+        found.sizes = [volume.shape]
+    else:
+        sentences = volume.described()
+        found.decoding = _decoding(volume.coils * math.prod(volume.grid.encoded), 8)
+    for what in sentences:
         found.add("note", what)
 
 
@@ -237,9 +244,11 @@ def _look_npy(path: Path, found: Examination) -> None:
 
 
 def _look_bart(path: Path, found: Examination) -> None:
+    found.kind, found.dtype = "BART", "complex64"
+    found.stored = bart.dimensions_of(path)
     volume = bart.open_volume(path)
     found.stored = volume.depth, volume.coils, *volume.shape
-    found.dtype, found.coils = "complex64", volume.coils
+    found.coils = volume.coils
     found.decoding = _decoding(volume.coils * math.prod(volume.shape), 8)
     _note_sampling(volume, found)
 

@@ -116,7 +116,16 @@ def export(
       config: the run's; gives image size, undersampling and network.
       params: the network's parameters.
       platforms: "cpu", "cuda", "rocm", "tpu".
+
+    Raises:
+      InputError: the network was trained off the grid.
     """
+    if config.mask.off_grid:
+        raise InputError(
+            f"the network was trained off the grid (mask.kind={config.mask.kind!r}), "
+            "but an exported network takes k-space on the grid and a mask. Reconstruct "
+            "with kst-reconstruct instead; export networks trained on the grid."
+        )
     model = config.model
     if isinstance(model, KSTConfig):
         # The portable form; "auto" would choose by this machine.

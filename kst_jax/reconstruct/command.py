@@ -5,7 +5,8 @@ r"""Reconstructs scans that were undersampled at the scanner.
 RUN is the folder of a run, of released weights (weights/uniform1d_5x) or of a
 converted checkpoint; or `sense` for CG-SENSE, which needs no training and takes scans
 of several coils. SCANS are files of k-space: fastMRI's .h5, with the `mask` of its test
-files, BART's .cfl, or .npy; a folder, a file, a pattern, or several with commas.
+files, ISMRMRD's .h5 or .mrd, BART's .cfl, or .npy; a folder, a file, a pattern, or
+several with commas.
 The command writes to OUT
 
     NAME.h5             `reconstruction`, float32 magnitudes (slices, H, W), in the
@@ -21,12 +22,20 @@ network on a fully sampled scan, undersample it:
 
     kst-reconstruct runs/knee scan.h5 out --acceleration=4
 
+Scans that were measured off the grid, along spokes or spirals, need a network that was
+trained so (mask.kind), or `sense`. ISMRMRD files hold their trajectory; for BART's,
+name it:
+
+    kst-reconstruct sense kspace.cfl out --trajectory=trajectory.cfl
+
 The same command resumes an interrupted reconstruction.
 """
 
 from pathlib import Path
 
+from kst_jax.data.off_grid import TrajectoryOptions
 from kst_jax.data.readers.npy import memory_map
+from kst_jax.data.trajectory_units import UNITS
 from kst_jax.errors import InputError
 from kst_jax.programs import cli
 from kst_jax.programs.arguments import Parser
@@ -60,6 +69,20 @@ def _main() -> None:
         help="undersample fully sampled scans by the network's pattern, for a try",
     )
     add(
+        "--trajectory",
+        metavar="FILE",
+        help="trajectory of BART's k-space off the grid: a .cfl (3, samples, readouts) "
+        "or a .npy (readouts, samples, 2), in units of 1 / field of view",
+    )
+    add(
+        "--trajectory_units",
+        choices=UNITS,
+        default="",
+        metavar="UNITS",
+        help="units of ISMRMRD's trajectories, if they are not recognised: "
+        + ", ".join(UNITS),
+    )
+    add(
         "--checkpoint",
         choices=("latest", "best"),
         default="latest",
@@ -85,6 +108,10 @@ def _main() -> None:
         args.checkpoint,
         args.batch_size,
         Undersampling(mask, args.acceleration),
+        TrajectoryOptions(
+            None if args.trajectory is None else Path(args.trajectory),
+            args.trajectory_units,
+        ),
     )
     cli.keep_programs()
     found = reconstruct(args.run, args.scans, args.out, options)

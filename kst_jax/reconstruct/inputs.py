@@ -10,11 +10,16 @@ from kst_jax.config import Config
 from kst_jax.data import measurements, native, samples, transforms
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.measurements import Measurement
+from kst_jax.data.off_grid import OffGridVolume
 from kst_jax.data.transforms import Normalisation
-from kst_jax.data.volumes import Volume
+from kst_jax.data.volumes import AnyVolume, Volume
 from kst_jax.errors import InputError
 from kst_jax.mask_config import MaskConfig
 from kst_jax.patches import Layout
+from kst_jax.reconstruct import off_grid
+from kst_jax.reconstruct.off_grid import OffGrid
+
+AnyMeasurement = Measurement | OffGrid
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,9 +37,9 @@ class Undersampling:
 
 
 def measure(
-    volume: Volume, index: int, config: Config, undersampling: Undersampling
-) -> Measurement:
-    """Reads one slice, and finds or draws its mask.
+    volume: AnyVolume, index: int, config: Config, undersampling: Undersampling
+) -> AnyMeasurement:
+    """Reads one slice, and finds or draws its mask or, for a try, its trajectory.
 
     Args:
       volume: a scan.
@@ -46,6 +51,8 @@ def measure(
       InputError: k-space or mask cannot be used; the scan of one coil is fully sampled,
         but no acceleration is given; or it is undersampled, and one is given.
     """
+    if isinstance(volume, OffGridVolume):
+        return off_grid.measure(volume, index)
     sample = volume.sample(index)
     if undersampling.mask is not None:
         sample = dataclasses.replace(sample, mask=undersampling.mask)
@@ -57,6 +64,16 @@ def measure(
                 f"{sample.where}: is fully sampled; nothing to reconstruct. Compare "
                 "networks on it with kst-eval, or undersample it for a try with "
                 "--acceleration=4."
+            )
+        if config.mask.off_grid:
+            whole = measurements.cropped(sample, mask, empty)
+            place = volume.path.name, index
+            return off_grid.simulate(
+                whole.kspace,
+                whole.geometry,
+                config,
+                undersampling.acceleration,
+                place,
             )
         mask = _drawn(volume, index, mask.shape, config, undersampling.acceleration)
         mask = mask & ~empty
@@ -89,20 +106,47 @@ def _at(config: MaskConfig, acceleration: float) -> MaskConfig:
     )
 
 
+def layout_of(
+    slices: Sequence[AnyMeasurement], patch: tuple[int, int]
+) -> Layout | None:
+    """Returns the layout of tokens on the grid; off it, slices are sampled alike."""
+    masks = [one.mask for one in slices if isinstance(one, Measurement)]
+    return Layout.of(*masks, patch=patch) if masks else None
+
+
 def tokenise(
-    measurement: Measurement, config: Config, layout: Layout, where: str
+    measurement: AnyMeasurement,
+    maps: np.ndarray | None,
+    config: Config,
+    layout: Layout | None,
+    where: str,
 ) -> tuple[dict[str, np.ndarray], Normalisation]:
     """Normalises a slice by its measured values and makes its tokens.
 
     Args:
       measurement: the slice.
+      maps: sensitivity maps (C, H, W, 2); None for one coil.
       config: the config of the network's run, with its normalisation.
-      layout: of the tokens in the batch.
+      layout: of the tokens in the batch; see `layout_of`.
       where: names the slice.
 
     Returns:
       The fields of `tokens.Batch`, and the scaling.
+
+    Raises:
+      InputError: the slice has no scale.
     """
+    if isinstance(measurement, OffGrid):
+        patch = config.model.patch
+        fields, scaling = off_grid.tokenise(measurement, maps, patch, where)
+    else:
+        fields, scaling = _on_grid(measurement, config, layout, where)
+    return fields if maps is None else fields | {"maps": maps}, scaling
+
+
+def _on_grid(
+    measurement: Measurement, config: Config, layout: Layout | None, where: str
+) -> tuple[dict[str, np.ndarray], Normalisation]:
     kspace, mask = measurement.kspace, measurement.mask
     if config.data.normalise == "target":
         # The zero-filled image takes the place of the target, which is unknown.
@@ -119,7 +163,7 @@ def tokenise(
 
 
 def differences(
-    measurement: Measurement,
+    measurement: AnyMeasurement,
     config: Config,
     simulated: bool,
     pixel: tuple[float, float] | None = None,
@@ -137,12 +181,31 @@ def differences(
       pixel: height and width of its pixels in mm, if known.
       fields: heights and widths in mm of the training images, if known.
     """
-    found, mask, trained = {}, measurement.mask, config.mask
-    if not config.data.native and mask.shape != tuple(config.data.size):
+    found = {}
+    rows, columns = measurement.calibration.shape[-2:]
+    if not config.data.native and (rows, columns) != tuple(config.data.size):
         found["matrix"] = (
-            f"has a matrix of {mask.shape[0]} x {mask.shape[1]}; the network was "
-            f"trained on {config.data.size[0]} x {config.data.size[1]}"
+            f"has a matrix of {rows} x {columns}; the network was trained on "
+            f"{config.data.size[0]} x {config.data.size[1]}"
         )
+    if pixel and fields:
+        field = rows * pixel[0], columns * pixel[1]
+        if not any(_alike(field, other) for other in fields):
+            others = " and ".join(f"{h:.0f} x {w:.0f}" for h, w in fields[:3])
+            found["field"] = (
+                f"covers {field[0]:.0f} x {field[1]:.0f} mm; the network was trained "
+                f"on {others} mm"
+            )
+    if isinstance(measurement, OffGrid):
+        return found | off_grid.differences(measurement, config)
+    return found | _of_mask(measurement, config, simulated)
+
+
+def _of_mask(
+    measurement: Measurement, config: Config, simulated: bool
+) -> dict[str, str]:
+    """Describes how a slice's sampling and phase differ from the training."""
+    found, mask, trained = {}, measurement.mask, config.mask
     acceleration = measurement.acceleration
     if trained.accelerates and not any(
         0.8 < acceleration / one < 1.25 for one in trained.accelerations
@@ -152,15 +215,6 @@ def differences(
             f"is undersampled {acceleration:.1f} times; the network was trained on "
             f"{times} times"
         )
-    if pixel and fields:
-        rows, columns = mask.shape
-        field = rows * pixel[0], columns * pixel[1]
-        if not any(_alike(field, other) for other in fields):
-            others = " and ".join(f"{h:.0f} x {w:.0f}" for h, w in fields[:3])
-            found["field"] = (
-                f"covers {field[0]:.0f} x {field[1]:.0f} mm; the network was trained "
-                f"on {others} mm"
-            )
     lines, trained_on_lines = (mask == mask[:1]).all(), _has_lines(config)
     if trained_on_lines is not None and lines != trained_on_lines:
         names = {True: "whole columns", False: "single points"}

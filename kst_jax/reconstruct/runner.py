@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,18 +15,16 @@ from tqdm import tqdm
 
 from kst_jax import coils, parallel, tokens
 from kst_jax.config import Config
-from kst_jax.data import finding, labels, sensitivities, sources, transforms, volumes
-from kst_jax.data.measurements import Measurement
+from kst_jax.data import finding, labels, sensitivities, transforms, volumes
+from kst_jax.data.off_grid import TrajectoryOptions
 from kst_jax.data.samples import Geometry
-from kst_jax.data.volumes import Volume
+from kst_jax.data.volumes import AnyVolume
 from kst_jax.data_config import CoilsConfig, Selection
 from kst_jax.errors import InputError
 from kst_jax.models.contract import Reconstructor
-from kst_jax.models.registry import build
-from kst_jax.patches import Layout
 from kst_jax.programs import files
-from kst_jax.reconstruct import inputs, outputs
-from kst_jax.reconstruct.inputs import Undersampling
+from kst_jax.reconstruct import inputs, outputs, suitability
+from kst_jax.reconstruct.inputs import AnyMeasurement, Undersampling
 from kst_jax.reconstruct.methods import Method, open_method
 from kst_jax.tokens import Batch
 
@@ -44,6 +41,7 @@ class Options:
       checkpoint: "latest" or "best" of the run.
       batch_size: slices per call, over all devices.
       undersampling: the source of the masks, if not the scans themselves.
+      trajectory: what the scans do not say of trajectories.
     """
 
     kind: str = "h5"
@@ -51,6 +49,7 @@ class Options:
     checkpoint: str = "latest"
     batch_size: int = 4
     undersampling: Undersampling = dataclasses.field(default_factory=Undersampling)
+    trajectory: TrajectoryOptions = TrajectoryOptions()  # noqa: RUF009 (immutable)
 
 
 def reconstruct(
@@ -78,13 +77,13 @@ def reconstruct(
     out = files.local_folder(out)
     method = open_method(run, options.checkpoint)
     selection = Selection(min_foreground=0.0)
-    paths = [scan.path for scan in finding.find(scans)]
+    paths = _scans(scans, options.trajectory)
     names = dict(zip(paths, labels.file_names(paths), strict=True))
-    opened = [volumes.open_scan(path, selection) for path in paths]
+    opened = [volumes.open_scan(path, selection, options.trajectory) for path in paths]
     record = _record(method, options)
     done = _finished(out, record)
     todo = [volume for volume in opened if names[volume.path] not in done]
-    _look(todo, method, options.undersampling)
+    suitability.look(todo, method, options.undersampling)
     files.make_folder(out)
     mesh = parallel.make_mesh(options.batch_size)
     everywhere = parallel.replicate(method.params, mesh)
@@ -110,9 +109,23 @@ def reconstruct(
     return record | {"scans": done}
 
 
+def _scans(scans: str, options: TrajectoryOptions) -> list[Path]:
+    """Returns the files of the scans; a trajectory beside them is none."""
+    found = [scan.path for scan in finding.find(scans)]
+    if options.path is None:
+        return found
+    own = finding.own_path(options.path)
+    paths = [path for path in found if finding.own_path(path) != own]
+    if not paths:
+        raise InputError(
+            f"{scans}: is the trajectory alone; name the file of k-space too"
+        )
+    return paths
+
+
 def _record(method: Method, options: Options) -> dict[str, Any]:
     """Describes the origin of the images, apart from the scans."""
-    mask = options.undersampling.mask
+    mask, trajectory = options.undersampling.mask, options.trajectory
     return {
         "run": method.name,
         "step": method.step,
@@ -120,6 +133,8 @@ def _record(method: Method, options: Options) -> dict[str, Any]:
         "complex": options.phase,
         "acceleration": options.undersampling.acceleration,
         "mask": None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
+        "trajectory": trajectory.path and files.sha256_of(trajectory.path),
+        "trajectory_units": trajectory.units or None,
     }
 
 
@@ -150,77 +165,8 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
     }
 
 
-def _look(todo: list[Volume], method: Method, undersampling: Undersampling) -> None:
-    """Refuses unusable scans; warns of scans unlike the training scans."""
-    sources.warn_of(
-        [f"{volume.path}: {doubt}" for volume in todo for doubt in volume.doubts]
-    )
-    warned: set[str] = set()
-    config = method.config
-    if config.data.normalise == "target" and todo:
-        print(
-            "warning: the network was trained on slices normalised by their targets "
-            "(data.normalise); here the zero-filled image takes the target's place",
-            file=sys.stderr,
-        )
-    for volume in todo:
-        _require_coils(volume, method)
-        with volumes.reading(volume.path):
-            index = volume.slices[len(volume.slices) // 2]
-            measurement = inputs.measure(volume, index, config, undersampling)
-        _model_for(config, measurement)
-        if method.step is None:  # no training to differ from
-            continue
-        simulated = not volume.measured
-        found = inputs.differences(
-            measurement, config, simulated, volume.pixel, method.fields
-        )
-        for kind, what in found.items():
-            if kind not in warned:
-                print(f"warning: {volume.path.name}: {what}", file=sys.stderr)
-            warned.add(kind)
-
-
-def _require_coils(volume: Volume, method: Method) -> None:
-    """Raises InputError if the network does not take a scan's coils."""
-    options, found = method.config.data.coils, volume.coils
-    if method.step is None and method.config.model.takes_coils:
-        return
-    if found == 1 and options.separate:
-        raise InputError(
-            f"{volume.path}: holds k-space of one coil, but the network was trained "
-            f"on {options.count}. Use a network for one coil."
-        )
-    if found > 1 and not options.separate:
-        raise InputError(
-            f"{volume.path}: holds k-space of {found} coils, but the network takes "
-            "one. Reconstruct it with CG-SENSE (kst-reconstruct sense), or train a "
-            "network for several coils (data.coils)."
-        )
-    if found < options.count and options.separate:
-        raise InputError(
-            f"{volume.path}: holds k-space of {found} coils, but the network was "
-            f"trained on {options.count}. Reconstruct it with CG-SENSE "
-            "(kst-reconstruct sense)."
-        )
-
-
-def _model_for(config: Config, measurement: Measurement) -> Reconstructor:
-    """Builds the network for the matrix of a scan."""
-    shape = measurement.mask.shape
-    try:
-        model = config.model.resized(config.data.size, shape)
-        model.require_size(shape)
-    except InputError as error:
-        raise InputError(
-            f"the network cannot reconstruct a matrix of {shape[0]} x {shape[1]}: "
-            f"{error}. Use another network, such as the K-Space Transformer."
-        ) from None
-    return build(model)
-
-
 def _scan(
-    volume: Volume,
+    volume: AnyVolume,
     config: Config,
     params: dict,
     mesh: Mesh,
@@ -233,14 +179,14 @@ def _scan(
             inputs.measure(volume, index, config, options.undersampling)
             for index in volume.slices
         ]
-    shapes = {one.mask.shape for one in slices}
+    shapes = {one.kspace.shape for one in slices}
     if len(shapes) > 1:
         raise InputError(f"{volume.path}: its slices differ in size: {sorted(shapes)}.")
     geometry = slices[0].geometry
     if config.data.coils.separate:
         slices = _compressed(slices, config.data.coils.count)
     maps = _maps(volume, slices, config.data.coils)
-    network = _compiled(_model_for(config, slices[0]), mesh)
+    network = _compiled(suitability.model_for(config, slices[0]), mesh)
     images = []
     for batch, mean, std, count in _batches(volume, slices, maps, config, options):
         shards = parallel.shard((batch, mean, std), mesh)
@@ -254,7 +200,7 @@ def _scan(
     return cropped, [one.acceleration for one in slices], geometry
 
 
-def _compressed(slices: list[Measurement], count: int) -> list[Measurement]:
+def _compressed(slices: list[AnyMeasurement], count: int) -> list[AnyMeasurement]:
     """Compresses the coils of a scan to virtual ones."""
     calibration = np.stack([one.calibration for one in slices])
     compression = coils.compression(calibration, count)
@@ -269,7 +215,7 @@ def _compressed(slices: list[Measurement], count: int) -> list[Measurement]:
 
 
 def _maps(
-    volume: Volume, slices: list[Measurement], options: CoilsConfig
+    volume: AnyVolume, slices: list[AnyMeasurement], options: CoilsConfig
 ) -> np.ndarray | None:
     """Estimates the coils' maps (S, C, H, W, 2); None for one coil."""
     if volume.coils == 1:
@@ -285,30 +231,28 @@ def _maps(
 
 
 def _batches(
-    volume: Volume,
-    slices: list[Measurement],
+    volume: AnyVolume,
+    slices: list[AnyMeasurement],
     maps: np.ndarray | None,
     config: Config,
     options: Options,
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, int]]:
     """Yields batches of equal shape; pads the last one with its last slice."""
     patch = config.model.patch
-    layout = Layout.of(*(one.mask for one in slices), patch=patch)
+    layout = inputs.layout_of(slices, patch)
     for first in range(0, len(slices), options.batch_size):
         part = slices[first : first + options.batch_size]
         padded = part + [part[-1]] * (options.batch_size - len(part))
-        prepared = [
-            inputs.tokenise(one, config, layout, f"{volume.path}: slice {first + n}")
-            for n, one in enumerate(padded)
-        ]
+        prepared = []
+        for n, one in enumerate(padded):
+            own = None if maps is None else maps[min(first + n, len(maps) - 1)]
+            where = f"{volume.path}: slice {first + n}"
+            prepared.append(inputs.tokenise(one, own, config, layout, where))
         mean, std = (
             np.array([getattr(n, name) for _, n in prepared], np.float32)
             for name in ("mean", "std")
         )
         fields = [fields for fields, _ in prepared]
-        if maps is not None:
-            for n, one in enumerate(fields):
-                one["maps"] = maps[min(first + n, len(maps) - 1)]
         yield tokens.batch_of(fields, patch=patch), mean, std, len(part)
 
 

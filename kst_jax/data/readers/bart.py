@@ -114,21 +114,48 @@ def open_volume(path: Path) -> BartVolume:
       InputError: the header is missing or damaged, has dimensions that no stack of 2D
         slices has, or does not fit the values.
     """
+    dimensions = dimensions_of(path)
+    _require_on_grid(path, dimensions)
+    allowed = {_READOUT: "readout", _PHASE: "phase encoding", _COILS: "coils"}
+    require_fit(path, dimensions, allowed | {_SLICES: "slices"})
+    return BartVolume(path, dimensions)
+
+
+def dimensions_of(path: Path) -> tuple[int, ...]:
+    """Reads the sizes of the 16 dimensions of a pair, given its .cfl.
+
+    Raises:
+      InputError: the header is missing or damaged.
+    """
     header = beside(path, ".hdr")
     if not header.exists():
         raise InputError(f"{path}: its header {header.name} is missing. Copy both.")
     files.require_ordinary(header)
-    dimensions = _dimensions(header)
+    return _dimensions(header)
+
+
+def require_fit(
+    path: Path, dimensions: tuple[int, ...], allowed: dict[int, str]
+) -> None:
+    """Raises InputError for dimensions that cannot be read.
+
+    Args:
+      path: the .cfl.
+      dimensions: sizes in its header.
+      allowed: names of those that may be above 1.
+    """
+    header = beside(path, ".hdr")
     others = [
         f"{place} ({_NAMES.get(place, 'unknown here')}) is {size}"
         for place, size in enumerate(dimensions)
-        if size != 1 and place not in (_READOUT, _PHASE, _COILS, _SLICES)
+        if size != 1 and place not in allowed
     ]
     if others:
+        *first, last = (f"{place} ({name})" for place, name in allowed.items())
         raise InputError(
-            f"{header}: dimension {', dimension '.join(others)}, but only 0 (readout), "
-            "1 (phase encoding), 3 (coils) and 13 (slices) may be above 1. Cut the "
-            "array with `bart slice`."
+            f"{header}: dimension {', dimension '.join(others)}, but only "
+            f"{', '.join(first)} and {last} may be above 1. Cut the array with `bart "
+            "slice`."
         )
     if math.prod(dimensions[:4]) > MAX_POINTS or dimensions[_SLICES] > MAX_SLICES:
         raise InputError(
@@ -141,7 +168,23 @@ def open_volume(path: Path) -> BartVolume:
             f"{path}: holds {size} bytes, but its header's dimensions need {wanted}. "
             "Copy both files again."
         )
-    return BartVolume(path, dimensions)
+
+
+def _require_on_grid(path: Path, dimensions: tuple[int, ...]) -> None:
+    """Raises InputError for k-space off the grid, and for trajectories."""
+    first, samples, readouts, coils = dimensions[:4]
+    if first == 3 and readouts > 1 and coils == 1:
+        raise InputError(
+            f"{path}: has the dimensions of a trajectory, {readouts} readouts of "
+            f"{samples} samples. Give it to kst-reconstruct as --trajectory={path}, "
+            "with the file of its k-space."
+        )
+    if first == 1 and readouts > 1:
+        raise InputError(
+            f"{path}: has the dimensions of k-space off the grid, {readouts} readouts "
+            f"of {samples} samples, {coils} coils. To reconstruct it, name its "
+            "trajectory: kst-reconstruct ... --trajectory=FILE.cfl."
+        )
 
 
 def _dimensions(header: Path) -> tuple[int, ...]:

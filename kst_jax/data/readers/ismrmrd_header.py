@@ -1,6 +1,7 @@
 """Reads the sizes of a scan from the ISMRMRD header in fastMRI's files."""
 
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 from kst_jax.data.samples import Geometry
@@ -53,6 +54,12 @@ def plain_xml(text: bytes) -> bytes:
     if len(text) > _MAX_BYTES or re.search(rb"<!(DOCTYPE|ENTITY)", text):
         raise ValueError("too long, or with declarations")
     return text
+
+
+def text_of(header: Any, part: str, name: str) -> str:
+    """Returns a text in a part of a parsed header; empty if there is none."""
+    value = getattr(getattr(header, part), name, None)
+    return str(value).strip() if value else ""
 
 
 def _measured_columns(root: ElementTree.Element) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""ISMRMRD (MRD) raw data: 2D Cartesian scans as scanners' converters write them."""
+"""ISMRMRD (MRD) raw data: 2D scans as scanners' converters write them."""
 
 import dataclasses
 from pathlib import Path
@@ -8,13 +8,14 @@ import h5py
 import numpy as np
 
 from kst_jax.data.fourier import ifft2c
-from kst_jax.data.readers import mrd_lines
+from kst_jax.data.off_grid import OffGridVolume
+from kst_jax.data.readers import mrd_lines, mrd_trajectories
 from kst_jax.data.readers.fastmri import (
     MAX_POINTS,
     open_file,
     require_transformable,
 )
-from kst_jax.data.readers.ismrmrd_header import plain_xml
+from kst_jax.data.readers.ismrmrd_header import plain_xml, text_of
 from kst_jax.data.readers.mrd_geometry import geometry_of
 from kst_jax.data.readers.mrd_grid import Grid
 from kst_jax.data.readers.mrd_lines import Lines
@@ -164,11 +165,18 @@ def is_mrd(path: Path) -> bool:
         return False
 
 
-def open_volume(path: Path) -> MRDVolume:
-    """Reads header and places of all lines; raises InputError if they cannot be used.
+def open_volume(path: Path, units: str = "") -> MRDVolume | OffGridVolume:
+    """Reads header and places of all lines.
 
     Flags decide what a line is for: navigators, phase correction and other service
     lines are passed over, and noise scans make the coils' noise white.
+
+    Args:
+      path: the file.
+      units: of trajectories; see `off_grid.TrajectoryOptions`.
+
+    Raises:
+      InputError: the file cannot be used.
     """
     if not h5py.is_hdf5(path):
         raise InputError(
@@ -187,6 +195,8 @@ def open_volume(path: Path) -> MRDVolume:
         _require_lines(data, path)
         header = _header_of(xml, path)
         head = data.fields("head")[()]
+        if not _cartesian(header, path):
+            return mrd_trajectories.open_volume(data, head, header, units, path)
         grid = _grid_of(header, path)
         lines = mrd_lines.of_heads(head, grid, str(path))
         coils = int(head["active_channels"][lines.number[0]])
@@ -195,16 +205,12 @@ def open_volume(path: Path) -> MRDVolume:
                 f"{path}: {coils} coils of {grid.encoded[0]} x {grid.encoded[1]} "
                 f"points are more than {MAX_POINTS}. The file is probably damaged."
             )
-        noise = mrd_lines.noise_of(head, lines, str(path))
-        whitening = None
-        if noise.size:
-            values = data.fields("data")[noise]
-            whitening = mrd_lines.whitening(values, coils, str(path))
+        whitening = mrd_lines.whitening_of(data, head, lines, coils, str(path))
     geometry, doubts = geometry_of(head, lines, grid)
     return MRDVolume(
         path=path,
-        patient=_text(header, "subjectInformation", "patientID"),
-        acquisition=_text(header, "measurementInformation", "protocolName"),
+        patient=text_of(header, "subjectInformation", "patientID"),
+        acquisition=text_of(header, "measurementInformation", "protocolName"),
         coils=coils,
         grid=grid,
         lines=lines,
@@ -264,18 +270,17 @@ def _header_of(xml: h5py.Dataset, path: Path) -> Any:
         ) from error
 
 
-def _grid_of(header: Any, path: Path) -> Grid:
+def _cartesian(header: Any, path: Path) -> bool:
     if not header.encoding:
         raise InputError(
             f"{path}: its header has no encoding. Copy or convert the file again."
         )
+    trajectory = header.encoding[0].trajectory
+    return str(getattr(trajectory, "value", trajectory)).lower() == "cartesian"
+
+
+def _grid_of(header: Any, path: Path) -> Grid:
     encoding = header.encoding[0]
-    trajectory = getattr(encoding.trajectory, "value", encoding.trajectory)
-    if str(trajectory).lower() != "cartesian":
-        raise InputError(
-            f"{path}: its trajectory is {trajectory}, but only cartesian ones are read "
-            "so far. Grid it first, for example with BART's nufft."
-        )
     limits = getattr(encoding.encodingLimits, "kspace_encoding_step_1", None)
     encoded, recon = encoding.encodedSpace, encoding.reconSpace
     extents = [
@@ -293,8 +298,3 @@ def _grid_of(header: Any, path: Path) -> Grid:
             f"{path}: its header does not tell the size of the image ({error}). Copy "
             "or convert the file again."
         ) from error
-
-
-def _text(header: Any, part: str, name: str) -> str:
-    value = getattr(getattr(header, part), name, None)
-    return str(value).strip() if value else ""

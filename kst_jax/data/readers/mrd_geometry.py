@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 
 from kst_jax.data.readers.mrd_grid import Grid
-from kst_jax.data.readers.mrd_lines import Lines
+from kst_jax.data.readers.mrd_lines import Acquired
 from kst_jax.data.samples import Geometry
 
 _FLAT = 1e-2  # how far directions may be from orthogonal, and slices from even steps
 
 
 def geometry_of(
-    head: np.ndarray, lines: Lines, grid: Grid
+    head: np.ndarray, lines: Acquired, grid: Grid
 ) -> tuple[Geometry, tuple[str, ...]]:
     """Finds where the images lie.
 

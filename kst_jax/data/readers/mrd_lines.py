@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import h5py
 import numpy as np
 
 from kst_jax.data.readers.mrd_grid import Grid
@@ -24,7 +25,7 @@ _COUNTERS = ("contrast", "phase", "repetition", "set")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lines:
+class Acquired:
     """The lines of images and of calibration; all arrays have one value a line.
 
     Attributes:
@@ -34,8 +35,6 @@ class Lines:
       series: number of the contrast, phase, repetition and set.
       rank: number of the slice, along the slices' direction.
       calibration: whether the line serves the sensitivities.
-      column: column of the encoded k-space.
-      row: first row of the encoded k-space.
       start: first sample that is data.
       count: number of samples that are data.
       backwards: whether the last sample comes first in k-space.
@@ -48,8 +47,6 @@ class Lines:
     series: np.ndarray
     rank: np.ndarray
     calibration: np.ndarray
-    column: np.ndarray
-    row: np.ndarray
     start: np.ndarray
     count: np.ndarray
     backwards: np.ndarray
@@ -64,6 +61,42 @@ class Lines:
     def of_image(self, index: int) -> np.ndarray:
         """Places in the file of an image's lines."""
         return self.number[self.image == index]
+
+    def samples_of(
+        self, line: int, samples: np.ndarray, coils: int, where: str
+    ) -> np.ndarray:
+        """Returns the data (C, S) of a line.
+
+        Args:
+          line: number among these lines.
+          samples: real and imaginary parts in turns, coil after coil.
+          coils: number of coils.
+          where: names the image in messages.
+
+        Raises:
+          InputError: the line is not as long as its header says.
+        """
+        if samples.size != 2 * coils * self.length[line]:
+            raise InputError(
+                f"{where}: acquisition {self.number[line]} holds {samples.size} "
+                f"numbers, but its header tells of {coils} coils and "
+                f"{self.length[line]} samples. Copy or convert the file again."
+            )
+        start = self.start[line]
+        return _complex(samples, coils)[:, start : start + self.count[line]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lines(Acquired):
+    """Lines on the grid.
+
+    Attributes:
+      column: column of the encoded k-space.
+      row: first row of the encoded k-space.
+    """
+
+    column: np.ndarray
+    row: np.ndarray
 
     def calibration_of(self, index: int) -> np.ndarray:
         """Places of the lines that serve an image's sensitivities.
@@ -112,14 +145,8 @@ class Lines:
         times = np.zeros(encoded, np.int32)
         places = np.searchsorted(self.number, numbers)
         for line, samples in zip(places, values, strict=True):
-            start, count = self.start[line], self.count[line]
-            if samples.size != 2 * coils * self.length[line]:
-                raise InputError(
-                    f"{where}: acquisition {self.number[line]} holds {samples.size} "
-                    f"numbers, but its header tells of {coils} coils and "
-                    f"{self.length[line]} samples. Copy or convert the file again."
-                )
-            part = _complex(samples, coils)[:, start : start + count]
+            count = self.count[line]
+            part = self.samples_of(line, samples, coils, where)
             part = part[:, ::-1] if self.backwards[line] else part
             rows = slice(self.row[line], self.row[line] + count)
             total[:, rows, self.column[line]] += part
@@ -128,7 +155,7 @@ class Lines:
 
 
 def of_heads(head: np.ndarray, grid: Grid, where: str) -> Lines:
-    """Sorts and places the lines of a file.
+    """Sorts and places the lines of a file on the grid.
 
     Args:
       head: the acquisitions' headers, a structured array.
@@ -136,8 +163,29 @@ def of_heads(head: np.ndarray, grid: Grid, where: str) -> Lines:
       where: names the file.
 
     Raises:
-      InputError: there is no image; coils differ; a second phase encoding; or a line
-        lies outside the encoded matrix.
+      InputError: as `sort`, or a line lies outside the encoded matrix.
+    """
+    acquired = sort(head, where)
+    kept = head[acquired.number]
+    step = kept["idx"]["kspace_encode_step_1"]
+    lines = Lines(
+        **vars(acquired),
+        column=grid.column_of(step.astype(int)),
+        row=_rows(kept, grid.encoded[0], acquired.backwards),
+    )
+    _require_inside(lines, step, grid, where)
+    return lines
+
+
+def sort(head: np.ndarray, where: str) -> Acquired:
+    """Sorts the lines of a file by what they are for.
+
+    Args:
+      head: the acquisitions' headers, a structured array.
+      where: names the file.
+
+    Raises:
+      InputError: there is no image, coils differ, or there is a second phase encoding.
     """
     service = np.any([_has(head, flag) for flag in SERVICE], axis=0)
     noise = _has(head, NOISE)
@@ -155,36 +203,44 @@ def of_heads(head: np.ndarray, grid: Grid, where: str) -> Lines:
     number = np.flatnonzero(used)
     _require_alike(head, number, np.flatnonzero(noise), where)
     kept = head[number]
-    index = kept["idx"]
-    counters = np.stack([index[name] for name in _COUNTERS], axis=-1)
+    counters = np.stack([kept["idx"][name] for name in _COUNTERS], axis=-1)
     _, series = np.unique(counters, axis=0, return_inverse=True)
     rank = _ranks(kept)
     key = np.stack([series.ravel(), rank], axis=-1)
     image = np.full(len(number), -1)
     on = imaging[number]
     image[on] = np.unique(key[on], axis=0, return_inverse=True)[1].ravel()
-    backwards = _has(kept, REVERSED)
     length = kept["number_of_samples"].astype(int)
     start, end = kept["discard_pre"].astype(int), kept["discard_post"].astype(int)
-    lines = Lines(
+    return Acquired(
         number=number,
         image=image,
         series=series.ravel(),
         rank=rank,
         calibration=(_has(kept, CALIBRATION) | both[number]),
-        column=grid.column_of(index["kspace_encode_step_1"].astype(int)),
-        row=_rows(kept, grid.encoded[0], backwards),
         start=start,
         count=length - start - end,
-        backwards=backwards,
+        backwards=_has(kept, REVERSED),
         length=length,
         flags=_met(head),
     )
-    _require_inside(lines, index["kspace_encode_step_1"], grid, where)
-    return lines
 
 
-def noise_of(head: np.ndarray, lines: Lines, where: str) -> np.ndarray:
+def whitening_of(
+    data: h5py.Dataset, head: np.ndarray, lines: Acquired, coils: int, where: str
+) -> np.ndarray | None:
+    """Returns `whitening` by the noise scan; None if there is none.
+
+    Raises:
+      InputError: the noise scan does not suit the images.
+    """
+    noise = noise_of(head, lines, where)
+    if not noise.size:
+        return None
+    return whitening(data.fields("data")[noise], coils, where)
+
+
+def noise_of(head: np.ndarray, lines: Acquired, where: str) -> np.ndarray:
     """Returns the places of the noise scan's lines; none if there is no such scan.
 
     Raises:
