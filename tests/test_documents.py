@@ -44,6 +44,8 @@ NOT_RUN = {
     r"kst-reconstruct runs/knee": "tests/test_reconstruct.py writes such files",
     r"kst-train .*(measured|zero_shot)|kst-reconstruct runs/o": "tests/"
     "test_measured_masks.py writes such files",
+    r"kst-reconstruct runs/radial": "tests/test_radial_reconstruction.py writes such "
+    "files",
     r"kst-reconstruct sense": "tests/test_reconstruct_coils.py writes such files",
     r"\.venv-torch/bin/pip": "installs packages",
     r"\.venv/bin/python -m benchmarks": "needs PyTorch; tests/test_benchmarks.py",
