@@ -2,6 +2,7 @@
 
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 
@@ -167,6 +168,16 @@ def test_bad_trajectories_are_refused(tmp_path, cause):
         opened(path)
 
 
+def test_a_trajectory_shorter_than_its_header_is_refused(tmp_path):
+    path = write_mrd(tmp_path / "bad.mrd", readouts(DATA, POINTS))
+    with h5py.File(path, "a") as file:
+        one = file["dataset/data"][3]
+        one["traj"] = one["traj"][:-2]
+        file["dataset/data"][3] = one
+    with pytest.raises(InputError, match="acquisition 3 has 48 samples, but 94 numb"):
+        opened(path)
+
+
 def test_points_beyond_the_edge_in_the_named_units_are_refused(tmp_path):
     path = write_mrd(tmp_path / "bad.h5", readouts(DATA, POINTS))
     with pytest.raises(InputError, match=r"reaches 12, which in cycles/pixel is 24 "):
@@ -222,6 +233,8 @@ def bad_pair(cause, folder):
         write_bart(folder, DATA[None, :, :2], POINTS[:2])
     elif cause == "missing":
         trajectory.unlink()
+    elif cause == "header":
+        trajectory = trajectory.with_suffix(".hdr")
     elif cause == "array":
         trajectory = folder / "a.npy"
         np.save(trajectory, POINTS[0])
@@ -239,6 +252,7 @@ def bad_pair(cause, folder):
         "other dimension": "dimension 4 .sets of maps. is 2, but only 1 .samples.",
         "few": "2 readouts of 48 samples run over",
         "missing": r"trajectory\.cfl: does not exist",
+        "header": r"trajectory\.hdr: is no \.cfl or \.npy",
         "array": r"a\.npy: has shape \(48, 2\)",
     }.items(),
 )

@@ -19,7 +19,7 @@ from kst_jax.export import command as export
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.registry import build
 from kst_jax.readouts import tokenise
-from kst_jax.reconstruct import off_grid
+from kst_jax.reconstruct import off_grid, runner
 from kst_jax.reconstruct.runner import Options, reconstruct
 from kst_jax.runs.checkpoints import write_parameters
 from kst_jax.trajectories import Trajectory, radial, spiral
@@ -92,6 +92,17 @@ def test_the_gridded_image_of_coils_is_nearly_what_they_see(tmp_path):
     assert found.acceleration == pytest.approx(0.5, rel=1e-3)
     seen = ifft2c(found.calibration)
     assert error(seen, MAPS * image()) < 0.1
+
+
+def test_virtual_coils_see_what_the_coils_would(tmp_path):
+    path = write_mrd(tmp_path / "a.mrd", readouts(COILS, POINTS))
+    measured = off_grid.measure(open_scan(path, Selection()), 0)
+    (found,) = runner._compressed([measured], 2)
+    assert found.kspace.shape == (2, 20, 48)
+    again = off_grid.OffGrid.gridded(found.kspace, found.trajectory, SHAPE, None)
+    np.testing.assert_allclose(again.calibration, found.calibration, atol=1e-4)
+    energy = np.linalg.norm(found.calibration) / np.linalg.norm(measured.calibration)
+    assert 0.9 < energy <= 1
 
 
 def test_an_image_lies_where_the_scanner_says(tmp_path):

@@ -111,6 +111,8 @@ def read_trajectory(path: Path) -> np.ndarray:
     Raises:
       InputError: it is no such file.
     """
+    if path.suffix.lower() not in (".cfl", ".npy"):
+        raise InputError(f"{path}: is no .cfl or .npy; give --trajectory such a file.")
     if path.suffix.lower() == ".npy":
         points = np.asarray(memory_map(path))
         if points.ndim != 3 or points.shape[-1] not in (2, 3):

@@ -202,8 +202,11 @@ def _sizes_of(header: Any, where: str) -> tuple[Sizes, tuple[int, int], float]:
     recon = header.encoding[0].reconSpace
     try:
         matrix = recon.matrixSize.x, recon.matrixSize.y
-        if max(matrix) > _MAX_SIZE:
-            raise ValueError(f"a matrix of {matrix[0]} x {matrix[1]}")
+        depth = recon.fieldOfView_mm.z / max(1, recon.matrixSize.z)
+        if max(matrix) > _MAX_SIZE or not 0 < depth < np.inf:
+            raise ValueError(
+                f"a matrix of {matrix[0]} x {matrix[1]}, slices of {depth} mm"
+            )
         sizes = Sizes.of(
             (encoded.matrixSize.x, encoded.fieldOfView_mm.x),
             matrix,
@@ -214,4 +217,4 @@ def _sizes_of(header: Any, where: str) -> tuple[Sizes, tuple[int, int], float]:
             f"{where}: its header does not tell the size of the image ({error}). Copy "
             "or convert the file again."
         ) from error
-    return sizes, matrix, recon.fieldOfView_mm.z / max(1, recon.matrixSize.z)
+    return sizes, matrix, depth
