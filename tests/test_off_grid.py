@@ -287,6 +287,6 @@ def test_a_run_off_the_grid_as_a_user_types_it(tmp_path):
     metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
     scores = metrics["slices"]["normalised"]
     assert scores["reconstruction"]["psnr"]["mean"] > 0
-    shown = np.load(tmp_path / "run" / "eval" / "figures" / "slices.npz")["sampling"]
+    shown = np.load(tmp_path / "run" / "eval" / "figures" / "slices.npz")["trajectory"]
     assert shown.shape[1:] == (3 * 32, 2)
     assert not (tmp_path / "run" / "eval" / "figures" / "attention.png").exists()

@@ -164,7 +164,8 @@ class Report:
             name: _stacked([found["images"][name] for found in self._shown])
             for name in (*METHODS, "target")
         }
-        slices["sampling"] = _stacked([found["sampling"] for found in self._shown])
+        (sampled,) = {"mask", "trajectory"} & self._shown[0].keys()
+        slices[sampled] = _stacked([found[sampled] for found in self._shown])
         # Figures that compare methods use them.
         path = self._out / "figures" / "slices.npz"
         with files.whole(path) as partial, partial.open("wb") as file:
@@ -175,7 +176,7 @@ class Report:
                 self._title: slices["reconstruction"],
             },
             slices["target"],
-            slices["sampling"],
+            slices[sampled],
         )
         figures.save(figure, self._out / "figures" / "reconstructions.png")
         stages = self._shown[len(self._shown) // 2]["stages"]

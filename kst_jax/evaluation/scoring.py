@@ -31,7 +31,8 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
       images: magnitudes (B, h, w) of the field that counts, in the input's units, by
         name: zero_filled, reconstruction, target.
       scores: by scale ("normalised", "input"), method and metric ("psnr", "ssim").
-      sampling: (B, H, W), True where sampled; off the grid the points (B, N, 2).
+      mask: (B, H, W), True where sampled; off the grid the points of the `trajectory`
+        (B, N, 2) instead.
       stages: the last image of each stage at its own size (B, ..., 2), and the target,
         in the input's units.
     """
@@ -70,10 +71,13 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
         )
         if reference is not None:
             shown["target"] = reference
+        sampled = {"mask": batch.mask}
+        if batch.trajectory is not None:
+            sampled = {"trajectory": batch.trajectory}
         return {
             "images": shown,
             "scores": {"normalised": _scores(images), "input": _scores(shown)},
-            "sampling": batch.mask if batch.trajectory is None else batch.trajectory,
+            **sampled,
             "stages": stages,
         }
 

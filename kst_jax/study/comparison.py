@@ -281,6 +281,6 @@ def _write_figures(
                 **{name: each["reconstruction"] for name, each in images.items()},
             },
             first["target"],
-            first["sampling"],
+            first["mask"] if "mask" in first else first["trajectory"],
         )
         figures.save(figure, workdir / "figures" / f"{setting}_methods.png")
