@@ -267,6 +267,7 @@ def test_training_never_sees_what_a_zero_shot_run_validates_by(tmp_path, lines):
     assert used.sum() > apart.sum()
 
 
+@pytest.mark.slow
 def test_training_on_an_undersampled_scan_and_reconstructing_it(fastmri, tmp_path):
     config, kspace = fastmri
     config = changed(

@@ -111,6 +111,7 @@ def test_unweighted_samples_all_count_alike(case):
     close(found.normal(channels(case.image)), wanted)
 
 
+@pytest.mark.slow
 def test_gradients_pass_through_both_transforms(case):
     """The gradient of |A^H W A x|^2 / 2 is (A^H W A)^2 x."""
 
@@ -127,6 +128,7 @@ def test_gradients_pass_through_both_transforms(case):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.slow
 def test_points_of_the_grid_are_those_of_cartesian_sampling(shape):
     rng = np.random.default_rng(0)
     mask = rng.random((1, *shape)) < 0.5

@@ -122,6 +122,7 @@ def misfit(batch, image):
     return float(jnp.sum(batch.density * squares))
 
 
+@pytest.mark.slow
 def test_a_small_damping_brings_the_image_to_the_samples(network):
     _, params, batch, reconstruct = network
     found = {}
@@ -132,6 +133,7 @@ def test_a_small_damping_brings_the_image_to_the_samples(network):
     assert found[-6.0] < 0.2 * found[3.0]
 
 
+@pytest.mark.slow
 def test_tokens_have_no_order(network):
     """Readouts in another order give the same image."""
     _, params, batch, reconstruct = network
@@ -149,6 +151,7 @@ def test_tokens_have_no_order(network):
     )
 
 
+@pytest.mark.slow
 def test_every_parameter_learns_from_samples_off_the_grid(network):
     model, params, batch, _ = network
     gradient = jax.jit(
@@ -160,6 +163,7 @@ def test_every_parameter_learns_from_samples_off_the_grid(network):
     assert model.introduced_in((jax.tree_util.DictKey("log_damping"),)) == "K"
 
 
+@pytest.mark.slow
 def test_coils_are_combined_off_the_grid():
     data = dataclasses.replace(TINY.data, coils=CoilsConfig(count=3, calibration=12))
     config = changed(data=data)
@@ -173,6 +177,7 @@ def test_coils_are_combined_off_the_grid():
     assert jnp.sum(difference**2) < 0.5 * jnp.sum(before**2)
 
 
+@pytest.mark.slow
 def test_cg_sense_of_grid_points_is_that_of_cartesian_sampling():
     rng = np.random.default_rng(0)
     mask = rng.random((1, *SIZE)) < 0.5
@@ -195,6 +200,7 @@ def test_cg_sense_of_grid_points_is_that_of_cartesian_sampling():
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_unet_sees_the_gridded_image():
     batch, _ = batch_of(changed(model=UNetConfig(features=2, poolings=1)))
     model = build(UNetConfig(features=2, poolings=1))

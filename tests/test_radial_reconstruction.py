@@ -125,6 +125,7 @@ def test_an_image_lies_where_the_scanner_says(tmp_path):
     np.testing.assert_allclose(found[:3], wanted * [-1, -1, 1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_cg_sense_restores_coils_of_both_formats(tmp_path):
     """In the scan's units; the trajectory that lies beside a scan is none."""
     folder = tmp_path / "scans"
@@ -148,6 +149,7 @@ def test_cg_sense_restores_coils_of_both_formats(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["unet", pytest.param("kst", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_images_are_those_of_the_network(name, run, scan, tmp_path):
     """By hand: the gridded image is divided by its root mean square."""
     folder, _, model, params = run

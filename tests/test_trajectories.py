@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kst_jax import readouts, trajectories, trajectory_sampling
-from kst_jax.data import nufft
+from kst_jax import readouts, trajectories
+from kst_jax.data import nufft, trajectory_sampling
 from kst_jax.errors import InputError
 from kst_jax.mask_config import TRAJECTORIES, MaskConfig
 from kst_jax.non_cartesian import NonCartesian

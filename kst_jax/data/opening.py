@@ -1,8 +1,16 @@
 """What a run reads: its scans, who is set apart, and how slices are undersampled."""
 
-from kst_jax import sampling, trajectory_sampling
+from kst_jax import sampling
 from kst_jax.config import Config
-from kst_jax.data import measured, native, sources, splits, transforms, volumes
+from kst_jax.data import (
+    measured,
+    native,
+    sources,
+    splits,
+    trajectory_sampling,
+    transforms,
+    volumes,
+)
 from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError, require_setting

@@ -5,9 +5,9 @@ import functools
 
 import numpy as np
 
-from kst_jax import readouts, trajectories, trajectory_sampling
+from kst_jax import readouts, trajectories
 from kst_jax.config import Config
-from kst_jax.data import nufft, transforms
+from kst_jax.data import nufft, trajectory_sampling, transforms
 from kst_jax.data.fourier import fft2c, ifft2c
 from kst_jax.data.off_grid import OffGridVolume
 from kst_jax.data.samples import Geometry
