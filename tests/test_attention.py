@@ -201,6 +201,7 @@ def test_inside_scan_and_checkpoint(small_blocks):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_shard_map_with_queries_that_do_not_vary(form, small_blocks):
     """Constant queries, keys of every device its own: gradients as on one device."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -242,6 +242,7 @@ def test_differences_and_divergence_are_adjoint():
     )
 
 
+@pytest.mark.slow
 def test_total_variation_reaches_the_optimum_of_a_convex_solver():
     """On a 5x4 image, against scipy's minimum of the sum as numpy writes it."""
     rng, shape, weight = np.random.default_rng(3), (5, 4), 0.1

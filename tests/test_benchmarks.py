@@ -90,6 +90,7 @@ def test_the_network_in_pytorch_is_ours():
     assert "tiny" in pytorch_network.check(["tiny"], str(TORCH))
 
 
+@pytest.mark.slow
 def test_both_ways_of_the_normal_operator_are_timed(monkeypatch, capsys):
     monkeypatch.setattr(normal_operator, "SIZES", (16,))
     monkeypatch.setattr(normal_operator, "_CALLS", 3)

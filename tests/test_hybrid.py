@@ -119,6 +119,7 @@ def test_a_network_with_it_keeps_what_was_measured(transformer, patch):
     assert np.abs(other - found).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_network_with_it_takes_several_coils():
     maps = birdcage(0, SIZE, 3)
     fields = tokens.tokenise(noise(3, *SIZE), MASK) | {"maps": channels(maps)}

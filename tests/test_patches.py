@@ -253,6 +253,7 @@ def test_points_beyond_the_grid_do_not_matter():
     np.testing.assert_allclose(found[:, ~mask[0]], spectrum[:, ~mask[0]], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_patches_are_as_good_on_another_grid():
     kspace, mask = slice_of(LINES)
     model, params, batch = network((4, 1), kspace, mask)

@@ -177,6 +177,7 @@ def test_the_measured_brain_is_as_good_as_barts(shared, tmp_path):
         assert np.abs(other - found).max() < 1e-4 * found.max(), name
 
 
+@pytest.mark.slow
 def test_the_bundled_measured_slice(tmp_path):
     """Against the fully sampled slice, each scaled to fit it."""
     reconstruct("sense", "demo:coils", tmp_path / "out")

@@ -101,6 +101,7 @@ def test_the_gridded_image_of_dense_sampling_is_the_image(draw):
     assert np.linalg.norm(gridded - image) < 0.1 * np.linalg.norm(image)
 
 
+@pytest.mark.slow
 def test_both_transforms_of_the_host_are_those_of_networks():
     points = trajectories.gaussian_points(np.random.default_rng(0), SHAPE, 5)
     rng, ones = np.random.default_rng(1), np.ones((1, len(points)))
