@@ -180,6 +180,7 @@ def test_weights_are_the_softmax():
     assert_close([o[0]], [formula(q, k, v, g, valid)[0][0]])
 
 
+@pytest.mark.slow
 def test_inside_scan_and_checkpoint(small_blocks):
     q, k, v, g, valid = draw(SHAPES[0])
     scales = jnp.array([0.9, 1.1, 1.3])

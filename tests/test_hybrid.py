@@ -93,6 +93,7 @@ def test_an_empty_slice_stays_finite(block):
 
 @pytest.mark.parametrize("transformer", [True, False])
 @pytest.mark.parametrize("patch", [(1, 1), (4, 1)])
+@pytest.mark.slow
 def test_a_network_with_it_keeps_what_was_measured(transformer, patch):
     kspace = noise(*SIZE)
     fields = tokens.tokenise(kspace, MASK, Layout.of(MASK, patch=patch))

@@ -73,6 +73,7 @@ def test_a_patch_holds_all_coils_of_all_its_points():
 @pytest.mark.parametrize(
     ("transformer", "hybrid"), [(True, False), (False, False), (False, True)]
 )
+@pytest.mark.slow
 def test_layers_that_change_nothing_give_the_zero_filled_image(
     transformer, hybrid, patch
 ):
@@ -121,6 +122,7 @@ def test_one_coil_with_unit_maps_keeps_the_measured_values():
 
 
 @pytest.mark.parametrize("patch", [(1, 1), (4, 1)])
+@pytest.mark.slow
 def test_devices_share_the_queries_of_several_coils(patch):
     batch, _ = scan(birdcage(2, SIZE, 2), patch)
     model, params = network(batch)

@@ -271,6 +271,7 @@ def fastmris_scores(target, image):
     }
 
 
+@pytest.mark.slow
 def test_scores_are_fastmris_of_the_same_files(config, evaluated):
     report, out = evaluated
     assert len(report["per_volume"]) == len(SCANS)

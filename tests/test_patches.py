@@ -165,6 +165,7 @@ def test_what_queries_answer_goes_where_they_asked(setting, patch):
 @pytest.mark.parametrize(
     ("setting", "patch"), [(LINES, (4, 1)), (POINTS, (2, 2)), (POINTS, (4, 5))]
 )
+@pytest.mark.slow
 def test_measured_values_stay_and_each_counts(setting, patch):
     kspace, mask = slice_of(setting)
     model, params, batch = network(patch, kspace, mask)
