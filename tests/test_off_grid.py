@@ -107,8 +107,55 @@ def initialised(config, batch):
     )
 
 
+@pytest.mark.slow
+def test_cg_sense_of_grid_points_is_that_of_cartesian_sampling():
+    rng = np.random.default_rng(0)
+    mask = rng.random((1, *SIZE)) < 0.5
+    points = np.argwhere(mask[0]) - 8
+    image = jnp.asarray(rng.normal(size=(1, *SIZE, 2)), jnp.float32)
+    maps = birdcage(0, SIZE, 3)[None]
+    maps = jnp.asarray(np.stack([maps.real, maps.imag], -1), jnp.float32)
+    cartesian = Acquisition(jnp.asarray(mask), maps)
+    batch = tokens.Batch(
+        *[None] * 4,
+        kspace=None,
+        mask=jnp.zeros((1, *SIZE), bool),
+        maps=maps,
+        trajectory=jnp.asarray(points, jnp.float32)[None],
+        density=jnp.full((1, len(points)), 0.3),
+    )
+    samples = batch.acquisition.forward(image)
+    found = sense.minimise(samples, batch.acquisition, 0.1, 10)
+    wanted = sense.minimise(cartesian.forward(image), cartesian, 0.1, 10)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_unet_sees_the_gridded_image():
+    batch, _ = batch_of(changed(model=UNetConfig(features=2, poolings=1)))
+    model = build(UNetConfig(features=2, poolings=1))
+    params = model.init(jax.random.key(0), batch)["params"]
+    first = model.reconstruct(params, batch).image
+    other = batch.replace(density=batch.density**2)  # U-Nets normalise scales away
+    assert jnp.abs(model.reconstruct(params, other).image - first).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_off_the_grid_as_a_user_types_it(tmp_path):
+    options = [*programs.TINY, "--config.mask.kind=golden_radial"]
+    programs.run_here("train.py", *options, f"--workdir={tmp_path}/run")
+    done = programs.run_here("eval.py", *options, f"--workdir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
+    scores = metrics["slices"]["normalised"]
+    assert scores["reconstruction"]["psnr"]["mean"] > 0
+    shown = np.load(tmp_path / "run" / "eval" / "figures" / "slices.npz")["trajectory"]
+    assert shown.shape[1:] == (3 * 32, 2)
+    assert not (tmp_path / "run" / "eval" / "figures" / "attention.png").exists()
+
+
 @pytest.fixture(scope="module")
-def network():
+def network(full_compilation):
     """A network for radial sampling with tokens of two samples, and a batch."""
     config = changed(model=with_patch((2, 1)))
     batch, _ = batch_of(config)
@@ -164,6 +211,7 @@ def test_every_parameter_learns_from_samples_off_the_grid(network):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_compilation")
 def test_coils_are_combined_off_the_grid():
     data = dataclasses.replace(TINY.data, coils=CoilsConfig(count=3, calibration=12))
     config = changed(data=data)
@@ -175,39 +223,6 @@ def test_coils_are_combined_off_the_grid():
     difference = batch.acquisition.forward(found) - batch.kspace
     before = batch.acquisition.forward(start) - batch.kspace
     assert jnp.sum(difference**2) < 0.5 * jnp.sum(before**2)
-
-
-@pytest.mark.slow
-def test_cg_sense_of_grid_points_is_that_of_cartesian_sampling():
-    rng = np.random.default_rng(0)
-    mask = rng.random((1, *SIZE)) < 0.5
-    points = np.argwhere(mask[0]) - 8
-    image = jnp.asarray(rng.normal(size=(1, *SIZE, 2)), jnp.float32)
-    maps = birdcage(0, SIZE, 3)[None]
-    maps = jnp.asarray(np.stack([maps.real, maps.imag], -1), jnp.float32)
-    cartesian = Acquisition(jnp.asarray(mask), maps)
-    batch = tokens.Batch(
-        *[None] * 4,
-        kspace=None,
-        mask=jnp.zeros((1, *SIZE), bool),
-        maps=maps,
-        trajectory=jnp.asarray(points, jnp.float32)[None],
-        density=jnp.full((1, len(points)), 0.3),
-    )
-    samples = batch.acquisition.forward(image)
-    found = sense.minimise(samples, batch.acquisition, 0.1, 10)
-    wanted = sense.minimise(cartesian.forward(image), cartesian, 0.1, 10)
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_a_unet_sees_the_gridded_image():
-    batch, _ = batch_of(changed(model=UNetConfig(features=2, poolings=1)))
-    model = build(UNetConfig(features=2, poolings=1))
-    params = model.init(jax.random.key(0), batch)["params"]
-    first = model.reconstruct(params, batch).image
-    other = batch.replace(density=batch.density**2)  # U-Nets normalise scales away
-    assert jnp.abs(model.reconstruct(params, other).image - first).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -282,17 +297,3 @@ def test_processes_share_what_one_would_train_on():
         wanted = np.asarray(getattr(whole, name))
         for n, part in enumerate(parts):
             np.testing.assert_array_equal(getattr(part, name), wanted[n::2])
-
-
-@pytest.mark.slow
-def test_a_run_off_the_grid_as_a_user_types_it(tmp_path):
-    options = [*programs.TINY, "--config.mask.kind=golden_radial"]
-    programs.run_here("train.py", *options, f"--workdir={tmp_path}/run")
-    done = programs.run_here("eval.py", *options, f"--workdir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
-    scores = metrics["slices"]["normalised"]
-    assert scores["reconstruction"]["psnr"]["mean"] > 0
-    shown = np.load(tmp_path / "run" / "eval" / "figures" / "slices.npz")["trajectory"]
-    assert shown.shape[1:] == (3 * 32, 2)
-    assert not (tmp_path / "run" / "eval" / "figures" / "attention.png").exists()
