@@ -75,10 +75,6 @@ class NonCartesian:
         """Returns the acquisition with another damping."""
         return dataclasses.replace(self, damping=damping)
 
-    def spectrum(self, image: jax.Array) -> jax.Array:
-        """Transforms an image (B, H, W, 2) to the grid of k-space."""
-        return fft2c(image)
-
     def forward(self, image: jax.Array) -> jax.Array:
         """Applies A: the samples of an image (B, H, W, 2)."""
         samples = jax.vmap(nufft.to_samples)

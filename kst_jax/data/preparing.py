@@ -113,7 +113,7 @@ def scan(
     if receiver is not None:
         image, maps = _seen(view, config, rng, receiver), receiver.maps
         if config.data.coils.combine:
-            image, maps = (maps.conj() * image).sum(axis=0), None
+            image, maps = _combined(image, maps), None
     elif view.simulated:
         image = transforms.simulate_scan(image, config.data.augment, rng)
     return Scan(image, maps, empty, view.peak)
@@ -158,7 +158,7 @@ def tokenise(
     if not config.mask.measured:  # of these scans nobody knows the image
         fields["image"] = channels
     if scan.maps is not None:
-        fields["maps"] = np.stack([scan.maps.real, scan.maps.imag], axis=-1)
+        fields["maps"] = _channels(scan.maps)
     if held_out is not None:
         fields |= splits.compared(kspace, held_out)
     elif config.train.error == "ssim":
@@ -171,21 +171,56 @@ def tokenise(
 def _off_grid(
     scan: Scan, trajectory: Trajectory, patch: tuple[int, int], where: str
 ) -> tuple[np.ndarray, dict[str, np.ndarray], transforms.Normalisation]:
-    """Returns the target (H, W, 2), the fields of the samples, and the scaling.
-
-    The gridded image gets a mean square of 1.
-    """
-    shape = scan.image.shape[-2:]
+    """Returns the target (H, W, 2), the fields of the samples, and the scaling."""
+    rows, columns = scan.image.shape[-2:]
     samples = nufft.to_samples(scan.image, trajectory.points)
-    gridded = nufft.to_image(samples * trajectory.density, trajectory.points, shape)
-    image = scan.image
-    if scan.maps is not None:
-        image, gridded = ((scan.maps.conj() * x).sum(axis=0) for x in (image, gridded))
-    channels, measured = (np.stack([x.real, x.imag], -1) for x in (image, gridded))
-    scaling = transforms.scale_of(measured, image.size, where)
-    scale = np.float32(scaling.std)
-    fields = readouts.tokenise(samples / scale, trajectory, shape, patch)
-    return channels / scale, fields, scaling
+    fields, scaling = tokenise_readouts(
+        samples, trajectory, (rows, columns), scan.maps, patch, where
+    )
+    target = _channels(_combined(scan.image, scan.maps))
+    return target / np.float32(scaling.std), fields, scaling
+
+
+def tokenise_readouts(
+    samples: np.ndarray,
+    trajectory: Trajectory,
+    shape: tuple[int, int],
+    maps: np.ndarray | None,
+    patch: tuple[int, int],
+    where: str,
+) -> tuple[dict[str, np.ndarray], transforms.Normalisation]:
+    """Scales readouts so that their gridded image has a mean square of 1.
+
+    The gridded image is that of the samples times their density, its coils combined.
+
+    Args:
+      samples: complex64 (R, S), or (C, R, S) of several coils.
+      trajectory: their places, R readouts of S samples.
+      shape: rows and columns (H, W) of the image.
+      maps: complex sensitivity maps (C, H, W) that combine the coils; None for one.
+      patch: rows and columns of a patch.
+      where: names the slice.
+
+    Returns:
+      The fields of `tokens.Batch` without the image and the maps, and the scaling.
+
+    Raises:
+      InputError: the samples have no scale, or do not fit their trajectory.
+    """
+    weighted = samples * trajectory.density
+    gridded = _combined(nufft.to_image(weighted, trajectory.points, shape), maps)
+    scaling = transforms.scale_of(_channels(gridded), gridded.size, where)
+    scaled = samples / np.float32(scaling.std)
+    return readouts.tokenise(scaled, trajectory, shape, patch), scaling
+
+
+def _combined(image: np.ndarray, maps: np.ndarray | None) -> np.ndarray:
+    """Combines what coils see, (C, H, W), into one image; leaves an image (H, W)."""
+    return image if maps is None else (maps.conj() * image).sum(axis=0)
+
+
+def _channels(image: np.ndarray) -> np.ndarray:
+    return np.stack([image.real, image.imag], axis=-1)
 
 
 def example(
@@ -197,8 +232,7 @@ def example(
     lead = (coils.count,) if coils.separate else ()
     fields = {"image": rng.normal(size=(*size, 2)).astype(np.float32)}
     if coils.separate:
-        maps = birdcage(0, size, coils.count)
-        fields["maps"] = np.stack([maps.real, maps.imag], axis=-1)
+        fields["maps"] = _channels(birdcage(0, size, coils.count))
     if isinstance(pattern, Trajectory):
         samples = rng.normal(size=(*lead, *pattern.points.shape))
         complex_ = samples.view(np.complex128)[..., 0].astype(np.complex64)

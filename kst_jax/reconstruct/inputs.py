@@ -7,7 +7,7 @@ import numpy as np
 
 from kst_jax import sampling, tokens
 from kst_jax.config import Config
-from kst_jax.data import measurements, native, samples, transforms
+from kst_jax.data import measurements, native, preparing, samples, transforms
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.measurements import Measurement
 from kst_jax.data.off_grid import OffGridVolume
@@ -137,8 +137,15 @@ def tokenise(
       InputError: the slice has no scale.
     """
     if isinstance(measurement, OffGrid):
-        patch = config.model.patch
-        fields, scaling = off_grid.tokenise(measurement, maps, patch, where)
+        rows, columns = measurement.calibration.shape[-2:]
+        fields, scaling = preparing.tokenise_readouts(
+            measurement.kspace,
+            measurement.trajectory,
+            (rows, columns),
+            None if maps is None else maps[..., 0] + 1j * maps[..., 1],
+            config.model.patch,
+            where,
+        )
     else:
         fields, scaling = _on_grid(measurement, config, layout, where)
     return fields if maps is None else fields | {"maps": maps}, scaling

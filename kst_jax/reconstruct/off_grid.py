@@ -5,13 +5,12 @@ import functools
 
 import numpy as np
 
-from kst_jax import readouts, trajectories
+from kst_jax import trajectories
 from kst_jax.config import Config
-from kst_jax.data import nufft, trajectory_sampling, transforms
+from kst_jax.data import nufft, trajectory_sampling
 from kst_jax.data.fourier import fft2c, ifft2c
 from kst_jax.data.off_grid import OffGridVolume
 from kst_jax.data.samples import Geometry
-from kst_jax.data.transforms import Normalisation
 from kst_jax.mask_config import MaskConfig
 from kst_jax.trajectories import Trajectory
 
@@ -103,34 +102,6 @@ def simulate(
 @functools.lru_cache(maxsize=2)
 def _density(points: bytes, sizes: tuple[int, ...], shape: Shape) -> np.ndarray:
     return nufft.compensation(np.frombuffer(points, np.float32).reshape(sizes), shape)
-
-
-def tokenise(
-    measurement: OffGrid, maps: np.ndarray | None, patch: Shape, where: str
-) -> tuple[dict[str, np.ndarray], Normalisation]:
-    """Scales a slice so that its gridded image has a mean square of 1.
-
-    Args:
-      measurement: the slice.
-      maps: sensitivity maps (C, H, W, 2) that combine the coils; None for one coil.
-      patch: of the network.
-      where: names the slice.
-
-    Returns:
-      The fields of `tokens.Batch` without the maps, and the scaling.
-
-    Raises:
-      InputError: the samples have no scale, or do not fit their trajectory.
-    """
-    image = ifft2c(measurement.calibration)
-    if maps is not None:
-        image = ((maps[..., 0] - 1j * maps[..., 1]) * image).sum(axis=0)
-    rows, columns = image.shape
-    channels = np.stack([image.real, image.imag], axis=-1)
-    scaling = transforms.scale_of(channels, image.size, where)
-    samples = measurement.kspace / np.float32(scaling.std)
-    fields = readouts.tokenise(samples, measurement.trajectory, (rows, columns), patch)
-    return fields, scaling
 
 
 def differences(measurement: OffGrid, config: Config) -> dict[str, str]:

@@ -29,7 +29,7 @@ def error(images_SxBxhxwx2: jax.Array, batch: Batch) -> jax.Array:
     assert batch.held_kspace is not None
     shape = images_SxBxhxwx2.shape[2:4]
     if shape == batch.grid:
-        spectrum = jax.vmap(batch.acquisition.spectrum)
+        spectrum = jax.vmap(batch.cartesian.spectrum)
         return _normalised(
             spectrum(images_SxBxhxwx2), batch.held_kspace, batch.held_out
         )
