@@ -317,6 +317,7 @@ class Config:
             f"False if mask.kind={self.mask.kind!r}: nobody knows how likely these "
             "masks are",
         )
+        self.model.require_targets()
         if data.coils.separate:
             self.model.require_phase()
             require_setting(

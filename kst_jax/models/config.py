@@ -70,6 +70,9 @@ class ModelConfig:
         """Whether the network makes low-resolution images first."""
         return False
 
+    def require_targets(self) -> None:
+        """Raises InputError if a part of the network is trained by targets alone."""
+
     def require_phase(self) -> None:
         """Raises InputError if its images of several coils have no phase of theirs."""
 
@@ -133,6 +136,8 @@ class KSTConfig(ModelConfig):
       log_magnitude: not in the paper: values are embedded with log(1 + magnitude) as
         their magnitude, since a spectrum spans several orders of magnitude.
       shared_refinement: not in the paper: all layers refine with the same weights.
+      deviation: not in the paper: True predicts the standard deviation of the image at
+        each pixel too; see `kst_jax.models.deviation`.
       attention: how attention is computed; see `kst_jax.models.attention`.
       remat: which activations training keeps for the gradient, which sets its memory;
         see `kst_jax.models.rematerialisation`.
@@ -160,6 +165,7 @@ class KSTConfig(ModelConfig):
     residual_spectrum: float = 0.0
     log_magnitude: bool = False
     shared_refinement: bool = False
+    deviation: bool = False
     attention: str = "auto"
     remat: str = "blocks"
 
@@ -202,6 +208,11 @@ class KSTConfig(ModelConfig):
         """Raises InputError for attention along the columns of the grid."""
         super().require_trajectories(kind, coils)
         require_option(self, "hybrid", not self.hybrid, f"False if mask.kind={kind!r}")
+
+    def require_targets(self) -> None:
+        """Raises InputError for deviations, which are learned from targets."""
+        why = "False if train.supervision='self': nobody knows the image's errors"
+        require_option(self, "deviation", not self.deviation, why)
 
     def require_size(self, size: tuple[int, int]) -> None:
         """Raises InputError if the low-resolution grid is larger than the image."""

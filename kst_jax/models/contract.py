@@ -29,11 +29,14 @@ class Reconstruction:
         "refined", the others "image".
       upsampled: the enlarged low-resolution image (B, H, W, 2) that a high-resolution
         decoder starts from; None without such a decoder.
+      deviation: standard deviation (B, H, W) of the image's magnitude, as the network
+        expects it; None if it predicts none.
     """
 
     image: jax.Array
     supervised: dict[str, jax.Array]
     upsampled: jax.Array | None = None
+    deviation: jax.Array | None = None
 
 
 class Reconstructor(nn.Module):

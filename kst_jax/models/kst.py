@@ -17,6 +17,7 @@ from kst_jax.fourier import fft2c, ifft2c
 from kst_jax.models import blocks
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.contract import STAGES, Reconstruction, Reconstructor
+from kst_jax.models.deviation import Deviation
 from kst_jax.models.hybrid import HybridAttention
 from kst_jax.models.rematerialisation import POLICIES
 from kst_jax.models.upsampling import bicubic
@@ -159,6 +160,8 @@ class KSpaceTransformer(Reconstructor):
     def introduced_in(self, path: tuple) -> str:
         """Returns the stage that first uses a parameter, given its path in the tree."""
         names = [getattr(key, "key", key) for key in path]
+        if names[0] == "deviation":
+            return self.stages[-1]
         if "refinement" in names:
             return "RM"
         in_hr = ("hr_decoder", "embed_query", "log_damping")
@@ -189,7 +192,10 @@ class KSpaceTransformer(Reconstructor):
                 first = fft2c(upsampled)
         supervised |= self.decode_hr(batch, memory, valid, first, refine=stage == "RM")
         last = supervised.get("refined", supervised["kspace"])[-1]
-        return Reconstruction(last, supervised, upsampled)
+        deviation = None
+        if c.deviation and stage not in self.stages[:-1]:
+            deviation = self.deviate(batch, last, supervised)
+        return Reconstruction(last, supervised, upsampled, deviation)
 
     @nn.nowrap
     def encode(self, batch: Batch) -> jax.Array:
@@ -253,6 +259,18 @@ class KSpaceTransformer(Reconstructor):
         return layers(c, refine and c.refinement, self.query_axis, name="hr_decoder")(
             (x_BxMxD, spectrum), memory_BxLxD, valid_BxL, grid, shared
         )[1]
+
+    @nn.nowrap
+    def deviate(
+        self, batch: Batch, image_BxHxWx2: jax.Array, supervised: dict[str, jax.Array]
+    ) -> jax.Array:
+        """Predicts the standard deviation (B, H, W) of the image's magnitude."""
+        layers = [
+            supervised[name] for name in ("kspace", "refined") if name in supervised
+        ]
+        zero_filled = batch.acquisition.adjoint(batch.kspace)[None]
+        others_SxBxHxWx2 = jnp.concatenate([zero_filled, *layers])
+        return Deviation(name="deviation")(image_BxHxWx2, others_SxBxHxWx2)
 
     @nn.nowrap
     def acquisition(self, batch: Batch) -> Acquisition | NonCartesian:

@@ -14,6 +14,9 @@ from kst_jax.training.averages import average_pool
 # The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
 # the spectra equals that of the images, and using both doubles it.
 _DOMAINS = {"image": 1.0, "both": 2.0}
+# Weight of the predicted deviations. The optimisers do not depend on a loss's scale, and
+# so small a one hardly changes the norm that `train.clip_norm` clips.
+_DEVIATION = 1e-3
 
 
 def _squared(images_SxBxHxWx2: jax.Array, target: jax.Array) -> jax.Array:
@@ -82,7 +85,22 @@ def loss(
         keeps = name != "lr" or stage == "LR" or config.keep_lr_weight
         last = config.last_weight if keeps else config.layer_weight
         total += config.layer_weight * per_layer_S[:-1].sum() + last * per_layer_S[-1]
+    if output.deviation is not None:
+        total += _DEVIATION * _surprise(output.image, output.deviation, batch)
     return total
+
+
+def _surprise(image: jax.Array, deviation_BxHxW: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the mean negative log-likelihood of the magnitude's errors.
+
+    They are taken as normally distributed. Only the deviations have a gradient.
+    """
+    found, wanted, deviation = (
+        batch.in_field(x) for x in (image, batch.target, deviation_BxHxW[..., None])
+    )
+    error = magnitude(jax.lax.stop_gradient(found)) - magnitude(wanted)
+    deviation = deviation[..., 0]
+    return jnp.mean(jnp.log(deviation) + (error / deviation) ** 2 / 2)
 
 
 def _target_error(images: jax.Array, batch: Batch, config: TrainConfig) -> jax.Array:
