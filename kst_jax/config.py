@@ -11,6 +11,7 @@ import dataclasses
 
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError, require_setting
+from kst_jax.eval_config import EvalConfig
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig, ModelConfig
 
@@ -190,49 +191,6 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """How a model is evaluated.
-
-    Attributes:
-      batch_size: slices at a time, over all devices.
-      query_devices: devices that share the high-resolution queries of each slice, which
-        reconstructs a few slices sooner; must divide the number of devices of a
-        process. Only the K-Space Transformer has such queries; other networks gain
-        nothing.
-      figures: slices shown in the figures, spread over the test scans; at most 24.
-      seed: seed of the test masks and of the draw of slices from `data.test`; separate
-        from the training seeds, so that runs with different seeds share one test.
-      out: folder for metrics, reconstructions and figures; if empty, `eval` in the
-        run's folder.
-      checkpoint: "latest", or "best": the best in validation among those kept
-        (`train.validate_every`, `train.keep_best`).
-    """
-
-    batch_size: int = 4
-    query_devices: int = 1
-    figures: int = 3
-    seed: int = 0
-    out: str = ""
-    checkpoint: str = "latest"
-
-    def __post_init__(self):
-        """Raises InputError for values out of range."""
-        which = ("latest", "best")
-        require_setting(
-            self.checkpoint in which,
-            "eval.checkpoint",
-            self.checkpoint,
-            f"one of {which}",
-        )
-        for name in ("batch_size", "query_devices"):
-            value = getattr(self, name)
-            require_setting(value >= 1, f"eval.{name}", value, "at least 1")
-        require_setting(
-            0 <= self.figures <= 24, "eval.figures", self.figures, "from 0 to 24"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -240,7 +198,7 @@ class Config:
     mask: MaskConfig = MaskConfig()  # noqa: RUF009 (immutable)
     model: ModelConfig = KSTConfig()  # noqa: RUF009 (immutable)
     train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: EvalConfig = EvalConfig()  # noqa: RUF009 (immutable)
 
     def __post_init__(self):
         """Raises InputError if two sections contradict each other."""
@@ -267,6 +225,20 @@ class Config:
         )
         if self.train.self_supervised:
             self._require_self_supervision()
+        if self.deviates:
+            require_setting(
+                self.data.normalise == "measured",
+                "data.normalise",
+                self.data.normalise,
+                "'measured' with model.deviation or eval.members: a mean subtracted "
+                "changes magnitudes",
+            )
+        require_setting(
+            self.deviates or not self.eval.calibration,
+            "eval.calibration",
+            self.eval.calibration,
+            "empty without model.deviation or eval.members: there are no deviations",
+        )
         if self.mask.off_grid:
             self._require_trajectories()
         if self.mask.measured:
@@ -354,6 +326,11 @@ class Config:
             ("data.coils.combine", self.data.coils.combine, False),
         ):
             require_setting(value == valid, name, value, f"{valid!r} {why}")
+
+    @property
+    def deviates(self) -> bool:
+        """Whether an evaluation has standard deviations of its images."""
+        return self.model.predicts_deviation or bool(self.eval.further_runs)
 
     def by_name(self) -> "Config":
         """Cuts paths of inputs to file names; it does not matter where they are."""

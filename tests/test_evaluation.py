@@ -17,7 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from kst_jax.config_dict import from_dict
 from kst_jax.data import opening, transforms
 from kst_jax.errors import InputError
-from kst_jax.evaluation import reports
+from kst_jax.evaluation import identity, reports
 from kst_jax.evaluation.evaluate import evaluate
 from tests.conftest import AUTHORS_CHECKPOINT
 from tests.programs import TINY, refused, run_apart, run_here
@@ -243,31 +243,31 @@ def test_results_of_other_scans_are_not_overwritten(workdir):
 def test_results_move_with_their_run_and_its_scans(workdir, config, tmp_path):
     moved = Path(shutil.copytree(workdir, tmp_path / "moved"))
     elsewhere = with_data(config, train="/moved/too")
-    test = reports.identify(moved / "eval", elsewhere, moved)
-    reports.require_same_test(moved / "eval", test)
-    of_a_copy = reports.identify(workdir / "eval", config, moved)
+    test = identity.identify(moved / "eval", elsewhere, moved)
+    identity.require_same_test(moved / "eval", test)
+    of_a_copy = identity.identify(workdir / "eval", config, moved)
     with pytest.raises(InputError, match="another run"):
-        reports.require_same_test(workdir / "eval", of_a_copy)
+        identity.require_same_test(workdir / "eval", of_a_copy)
 
 
 def test_results_of_scans_that_were_moved_may_be_replaced(config, tmp_path):
     def identify(test):
-        return reports.identify(tmp_path, with_data(config, test=test), tmp_path)
+        return identity.identify(tmp_path, with_data(config, test=test), tmp_path)
 
     earlier = {"test": identify("/mnt/a/scans"), "per_volume": {"x": {}, "y": {}}}
     del earlier["test"]["data"]["subjects"]  # as an earlier version wrote it
     (tmp_path / "metrics.json").write_text(json.dumps(earlier))
-    reports.require_same_test(tmp_path, identify("/mnt/b/scans/"))
+    identity.require_same_test(tmp_path, identify("/mnt/b/scans/"))
     with pytest.raises(InputError, match="other scans"):
-        reports.require_same_test(tmp_path, identify("/mnt/a/others"))
+        identity.require_same_test(tmp_path, identify("/mnt/a/others"))
     for volumes, same in ((("y", "x"), True), (("x", "z"), False), (("x",), False)):
         with contextlib.nullcontext() if same else pytest.raises(InputError):
-            reports.require_same_volumes(tmp_path, SimpleNamespace(volumes=volumes))
+            identity.require_same_volumes(tmp_path, SimpleNamespace(volumes=volumes))
 
 
 def test_whom_a_test_is_set_aside_from_decides_whose_results_they_are(config):
     found = [
-        reports.identify(Path("out"), with_data(config, train=train, test=""), "run")
+        identity.identify(Path("out"), with_data(config, train=train, test=""), "run")
         for train in ("/scans", "/others")
     ]
     assert found[0] != found[1]

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from kst_jax.config import EvalConfig, TrainConfig
+from kst_jax.config import TrainConfig
+from kst_jax.eval_config import EvalConfig
 from kst_jax.evaluation.evaluate import evaluate
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.d5c5 import D5C5Config

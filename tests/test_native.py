@@ -10,11 +10,12 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax import masks, sampling
-from kst_jax.config import Config, EvalConfig, TrainConfig
+from kst_jax.config import Config, TrainConfig
 from kst_jax.data import opening, pipeline
 from kst_jax.data.readers import fastmri
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
+from kst_jax.eval_config import EvalConfig
 from kst_jax.evaluation.evaluate import evaluate
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.d5c5 import D5C5Config

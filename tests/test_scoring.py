@@ -17,7 +17,7 @@ def found_and_output():
     mesh = parallel.make_mesh(len(MEAN))
     inputs = parallel.shard((batch, MEAN, STD, None), mesh)
     reconstructor = make_scorer(model, mesh)
-    found = parallel.fetch(reconstructor(parallel.replicate(params, mesh), *inputs))
+    found = parallel.fetch(reconstructor((parallel.replicate(params, mesh),), *inputs))
     return found, jax.device_get(model.reconstruct(params, batch)), batch
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from kst_jax.config import EvalConfig, TrainConfig
+from kst_jax.config import TrainConfig
 from kst_jax.config_dict import from_dict
 from kst_jax.data import opening, transforms
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
+from kst_jax.eval_config import EvalConfig
 from kst_jax.evaluation.evaluate import evaluate
 from kst_jax.fourier import magnitude
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice

@@ -20,14 +20,17 @@ import numpy as np
 from kst_jax import parallel
 from kst_jax.config import Config, require_config
 from kst_jax.data import opening, pipeline, sensitivities
-from kst_jax.evaluation import reports
+from kst_jax.evaluation import identity, reports
 from kst_jax.evaluation.scoring import make_scorer, score_slices
+from kst_jax.evaluation.uncertainty import Uncertainty
 from kst_jax.models.attention_maps import attention_on_grid
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.programs import files
-from kst_jax.runs import agreement, checkpoints, subjects
+from kst_jax.runs import agreement, calibration, ensembles, subjects
+from kst_jax.runs.calibration import Calibration
+from kst_jax.runs.ensembles import Network
 from kst_jax.stages import reached
 from kst_jax.tokens import Batch
 
@@ -53,29 +56,39 @@ def evaluate(
         results of another evaluation or cannot be written to.
     """
     require_config(config)
-    params, saved, step = checkpoints.read_parameters(workdir, config.eval.checkpoint)
-    agreement.require_same_model(saved, config, workdir)
+    networks = _networks(config, workdir)
+    calibrated = _calibration(config, networks)
     sampler = opening.open_sampler(config)
     model = build(config.model, config.data.size)
-    agreement.require_fit(
-        params, model, pipeline.example_batch(config, sampler), workdir
-    )
+    example = pipeline.example_batch(config, sampler)
+    for one in networks:
+        agreement.require_fit(one.params, model, example, one.run)
     out = files.local_folder(config.eval.out or Path(workdir) / "eval")
     files.make_folder(out)
-    test = reports.identify(out, config, workdir)
-    reports.require_same_test(out, test)
+    test = identity.identify(out, config, workdir)
+    identity.require_same_test(out, test)
     source = opening.open_test_source(config)
-    reports.require_same_volumes(out, source)
-    subjects.require_unseen(workdir, source.subjects, source.unlabelled_folders)
+    identity.require_same_volumes(out, source)
+    for one in networks:
+        subjects.require_unseen(one.run, source.subjects, source.unlabelled_folders)
+    if calibrated:
+        calibrated.require_others(source.subjects)
     source = sensitivities.estimate(source, config, maps or out / "maps")
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     parallel.warn_of_idle_devices(mesh, "eval.batch_size", config.eval.batch_size)
-    stage = reached(saved.train, step, model.stages)
-    complete = stage == model.stages[-1]
+    first = networks[0]
+    stage = reached(first.config.train, first.step, model.stages)
+    complete, uncertainty = stage == model.stages[-1], None
     if not complete:
-        print(f"Step {step} is from training stage {stage}, so the network stops there")
+        print(
+            f"Step {first.step} is from training stage {stage}, so the network stops "
+            "there"
+        )
+    elif config.deviates:
+        steps = tuple(one.step for one in networks)
+        uncertainty = Uncertainty(steps, calibrated.scale if calibrated else 1.0)
     scorer = make_scorer(model, mesh, stage)
-    everywhere = parallel.replicate(params, mesh)
+    everywhere = parallel.replicate(tuple(one.params for one in networks), mesh)
     slices = score_slices(source, config, sampler, scorer, everywhere, mesh)
     if not parallel.is_first():
         for _ in slices:  # only takes part; the first process reports
@@ -83,8 +96,8 @@ def evaluate(
         return None
     with files.together(out, reports.earlier(out)) as unfinished:
         report = reports.Report(
-            *(unfinished, config, test, {"step": step, "stage": stage}),
-            *(source, sampler),
+            *(unfinished, config, test, {"step": first.step, "stage": stage}),
+            *(source, sampler, uncertainty),
         )
         for number, found in slices:
             report.add(number, found)
@@ -93,11 +106,30 @@ def evaluate(
             batch = pipeline.evaluation_slice(source, config, sampler, middle)
             if complete and _attends(model, batch):
                 network = model.at(batch.grid)
-                report.add_attention(attention_on_grid(network, params, batch))
+                report.add_attention(attention_on_grid(network, first.params, batch))
             if batch.maps is not None:
                 report.add_coils(np.asarray(batch.maps[0]))
         found = report.finish()
     print(f"written to {out}")
+    return found
+
+
+def _networks(config: Config, workdir: str | Path) -> list[Network]:
+    """Reads the run and the further members of its ensemble."""
+    which = config.eval.checkpoint
+    first = ensembles.read(workdir, which)
+    agreement.require_same_model(first.config, config, workdir)
+    return ensembles.with_members(first, config.eval.further_runs, which)
+
+
+def _calibration(config: Config, networks: list[Network]) -> Calibration | None:
+    """Reads the calibration of these networks, if the config names one."""
+    if not config.eval.calibration:
+        return None
+    found = calibration.read(config.eval.calibration)
+    found.require_networks(
+        tuple(one.run for one in networks), tuple(one.step for one in networks)
+    )
     return found
 
 

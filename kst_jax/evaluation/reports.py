@@ -1,11 +1,9 @@
 """The files that an evaluation writes, and the means that it prints."""
 
-import dataclasses
 import json
 import math
-import os
 from collections.abc import Collection, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -16,7 +14,7 @@ from kst_jax import figures, metrics
 from kst_jax.config import Config
 from kst_jax.data.sources import About, Source
 from kst_jax.data.transforms import centre_crop
-from kst_jax.data_config import last_names
+from kst_jax.evaluation.uncertainty import Uncertainty
 from kst_jax.fourier import fft2c, magnitude
 from kst_jax.models import registry
 from kst_jax.models.attention_maps import Attention
@@ -36,7 +34,7 @@ FIGURES = tuple(
     f"figures/{name}"
     for name in (
         *("slices.npz", "reconstructions.png", "stages.png", "attention.png"),
-        "coils.png",
+        *("coils.png", "deviations.png", "calibration.png"),
     )
 )
 # Columns of Fig. 3, as far as the model has these parts.
@@ -66,6 +64,7 @@ class Report:
       reached: `step` of the checkpoint, and its training `stage`.
       source: test slices.
       sampler: their masks or trajectories.
+      uncertainty: collects how well deviations tell errors; None without deviations.
 
     Attributes:
       chosen: numbers of the slices that the figures show.
@@ -79,9 +78,11 @@ class Report:
         reached: dict[str, Any],
         source: Source,
         sampler: Patterns,
+        uncertainty: Uncertainty | None = None,
     ):
         self._out, self._source, self._reached = out, source, reached
         self._sampler, self._native = sampler, config.data.native
+        self._uncertainty = uncertainty
         self._title = registry.build(config.model).title
         self._unaided = config.mask.unaided
         self._test = test
@@ -99,6 +100,9 @@ class Report:
         about = self._source.describe(number)
         if self._open and self._open[-1][0].volume != about.volume:
             self._close_volume()
+        if self._uncertainty:
+            deviation = found["images"]["deviation"] * self._uncertainty.scale
+            found = found | {"images": found["images"] | {"deviation": deviation}}
         self._open.append((about, found["images"]))
         scores = jax.tree.map(float, found["scores"])
         self._slices.append({"volume": about.volume, "slice": about.index, **scores})
@@ -127,6 +131,11 @@ class Report:
                 **_means(self._volumes.values()),
             },
             **{f"by_{name}": self._means_by(name) for name in GROUPS},
+            **(
+                {"uncertainty": self._uncertainty.summary()}
+                if self._uncertainty
+                else {}
+            ),
             "per_volume": self._volumes,
             "per_slice": self._slices,
         }
@@ -146,7 +155,9 @@ class Report:
             files.whole(self._out / "reconstructions" / f"{name}.h5") as path,
             h5py.File(path, "w") as file,
         ):
-            file["reconstruction"] = images["reconstruction"]
+            for part in ("reconstruction", "deviation"):
+                if part in images:
+                    file[part] = images[part]
             file["slice"] = [about.index for about in abouts]
             file.attrs["kspace"] = _kspace(about.measured)
         if self._native:
@@ -158,11 +169,17 @@ class Report:
             "acquisition": about.acquisition,
             **{m: _volume_scores(images[m], images["target"]) for m in METHODS},
         }
+        if self._uncertainty:
+            self._volumes[name]["uncertainty"] = self._uncertainty.add(
+                about.subject,
+                *(images[part] for part in ("reconstruction", "target", "deviation")),
+            )
 
     def _write_figures(self) -> None:
         slices: dict[str, Any] = {
             name: _stacked([found["images"][name] for found in self._shown])
-            for name in (*METHODS, "target")
+            for name in (*METHODS, "target", "deviation")
+            if name in self._shown[0]["images"]
         }
         (sampled,) = {"mask", "trajectory"} & self._shown[0].keys()
         slices[sampled] = _stacked([found[sampled] for found in self._shown])
@@ -179,6 +196,8 @@ class Report:
             slices[sampled],
         )
         figures.save(figure, self._out / "figures" / "reconstructions.png")
+        if self._uncertainty:
+            self._write_uncertainty(slices)
         stages = self._shown[len(self._shown) // 2]["stages"]
         images = {_STAGES[name]: stages[name] for name in _STAGES if name in stages}
         figure = figures.stages_figure(
@@ -186,6 +205,16 @@ class Report:
             {name: np.asarray(magnitude(fft2c(x))) for name, x in images.items()},
         )
         figures.save(figure, self._out / "figures" / "stages.png")
+
+    def _write_uncertainty(self, slices: dict[str, np.ndarray]) -> None:
+        """Draws deviations beside errors: of the slices shown, and of all pixels."""
+        assert self._uncertainty
+        figure = figures.deviation_figure(
+            *(slices[name] for name in ("reconstruction", "deviation", "target"))
+        )
+        figures.save(figure, self._out / "figures" / "deviations.png")
+        figure = figures.calibration_figure({self._title: self._uncertainty.curve()})
+        figures.save(figure, self._out / "figures" / "calibration.png")
 
     def add_attention(self, attention: Mapping[str, Attention]) -> None:
         """Writes Fig. 4 for the last layers of encoder and high-resolution decoder."""
@@ -234,9 +263,26 @@ class Report:
             f"PSNR over zero-filled: {gains[0]:+.2f} dB normalised, {gains[1]:+.2f} dB "
             "in input units"
         )
+        if self._uncertainty:
+            _print_uncertainty(report["uncertainty"])
         for name in GROUPS:
             if len(report[f"by_{name}"]) > 1:
                 _print_group(name, report[f"by_{name}"])
+
+
+def _print_uncertainty(found: dict) -> None:
+    """Prints how many of each person's pixels an interval holds."""
+    print(f"\n{found['interval']:.0%} intervals, scale {found['scale']:.3g}")
+    for person, scores in found["by_person"].items():
+        predicted, oracle = (
+            scores["sparsification"][order] for order in ("predicted", "oracle")
+        )
+        print(
+            f"{person}: hold {scores['coverage']:.1%} of {scores['pixels']} pixels of "
+            f"the object; area under the sparsification curve {predicted:.3f}, at best "
+            f"{oracle:.3f}"
+        )
+    print(f"calibrated scale {found['calibrated_scale']:.3g}")
 
 
 def _print_group(name: str, groups: dict[str, dict]) -> None:
@@ -289,61 +335,6 @@ def _stacked(slices: list[np.ndarray]) -> np.ndarray:
 
 def _kspace(measured: bool) -> str:
     return "measured" if measured else "simulated from magnitude images"
-
-
-def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
-    """Identifies an evaluation: slices, undersampling and model.
-
-    The path of the run is relative to the results, so both can be moved together.
-    """
-    data = dataclasses.asdict(config.data)
-    for name in (
-        *("augment", "validation", "validation_fraction"),
-        *("workers", "threads", "prefetch"),
-        *(["train"] if config.data.test else []),  # else the test set comes from it
-    ):
-        del data[name]
-    return {
-        "data": data,
-        "mask": dataclasses.asdict(config.mask),
-        "seed": config.eval.seed,
-        "run": os.path.relpath(workdir, out),
-    }
-
-
-def require_same_test(out: Path, test: dict[str, Any]) -> None:
-    """Raises InputError if a folder holds the results of another evaluation.
-
-    Paths are compared by their last names: scans may be moved.
-    """
-    files.require_same_json(
-        out / "metrics.json",
-        "test",
-        test,
-        f"{out}: holds the results of other scans, another undersampling or another "
-        "run; choose another folder with --config.eval.out",
-        _by_name,
-    )
-
-
-def require_same_volumes(out: Path, source: Source) -> None:
-    """Raises InputError if a folder holds the results of scans with other names."""
-    files.require_same_json(
-        out / "metrics.json",
-        "per_volume",
-        source.volumes,
-        f"{out}: holds the results of other scans; choose another folder with "
-        "--config.eval.out",
-        sorted,
-    )
-
-
-def _by_name(test: dict[str, Any]) -> dict[str, Any]:
-    # Older results do not have these.
-    data = {"subjects": "", "native": False} | test["data"]
-    paths = {part: last_names(data[part]) for part in ("train", "test") if part in data}
-    bank = PurePath(test["mask"]["bank"]).name
-    return test | {"data": data | paths, "mask": test["mask"] | {"bank": bank}}
 
 
 def _finite(value: object) -> object:

@@ -14,6 +14,7 @@ from kst_jax.config import Config
 from kst_jax.data import pipeline, transforms
 from kst_jax.data.sources import Source
 from kst_jax.fourier import magnitude
+from kst_jax.models import ensemble
 from kst_jax.models.contract import Reconstructor
 from kst_jax.patterns import Patterns
 from kst_jax.tokens import Batch
@@ -24,12 +25,14 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
 
     Devices along the mesh's second axis share the queries of each slice.
 
-    The function takes parameters, a Batch, mean and std of its slices (B,), and the
-    magnitudes (B, h, w) that replace the target's in the input's units, or None. It
-    returns a dictionary whose entries all have a leading axis B:
+    The function takes the parameters of one or more networks, an ensemble, a Batch,
+    mean and std of its slices (B,), and the magnitudes (B, h, w) that replace the
+    target's in the input's units, or None. It returns a dictionary whose entries all
+    have a leading axis B:
 
       images: magnitudes (B, h, w) of the field that counts, in the input's units, by
-        name: zero_filled, reconstruction, target.
+        name: zero_filled, reconstruction, target; and deviation, the standard deviation
+        of the reconstruction, if it is predicted or there is an ensemble.
       scores: by scale ("normalised", "input"), method and metric ("psnr", "ssim").
       mask: (B, H, W), True where sampled; off the grid the points of the `trajectory`
         (B, N, 2) instead.
@@ -39,13 +42,13 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
     model = model.clone(query_axis=parallel.QUERY)
 
     def function(
-        params: dict,
+        members: tuple[dict, ...],
         batch: Batch,
         mean: jax.Array,
         std: jax.Array,
         reference: jax.Array | None,
     ) -> dict:
-        output = model.reconstruct(params, batch, stage)
+        output = ensemble.reconstruct(model, members, batch, stage)
         images = {
             "zero_filled": batch.acquisition.adjoint(batch.kspace),
             "reconstruction": output.image,
@@ -71,12 +74,16 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
         )
         if reference is not None:
             shown["target"] = reference
+        scores = {"normalised": _scores(images), "input": _scores(shown)}
+        if output.deviation is not None:
+            deviation = batch.in_field(output.deviation[..., None])[..., 0]
+            shown["deviation"] = deviation * std[:, None, None]
         sampled = {"mask": batch.mask}
         if batch.trajectory is not None:
             sampled = {"trajectory": batch.trajectory}
         return {
             "images": shown,
-            "scores": {"normalised": _scores(images), "input": _scores(shown)},
+            "scores": scores,
             **sampled,
             "stages": stages,
         }
@@ -111,7 +118,7 @@ def score_slices(
     config: Config,
     sampler: Patterns,
     scorer: Callable,
-    params: dict,
+    members: tuple[dict, ...],
     mesh: Mesh,
     title: str = "Evaluating",
     *,
@@ -137,7 +144,7 @@ def score_slices(
     ):
         for test in ready:
             *inputs, number = parallel.shard(tuple(test), mesh)
-            found, number = parallel.fetch((scorer(params, *inputs), number))
+            found, number = parallel.fetch((scorer(members, *inputs), number))
             for place in np.flatnonzero(number >= 0):
                 yield (
                     int(number[place]),

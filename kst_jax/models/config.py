@@ -70,6 +70,11 @@ class ModelConfig:
         """Whether the network makes low-resolution images first."""
         return False
 
+    @property
+    def predicts_deviation(self) -> bool:
+        """Whether the network predicts the standard deviation of its image."""
+        return False
+
     def require_targets(self) -> None:
         """Raises InputError if a part of the network is trained by targets alone."""
 
@@ -203,6 +208,11 @@ class KSTConfig(ModelConfig):
     def has_lr_decoder(self) -> bool:
         """Whether the network has a low-resolution decoder."""
         return self.transformer and self.lr_decoder
+
+    @property
+    def predicts_deviation(self) -> bool:
+        """Whether the network predicts the standard deviation of its image."""
+        return self.deviation
 
     def require_trajectories(self, kind: str, coils: CoilsConfig) -> None:
         """Raises InputError for attention along the columns of the grid."""

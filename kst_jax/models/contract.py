@@ -31,12 +31,15 @@ class Reconstruction:
         decoder starts from; None without such a decoder.
       deviation: standard deviation (B, H, W) of the image's magnitude, as the network
         expects it; None if it predicts none.
+      members: the images (S, B, H, W, 2) of an ensemble's networks; None of a single
+        network.
     """
 
     image: jax.Array
     supervised: dict[str, jax.Array]
     upsampled: jax.Array | None = None
     deviation: jax.Array | None = None
+    members: jax.Array | None = None
 
 
 class Reconstructor(nn.Module):

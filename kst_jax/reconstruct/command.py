@@ -28,6 +28,12 @@ name it:
 
     kst-reconstruct sense kspace.cfl out --trajectory=trajectory.cfl
 
+To know how far off each pixel may be, give the folder of an evaluation that calibrates
+the network (docs/uncertainty.md); OUT then also has standard deviations in the units of
+the scan, beside the images, and a picture of them, NAME_deviation.png:
+
+    kst-reconstruct runs/knee scans out --uncertainty=runs/knee/calibration
+
 The same command resumes an interrupted reconstruction.
 """
 
@@ -83,6 +89,11 @@ def _main() -> None:
         + ", ".join(UNITS),
     )
     add(
+        "--uncertainty",
+        metavar="FOLDER",
+        help="write standard deviations, calibrated by the evaluation in this folder",
+    )
+    add(
         "--checkpoint",
         choices=("latest", "best"),
         default="latest",
@@ -112,6 +123,7 @@ def _main() -> None:
             None if args.trajectory is None else Path(args.trajectory),
             args.trajectory_units,
         ),
+        None if args.uncertainty is None else Path(args.uncertainty),
     )
     cli.keep_programs()
     found = reconstruct(args.run, args.scans, args.out, options)

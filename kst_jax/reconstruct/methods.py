@@ -8,11 +8,13 @@ import numpy as np
 
 from kst_jax import tokens
 from kst_jax.config import Config
+from kst_jax.errors import InputError
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import ModelConfig
 from kst_jax.models.registry import build
 from kst_jax.models.sense import SENSEConfig
-from kst_jax.runs import checkpoints, fields_of_view
+from kst_jax.runs import calibration, ensembles, fields_of_view
+from kst_jax.runs.calibration import Calibration
 from kst_jax.stages import require_trained
 
 # By the name that takes the place of a run's folder.
@@ -26,34 +28,59 @@ class Method:
     Attributes:
       name: folder of the run, or the method's name.
       config: config of the run; default settings without a run.
-      params: parameters.
+      members: parameters of the network, or of the members of an ensemble.
       step: training step; None without training.
       fields: fields of view in mm of the training images, as far as they are known.
+      calibration: of the deviations of its images; None if they are not wanted.
     """
 
     name: str
     config: Config
-    params: dict
+    members: tuple[dict, ...]
     step: int | None
     fields: list[fields_of_view.Field]
+    calibration: Calibration | None = None
 
 
-def open_method(run: str | Path, checkpoint: str) -> Method:
+def open_method(
+    run: str | Path, checkpoint: str, calibrated: Path | None = None
+) -> Method:
     """Reads a run, or takes a method by its name.
 
     Args:
       run: folder of a run, or a key of UNTRAINED.
       checkpoint: "latest" or "best" of the run.
+      calibrated: folder of the evaluation that calibrates deviations; None if they are
+        not wanted. The further members of an ensemble are those that it names.
 
     Raises:
-      InputError: the run cannot be used.
+      InputError: the run or the calibration cannot be used.
     """
     if str(run) in UNTRAINED and not Path(run).is_dir():
+        if calibrated is not None:
+            raise InputError(
+                f"--uncertainty: {run} does not know how far off its images are; use "
+                "a trained network"
+            )
         return _untrained(str(run))
-    params, config, step = checkpoints.read_parameters(run, checkpoint)
+    first = ensembles.read(run, checkpoint)
+    config, step = first.config, first.step
     require_trained(config.train, step, build(config.model).stages, str(run))
-    name = str(Path(run).absolute())
-    return Method(name, config, params, step, fields_of_view.read(run))
+    networks, found = [first], None
+    if calibrated is not None:
+        found = calibration.read(calibrated)
+        networks = ensembles.with_members(first, found.runs[1:], checkpoint)
+        found.require_networks(
+            tuple(one.run for one in networks), tuple(one.step for one in networks)
+        )
+    return Method(
+        str(Path(run).absolute()),
+        config,
+        tuple(one.params for one in networks),
+        step,
+        fields_of_view.read(run),
+        found,
+    )
 
 
 def _untrained(name: str) -> Method:
@@ -63,4 +90,4 @@ def _untrained(name: str) -> Method:
     example = tokens.tokenise(np.zeros((*shape, 2), np.float32), np.ones(shape, bool))
     model = build(config.model)
     params = model.init(jax.random.key(0), tokens.batch_of([example]))["params"]
-    return Method(name, config, params, None, [])
+    return Method(name, config, (params,), None, [])

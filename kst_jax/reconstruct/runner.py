@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -21,11 +22,13 @@ from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import AnyVolume
 from kst_jax.data_config import CoilsConfig, Selection
 from kst_jax.errors import InputError
+from kst_jax.models import ensemble
 from kst_jax.models.contract import Reconstructor
 from kst_jax.programs import files
 from kst_jax.reconstruct import inputs, outputs, suitability
 from kst_jax.reconstruct.inputs import AnyMeasurement, Undersampling
 from kst_jax.reconstruct.methods import Method, open_method
+from kst_jax.reconstruct.outputs import Images
 from kst_jax.tokens import Batch
 
 RECORD = "reconstruct.json"
@@ -42,6 +45,8 @@ class Options:
       batch_size: slices per call, over all devices.
       undersampling: the source of the masks, if not the scans themselves.
       trajectory: what the scans do not say of trajectories.
+      uncertainty: folder of the evaluation that calibrates standard deviations; None
+        writes none.
     """
 
     kind: str = "h5"
@@ -50,6 +55,7 @@ class Options:
     batch_size: int = 4
     undersampling: Undersampling = dataclasses.field(default_factory=Undersampling)
     trajectory: TrajectoryOptions = TrajectoryOptions()  # noqa: RUF009 (immutable)
+    uncertainty: Path | None = None
 
 
 def reconstruct(
@@ -75,7 +81,7 @@ def reconstruct(
     """
     options = options or Options()
     out = files.local_folder(out)
-    method = open_method(run, options.checkpoint)
+    method = open_method(run, options.checkpoint, options.uncertainty)
     selection = Selection(min_foreground=0.0)
     paths = _scans(scans, options.trajectory)
     names = dict(zip(paths, labels.file_names(paths), strict=True))
@@ -86,21 +92,24 @@ def reconstruct(
     suitability.look(todo, method, options.undersampling)
     files.make_folder(out)
     mesh = parallel.make_mesh(options.batch_size)
-    everywhere = parallel.replicate(method.params, mesh)
+    everywhere = parallel.replicate(method.members, mesh)
     total = sum(len(volume.slices) for volume in todo)
     with tqdm(desc="Reconstructing", unit="slice", total=total) as bar:
         for volume in todo:
             started = time.monotonic()
-            images, accelerations, geometry = _scan(
-                volume, method.config, everywhere, mesh, options, bar
+            images, accelerations = _scan(
+                volume, method, everywhere, mesh, options, bar
             )
             stem = labels.result_name(names[volume.path])
             name = stem + outputs.FORMATS[options.kind][0]
-            outputs.write(out / name, images, options.kind, geometry, options.phase)
+            outputs.write(out / name, images, options.kind, options.phase)
+            if method.calibration:
+                outputs.draw_deviation(out / f"{stem}_deviation.png", images)
+            count, *size = images.image.shape
             done[names[volume.path]] = {
                 "file": name,
-                "slices": len(images),
-                "size": list(images.shape[1:]),
+                "slices": count,
+                "size": size,
                 "acceleration": round(float(np.mean(accelerations)), 3),
                 "seconds": round(time.monotonic() - started, 3),
             }
@@ -126,6 +135,7 @@ def _scans(scans: str, options: TrajectoryOptions) -> list[Path]:
 def _record(method: Method, options: Options) -> dict[str, Any]:
     """Describes the origin of the images, apart from the scans."""
     mask, trajectory = options.undersampling.mask, options.trajectory
+    calibration = method.calibration
     return {
         "run": method.name,
         "step": method.step,
@@ -135,6 +145,8 @@ def _record(method: Method, options: Options) -> dict[str, Any]:
         "mask": None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
         "trajectory": trajectory.path and files.sha256_of(trajectory.path),
         "trajectory_units": trajectory.units or None,
+        "uncertainty": calibration
+        and {"runs": list(map(str, calibration.runs)), "scale": calibration.scale},
     }
 
 
@@ -167,13 +179,14 @@ def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
 
 def _scan(
     volume: AnyVolume,
-    config: Config,
-    params: dict,
+    method: Method,
+    members: tuple[dict, ...],
     mesh: Mesh,
     options: Options,
     bar: tqdm,
-) -> tuple[np.ndarray, list[float], Geometry | None]:
-    """Returns a scan's complex images (S, H, W), its accelerations and geometry."""
+) -> tuple[Images, list[float]]:
+    """Returns a scan's images and its accelerations."""
+    config = method.config
     with volumes.reading(volume.path):
         slices = [
             inputs.measure(volume, index, config, options.undersampling)
@@ -186,18 +199,30 @@ def _scan(
     if config.data.coils.separate:
         slices = _compressed(slices, config.data.coils.count)
     maps = _maps(volume, slices, config.data.coils)
-    network = _compiled(suitability.model_for(config, slices[0]), mesh)
-    images = []
+    calibration = method.calibration
+    scale = calibration.scale if calibration else None
+    network = _compiled(suitability.model_for(config, slices[0]), mesh, scale)
+    found = []
     for batch, mean, std, count in _batches(volume, slices, maps, config, options):
         shards = parallel.shard((batch, mean, std), mesh)
-        found = np.asarray(parallel.fetch(network(params, *shards)))[:count]
-        images.append(found[..., 0] + 1j * found[..., 1])
+        images = parallel.fetch(network(members, *shards))
+        found.append({name: np.asarray(x)[:count] for name, x in images.items()})
         bar.update(count)
-    whole = np.concatenate(images)
-    matrix = whole.shape[1:] if geometry is None else geometry.matrix
-    size = [min(n, m) for n, m in zip(whole.shape[1:], matrix, strict=True)]
-    cropped = np.stack([transforms.centre_crop(x, tuple(size)) for x in whole])
-    return cropped, [one.acceleration for one in slices], geometry
+    whole = {name: np.concatenate([x[name] for x in found]) for name in found[0]}
+    if geometry:
+        whole = {name: _matrix(x, geometry) for name, x in whole.items()}
+    images = Images(
+        whole["image"], geometry, whole.get("deviation"), whole.get("members")
+    )
+    return images, [one.acceleration for one in slices]
+
+
+def _matrix(images: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Crops images (..., H, W) to the matrix in the file's header."""
+    rows, columns = (
+        min(n, m) for n, m in zip(images.shape[-2:], geometry.matrix, strict=True)
+    )
+    return transforms.centre_crop(images, (rows, columns))
 
 
 def _compressed(slices: list[AnyMeasurement], count: int) -> list[AnyMeasurement]:
@@ -256,15 +281,25 @@ def _batches(
         yield tokens.batch_of(fields, patch=patch), mean, std, len(part)
 
 
-def _compiled(model: Reconstructor, mesh: Mesh) -> Callable:
-    """Compiles a function to images (B, H, W, 2) in the units of the k-space."""
+def _compiled(model: Reconstructor, mesh: Mesh, scale: float | None) -> Callable:
+    """Compiles a function to images (B, ..., H, W) in the units of the k-space.
+
+    They are the complex `image`; and, if there is a scale for it, the `deviation` of
+    its magnitude, and with an ensemble the `members`, (B, M, H, W).
+    """
     model = model.clone(query_axis=parallel.QUERY)
 
     def network(
-        params: dict, batch: Batch, mean: jax.Array, std: jax.Array
-    ) -> jax.Array:
-        image = model.reconstruct(params, batch).image
-        return transforms.denormalise(image, mean, std)
+        members: tuple[dict, ...], batch: Batch, mean: jax.Array, std: jax.Array
+    ) -> dict[str, jax.Array]:
+        output = ensemble.reconstruct(model, members, batch)
+        found = {"image": _complex(output.image, mean, std)}
+        if scale is not None and output.deviation is not None:
+            found["deviation"] = scale * output.deviation * std[:, None, None]
+            if output.members is not None:
+                each = [_complex(one, mean, std) for one in output.members]
+                found["members"] = jnp.stack(each, axis=1)
+        return found
 
     return parallel.map_over_devices(
         network,
@@ -272,3 +307,9 @@ def _compiled(model: Reconstructor, mesh: Mesh) -> Callable:
         in_specs=(parallel.REPLICATED, *[parallel.SHARDED] * 3),
         out_specs=parallel.SHARDED,
     )
+
+
+def _complex(image: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Returns images (B, H, W) in the units of the k-space."""
+    shown = transforms.denormalise(image, mean, std)
+    return jax.lax.complex(shown[..., 0], shown[..., 1])

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from kst_jax.config import Config, EvalConfig, TrainConfig
+from kst_jax.config import Config, TrainConfig
 from kst_jax.config_dict import from_dict
 from kst_jax.data_config import CoilsConfig, DataConfig
 from kst_jax.errors import InputError, require
+from kst_jax.eval_config import EvalConfig
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models import registry
 from kst_jax.models.config import ModelConfig

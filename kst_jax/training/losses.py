@@ -14,8 +14,8 @@ from kst_jax.training.averages import average_pool
 # The Fourier transform is orthonormal, so by Parseval's theorem the squared error of
 # the spectra equals that of the images, and using both doubles it.
 _DOMAINS = {"image": 1.0, "both": 2.0}
-# Weight of the predicted deviations. The optimisers do not depend on a loss's scale, and
-# so small a one hardly changes the norm that `train.clip_norm` clips.
+# Weight of the predicted deviations. The optimisers do not depend on a loss's scale,
+# and so small a one hardly changes the norm that `train.clip_norm` clips.
 _DEVIATION = 1e-3
 
 

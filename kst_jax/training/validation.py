@@ -66,7 +66,7 @@ class Validator:
             self._config,
             self._sampler,
             self._scorers[stage],
-            parallel.replicate(params, self._mesh),
+            (parallel.replicate(params, self._mesh),),
             self._mesh,
             "Validating",
             holds_out=self._holds_out,
@@ -89,8 +89,11 @@ def make_held_out_scorer(
     """Compiles a function like `make_scorer`'s, whose score is the held-out error."""
     model = model.clone(query_axis=parallel.QUERY)
 
-    def function(params: dict, batch: Batch, *scaling: jax.Array | None) -> dict:
+    def function(
+        members: tuple[dict], batch: Batch, *scaling: jax.Array | None
+    ) -> dict:
         del scaling
+        (params,) = members
         image = model.reconstruct(params, batch, stage).image
         loss_B = held_out.error(image[None], batch)[0]
         return {"scores": {"normalised": {"reconstruction": {"loss": loss_B}}}}

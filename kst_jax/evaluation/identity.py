@@ -1,0 +1,70 @@
+"""Identifies evaluations, so that one never overwrites the results of another."""
+
+import dataclasses
+import os
+from pathlib import Path, PurePath
+from typing import Any
+
+from kst_jax.config import Config
+from kst_jax.data.sources import Source
+from kst_jax.data_config import last_names
+from kst_jax.programs import files
+
+
+def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
+    """Identifies an evaluation: slices, undersampling and model.
+
+    The path of the run is relative to the results, so both can be moved together.
+    """
+    data = dataclasses.asdict(config.data)
+    for name in (
+        *("augment", "validation", "validation_fraction"),
+        *("workers", "threads", "prefetch"),
+        *(["train"] if config.data.test else []),  # else the test set comes from it
+    ):
+        del data[name]
+    return {
+        "data": data,
+        "mask": dataclasses.asdict(config.mask),
+        "seed": config.eval.seed,
+        "run": os.path.relpath(workdir, out),
+        "members": [os.path.relpath(run, out) for run in config.eval.further_runs],
+        "calibration": config.eval.calibration
+        and os.path.relpath(config.eval.calibration, out),
+    }
+
+
+def require_same_test(out: Path, test: dict[str, Any]) -> None:
+    """Raises InputError if a folder holds the results of another evaluation.
+
+    Paths are compared by their last names: scans may be moved.
+    """
+    files.require_same_json(
+        out / "metrics.json",
+        "test",
+        test,
+        f"{out}: holds the results of other scans, another undersampling or another "
+        "run; choose another folder with --config.eval.out",
+        _by_name,
+    )
+
+
+def require_same_volumes(out: Path, source: Source) -> None:
+    """Raises InputError if a folder holds the results of scans with other names."""
+    files.require_same_json(
+        out / "metrics.json",
+        "per_volume",
+        source.volumes,
+        f"{out}: holds the results of other scans; choose another folder with "
+        "--config.eval.out",
+        sorted,
+    )
+
+
+def _by_name(test: dict[str, Any]) -> dict[str, Any]:
+    # Older results do not have these.
+    data = {"subjects": "", "native": False} | test["data"]
+    paths = {part: last_names(data[part]) for part in ("train", "test") if part in data}
+    bank = PurePath(test["mask"]["bank"]).name
+    test = {"members": [], "calibration": ""} | test
+    return test | {"data": data | paths, "mask": test["mask"] | {"bank": bank}}

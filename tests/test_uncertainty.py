@@ -1,0 +1,224 @@
+"""What an image does not know: predicted deviations, ensembles, their calibration."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from kst_jax.config import Config, TrainConfig
+from kst_jax.data_config import DataConfig
+from kst_jax.errors import InputError
+from kst_jax.eval_config import EvalConfig
+from kst_jax.evaluation.uncertainty import REACH, Uncertainty, area
+from kst_jax.models import ensemble
+from kst_jax.models.config import KSTConfig
+from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.training import losses
+from tests.references import make_kst_tiny
+from tests.test_kst import tiny
+
+RNG = np.random.default_rng(0)
+TARGET = RNG.uniform(0.5, 1.0, (4, 32, 32))
+DEVIATION = RNG.uniform(0.01, 0.1, TARGET.shape)
+IMAGE = TARGET + DEVIATION * RNG.normal(size=TARGET.shape)
+
+
+def magnitude(x):
+    return np.hypot(x[..., 0], x[..., 1])
+
+
+def added(deviation, scale=1.0, image=IMAGE, target=TARGET):
+    found = Uncertainty((4,), scale)
+    return found, found.add("one", image, target, deviation)
+
+
+def test_deviations_of_normal_errors_hold_nine_tenths_and_need_no_scaling():
+    found, scores = added(DEVIATION)
+    inside = np.abs(IMAGE - TARGET) <= stats.norm.ppf(0.95) * DEVIATION
+    assert scores["coverage"] == np.mean(inside)
+    assert abs(scores["coverage"] - 0.9) < 0.02
+    assert abs(found.calibrated() - 1) < 0.03
+    assert scores["width"] == pytest.approx(
+        stats.norm.ppf(0.95) * DEVIATION.mean() / TARGET.max()
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_calibrated_deviations_hold_nine_tenths_of_the_errors(scale):
+    """Whatever was wrong with them, and whatever they were multiplied by before."""
+    wrong = DEVIATION**2 / 7
+    right, scores = added(scale * wrong, scale)
+    assert not 0.8 < scores["coverage"] < 0.95
+    _, again = added(right.calibrated() * wrong)
+    assert 0.9 <= again["coverage"] < 0.902
+
+
+def test_the_calibrated_scale_is_the_conformal_quantile():
+    """That of rank ceil(0.9 (n + 1)), to the width of a bin."""
+    few = np.s_[:1, :2, :9]  # 18 pixels, so rank 18: the largest
+    found, _ = added(DEVIATION[few], image=IMAGE[few], target=TARGET[few])
+    ratio = np.abs(IMAGE - TARGET)[few] / DEVIATION[few]
+    assert found.calibrated() * REACH == pytest.approx(ratio.max(), rel=1.2e-3)
+    assert found.calibrated() * REACH >= ratio.max()
+
+
+def test_too_few_pixels_cannot_calibrate():
+    few = np.s_[:1, :2, :4]
+    found, _ = added(DEVIATION[few], image=IMAGE[few], target=TARGET[few])
+    with pytest.raises(InputError, match="8 pixels"):
+        found.calibrated()
+
+
+def test_air_does_not_count():
+    target = TARGET.copy()
+    target[:, :16] = 0.01
+    _, scores = added(DEVIATION, target=target, image=target + 9 * (target < 0.1))
+    assert (scores["pixels"], scores["coverage"]) == (4 * 16 * 32, 1.0)
+
+
+def test_the_area_is_that_of_the_curve():
+    error, deviation = RNG.normal(size=50), RNG.uniform(size=50)
+    curve = []
+    for count in range(1, 51):
+        left = sorted(zip(deviation, error, strict=True))[:count]
+        curve.append(np.sqrt(np.mean([e**2 for _, e in left])))
+    assert area(error, deviation) == pytest.approx(np.mean(curve) / curve[-1])
+    assert area(error, np.abs(error)) < area(error, deviation)
+
+
+def test_people_with_more_pixels_weigh_more():
+    found, _ = added(DEVIATION)
+    less = np.s_[:1]
+    found.add("two", IMAGE[less], TARGET[less], 1e-6 * DEVIATION[less])
+    summary = found.summary()
+    one, two = (summary["by_person"][name]["coverage"] for name in ("one", "two"))
+    assert two < 0.01
+    assert summary["coverage"] == pytest.approx((4 * one + two) / 5)
+
+
+def test_the_curve_of_calibrated_deviations_is_the_diagonal():
+    shape = (40, 64, 64)
+    deviation = RNG.uniform(0.01, 0.1, shape)
+    found = Uncertainty((4,))
+    target = np.ones(shape)
+    found.add("one", target + deviation * RNG.normal(size=shape), target, deviation)
+    expected, error = found.curve()
+    assert expected.min() < 0.015
+    assert expected.max() > 0.085
+    np.testing.assert_allclose(error, expected, rtol=0.1)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """A network that predicts deviations, and three seeds' parameters."""
+    model, _, batch = tiny(deviation=True)
+    init = jax.jit(model.init)
+    members = [init(jax.random.key(seed), batch)["params"] for seed in range(3)]
+    return model, members, batch
+
+
+def test_an_ensemble_adds_up_its_members(networks):
+    """By the law of total variance."""
+    model, members, batch = networks
+    each = [model.reconstruct(params, batch) for params in members]
+    found = ensemble.reconstruct(model, members, batch)
+    images = np.stack([one.image for one in each])
+    np.testing.assert_allclose(found.members, images, atol=1e-4)
+    np.testing.assert_allclose(found.image, images.mean(0), atol=1e-4)
+    variance = np.var(magnitude(images), axis=0, ddof=1)
+    variance += np.mean([np.square(one.deviation) for one in each], axis=0)
+    np.testing.assert_allclose(found.deviation, np.sqrt(variance), rtol=1e-3)
+
+
+def test_an_ensemble_without_deviations_has_its_spread_and_keeps_what_was_measured():
+    model, _, batch = tiny()
+    init = jax.jit(model.init)
+    members = [init(jax.random.key(seed), batch)["params"] for seed in range(2)]
+    found = ensemble.reconstruct(model, members, batch)
+    spread = np.std(magnitude(np.asarray(found.members)), axis=0, ddof=1)
+    np.testing.assert_allclose(found.deviation, spread, atol=1e-5)
+    for image in (found.image, *found.members):
+        x = np.fft.ifftshift(image[..., 0] + 1j * image[..., 1], axes=(1, 2))
+        spectrum = np.fft.fftshift(np.fft.fft2(x, norm="ortho"), axes=(1, 2))
+        wanted = batch.kspace[..., 0] + 1j * batch.kspace[..., 1]
+        mask = np.asarray(batch.mask)
+        np.testing.assert_allclose(spectrum[mask], wanted[mask], atol=1e-4)
+
+
+def test_deviations_learn_the_likelihood_and_leave_the_image_alone(networks):
+    model, members, batch = networks
+    plain = KSpaceTransformer(dataclasses.replace(model.config, deviation=False))
+    without = {name: x for name, x in members[0].items() if name != "deviation"}
+    config = TrainConfig()
+
+    @jax.jit
+    def both(params, without):
+        output = model.reconstruct(params, batch)
+        other = plain.reconstruct(without, batch)
+        return output, [losses.loss(x, batch, config, "RM") for x in (output, other)]
+
+    output, (loss, expected) = both(members[0], without)
+    error = magnitude(np.asarray(output.image)) - magnitude(np.asarray(batch.image))
+    surprise = -stats.norm.logpdf(error, scale=np.asarray(output.deviation)).mean()
+    surprise -= np.log(2 * np.pi) / 2
+    # The difference of two large float32 numbers.
+    assert 1e3 * (loss - expected) == pytest.approx(surprise, rel=0.02)
+    gradient, other = (
+        jax.grad(lambda *x, n=n: both(*x)[1][n], argnums=n)(members[0], without)
+        for n in range(2)
+    )
+    own = gradient.pop("deviation")
+    assert min(np.abs(x).max() for x in jax.tree.leaves(own)) > 0
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max()),
+        gradient,
+        other,
+    )
+
+
+def test_the_largest_likelihood_is_at_the_root_mean_square_error():
+    """A deviation that cannot see the image learns one number: that one."""
+    model, params, batch = tiny(deviation=True)
+    output = model.reconstruct(params, batch)
+    error = magnitude(np.asarray(output.image)) - magnitude(np.asarray(batch.image))
+    best = np.sqrt(np.mean(error**2))
+
+    def loss(deviation):
+        same = output.replace(deviation=0 * output.deviation + deviation)
+        return losses.loss(same, batch, TrainConfig(), "RM")
+
+    assert abs(jax.grad(loss)(best)) < 1e-2 * abs(jax.grad(loss)(2 * best))
+
+
+def test_only_the_last_stage_predicts_deviations(networks):
+    model, members, batch = networks
+    for stage in model.stages:
+        found = model.reconstruct(members[0], batch, stage).deviation
+        assert (found is None) == (stage != "RM"), stage
+    assert model.introduced_in((jax.tree_util.DictKey("deviation"),)) == "RM"
+
+
+REFUSED = {
+    "model.deviation": {
+        "model": KSTConfig(deviation=True),
+        "train": TrainConfig(supervision="self"),
+    },
+    "data.normalise": {
+        "eval": EvalConfig(members="other"),
+        "data": DataConfig(normalise="target"),
+    },
+    "eval.calibration": {"eval": EvalConfig(calibration="folder")},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_contradict_deviations_are_refused(name):
+    with pytest.raises(InputError, match=f"config.{name}"):
+        Config(**REFUSED[name])
+
+
+def test_the_published_network_has_no_deviations():
+    assert not make_kst_tiny.CONFIG.deviation
+    assert "deviation" not in tiny()[1]
