@@ -61,6 +61,27 @@ def test_each_unit_is_recognised(tmp_path, unit, named):
     np.testing.assert_allclose(found.points, POINTS, atol=1e-4)
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_rows_and_columns_have_units_of_their_own(tmp_path, unit):
+    """An image of 32 x 24 pixels, 10 mm high and 5 mm wide."""
+    sizes = {"encoded": (64, 20), "field": (640, 240), "recon": (32, 24)}
+    points, metres = trajectories.radial((32, 24), 1.2), np.array([0.32, 0.12])
+    stored = {
+        "1/fov": 2 * points,
+        "1/recon_fov": points,
+        "cycles/pixel": points / (32, 24),
+        "radians/pixel": 2 * np.pi * points / (32, 24),
+        "cycles/m": points / metres,
+        "radians/m": 2 * np.pi * points / metres,
+    }
+    path = write_mrd(
+        tmp_path / "a.mrd", readouts(DATA, stored[unit]), shown=(320, 120), **sizes
+    )
+    volume = opened(path)
+    assert (volume.shape, volume.pixel) == ((32, 24), (10.0, 5.0))
+    np.testing.assert_allclose(volume.read(0).points, points, atol=1e-4)
+
+
 def test_part_of_kspace_is_enough_if_one_unit_fits(tmp_path):
     path = write_mrd(tmp_path / "a.mrd", readouts(DATA, POINTS / 24 * 0.4))
     np.testing.assert_allclose(opened(path).read(0).points, POINTS * 0.4, atol=1e-4)
@@ -82,6 +103,15 @@ def test_a_coarser_image_keeps_all_samples(tmp_path):
     assert volume.shape == SHAPE
     assert volume.geometry.matrix == SHAPE
     np.testing.assert_allclose(volume.read(0).points, POINTS, atol=1e-4)
+
+
+def test_a_matrix_too_large_for_any_scan_is_refused(tmp_path):
+    acquired = readouts(DATA, POINTS / 24)
+    path = write_mrd(tmp_path / "bad.mrd", acquired, encoded=(40_000, 20))
+    with pytest.raises(
+        InputError, match=r"bad\.mrd: .*needs a matrix of 20000 x 20000"
+    ):
+        opened(path)
 
 
 def test_the_third_axis_may_be_flat(tmp_path):

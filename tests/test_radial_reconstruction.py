@@ -9,7 +9,7 @@ import pytest
 
 from kst_jax import tokens
 from kst_jax.config import Config
-from kst_jax.data import nufft
+from kst_jax.data import nufft, trajectory_sampling
 from kst_jax.data.fourier import ifft2c
 from kst_jax.data.off_grid import TrajectoryOptions
 from kst_jax.data.volumes import open_scan
@@ -19,10 +19,10 @@ from kst_jax.export import command as export
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.registry import build
 from kst_jax.readouts import tokenise
-from kst_jax.reconstruct import off_grid, runner
+from kst_jax.reconstruct import inputs, off_grid, runner
 from kst_jax.reconstruct.runner import Options, reconstruct
 from kst_jax.runs.checkpoints import write_parameters
-from kst_jax.trajectories import Trajectory, radial, spiral
+from kst_jax.trajectories import Trajectory, gaussian_points, radial, spiral
 from tests.baselines import TINY as BASELINES
 from tests.fastmri_files import fft
 from tests.programs import refused, run_here
@@ -207,6 +207,41 @@ def test_what_does_not_suit_scans_off_the_grid_is_refused(run, scan, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_try_samples_a_full_scan_of_any_proportions():
+    """By plain sums, along the trajectory of that slice."""
+    rng, shape = np.random.default_rng(0), (20, 16)
+    image = (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype("c8")
+    config = Config(
+        data=DataConfig(size=SHAPE),
+        mask=MaskConfig("radial", 1.2),
+        model=BASELINES["unet"],
+    )
+    found = off_grid.simulate(fft(image).astype("c8"), None, config, 2.0, ("a", 3))
+    own = trajectory_sampling.sampler(MaskConfig("radial", 2.0), shape)
+    wanted = own.fixed("a", 3, config.eval.seed)
+    np.testing.assert_array_equal(found.trajectory.points, wanted.points)
+    (measured,) = samples(image[None], wanted.points)
+    np.testing.assert_allclose(found.kspace, measured, atol=1e-4)
+    assert found.calibration.shape == shape
+
+
+def test_the_combined_gridded_image_of_coils_sets_the_scale():
+    config = Config(
+        data=DataConfig(size=SHAPE),
+        mask=MaskConfig("radial", 1.2),
+        model=BASELINES["unet"],
+    )
+    measured = off_grid.OffGrid.gridded(COILS, trajectory(), SHAPE, None)
+    maps = np.stack([MAPS.real, MAPS.imag], axis=-1)
+    fields, scaling = inputs.tokenise(measured, maps, config, None, "a")
+    seen = nufft.to_image(COILS * trajectory().density, POINTS, SHAPE)
+    scale = np.sqrt(np.mean(np.abs((MAPS.conj() * seen).sum(axis=0)) ** 2) / 2)
+    assert scaling.std == pytest.approx(scale, rel=1e-4)
+    scaled = fields["kspace"][..., 0] + 1j * fields["kspace"][..., 1]
+    np.testing.assert_allclose(scaled, COILS.reshape(3, -1) / scale, rtol=1e-4)
+    np.testing.assert_array_equal(fields["maps"], maps)
+
+
 def test_slices_with_other_numbers_of_readouts_are_refused(tmp_path):
     acquired = [*readouts(ONE, POINTS), *readouts(ONE, POINTS, slice=1)[:-1]]
     path = write_mrd(tmp_path / "a.mrd", acquired)
@@ -245,6 +280,10 @@ def test_differences_from_the_training_are_told():
     assert told == "is undersampled 4.0 times; the network was trained on 1.2 times"
     assert found(spiral(SHAPE, 1.2)) == {
         "pattern": "is sampled by curves; the network was trained on straight lines"
+    }
+    assert found(gaussian_points(np.random.default_rng(0), SHAPE, 1.2)) == {
+        "pattern": "is sampled by single points; the network was trained on straight "
+        "lines"
     }
 
 

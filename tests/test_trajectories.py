@@ -56,6 +56,14 @@ def test_a_spiral_winds_once_outwards_in_small_steps():
     assert np.diff(along).max() == pytest.approx(4, rel=0.1)
 
 
+def test_a_spiral_has_the_proportions_of_the_image():
+    points = trajectories.spiral(SHAPE, 2)
+    assert points.shape == (16 // 4, 3 * 16, 2)
+    radius = np.linalg.norm(points / HALF, axis=-1)
+    np.testing.assert_allclose(radius[:, -1], 1, rtol=1e-5)
+    assert radius[:, :-1].max() < 1
+
+
 def test_points_follow_the_normal_distribution_off_the_grid():
     drawn = trajectories.gaussian_points(np.random.default_rng(0), (200, 100), 5)
     assert drawn.shape == (4000, 1, 2)
@@ -125,11 +133,26 @@ def test_a_slice_keeps_its_trajectory_in_evaluation(kind):
         sampler.fixed("scan.h5", index, 0).points for index in (1, 2, 1)
     )
     np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 0.01
+    elsewhere = [
+        sampler.fixed(*at).points for at in (("b.h5", 1, 0), ("scan.h5", 1, 1))
+    ]
+    for different in (other, *elsewhere):
+        assert np.abs(one - different).max() > 0.01
     first, second = (sampler.random(np.random.default_rng(n)) for n in (0, 1))
     assert first.points.shape == second.points.shape
     assert first.density.shape == first.points.shape[:2]
     assert (np.abs(first.points) <= HALF + 1e-4).all()
+
+
+def test_a_setting_serves_images_of_any_shape():
+    sampler = trajectory_sampling.sampler(MaskConfig("radial", 4.0), SHAPE)
+    assert sampler.fixed_acceleration("scan.h5") == 4
+    larger = sampler.at((48, 40))
+    assert larger.shape == (48, 40)
+    points = larger.random(np.random.default_rng(0)).points
+    assert points.shape == (10, 80, 2)
+    assert np.abs(points).max(axis=(0, 1)) == pytest.approx([24, 20], rel=0.05)
+    assert larger.layout((1, 1)).tokens((48, 40)) == 10 * 80
 
 
 def test_a_trajectory_keeps_its_density_when_it_turns():
@@ -161,6 +184,18 @@ def test_a_token_is_a_sample_at_its_coordinate(scan):
     assert "seen" not in found
     np.testing.assert_array_equal(found["query"], np.arange(20 * 16))
     assert not found["mask"].any()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (6, 9)])
+def test_points_of_a_grid_have_its_coordinates(shape):
+    """Its centre is the point in the middle, if its sizes are odd."""
+    points = np.argwhere(np.ones(shape)) - np.array(shape) // 2
+    trajectory = Trajectory(points[:, None].astype("f4"), np.ones((len(points), 1)))
+    samples = np.ones((len(points), 1), np.complex64)
+    found = readouts.tokenise(samples, trajectory, shape, (1, 1))["position"]
+    rows, columns = (np.linspace(0, 1, n) for n in shape)
+    np.testing.assert_allclose(found.reshape(*shape, 2)[:, 0, 0], rows, atol=1e-6)
+    np.testing.assert_allclose(found.reshape(*shape, 2)[0, :, 1], columns, atol=1e-6)
 
 
 def test_a_token_of_several_samples_is_a_piece_of_a_readout(scan):
