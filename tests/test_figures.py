@@ -244,6 +244,38 @@ def test_coils_show_their_magnitude_and_phase():
         assert (np.isnan(np.ma.filled(phase, np.nan)) == (one == 0)).all()
 
 
+def test_deviations_stand_between_images_and_errors_and_share_their_scale():
+    methods, target, _ = reconstructions()
+    image, deviation = methods["U-Net"], 0.05 * target
+    figure = figures.deviation_figure(image, deviation, target)
+    axes, rest = grid_of(figure, 3, 2)
+    assert len(rest) == 1  # the colour scale
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == [
+        *("Reconstruction", "Standard deviation", "Error"),
+    ]
+    wanted = [image, deviation / target.max(), np.abs(image - target) / target.max()]
+    for row, stack in zip(axes, wanted, strict=True):
+        for ax, one in zip(row, stack, strict=True):
+            np.testing.assert_allclose(image_of(ax).get_array(), one, rtol=1e-12)
+    (worst,) = {image_of(ax).get_clim() for ax in axes[1:].flat}
+    assert worst == (0, max(np.percentile(x, 99.8) for x in wanted[1:]))
+
+
+def test_deviations_of_a_scan_without_target_have_no_errors():
+    _, target, _ = reconstructions()
+    axes, _ = grid_of(figures.deviation_figure(target, 0.1 * target), 2, 2)
+    shown = [image_of(ax).get_array() for ax in axes[1]]
+    np.testing.assert_allclose(shown, 0.1 * target / target.max(), rtol=1e-12)
+
+
+def test_calibration_figure_plots_errors_over_deviations():
+    deviation, error = np.array([0.01, 0.1]), np.array([0.02, 0.3])
+    (ax,) = figures.calibration_figure({"KST": (deviation, error)}).axes
+    line, diagonal = ax.lines
+    np.testing.assert_array_equal(line.get_xydata().T, [deviation, error])
+    np.testing.assert_allclose(diagonal.get_xydata(), [[0.01, 0.01], [0.3, 0.3]])
+
+
 def test_every_head_has_its_own_scale():
     maps = np.ones((2, 4, 4)) * np.array([1.0, 100.0])[:, None, None]
     row = figures.AttentionMaps("Encoder", maps, (1, 1), "red")

@@ -1,23 +1,26 @@
 """What an image does not know: predicted deviations, ensembles, their calibration."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 from scipy import stats
 
+from kst_jax import parallel
 from kst_jax.config import Config, TrainConfig
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.eval_config import EvalConfig
+from kst_jax.evaluation.scoring import make_scorer
 from kst_jax.evaluation.uncertainty import REACH, Uncertainty, area
 from kst_jax.models import ensemble
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.training import losses
 from tests.references import make_kst_tiny
-from tests.test_kst import tiny
+from tests.test_kst import apply, tiny
 
 RNG = np.random.default_rng(0)
 TARGET = RNG.uniform(0.5, 1.0, (4, 32, 32))
@@ -119,32 +122,41 @@ def networks():
     return model, members, batch
 
 
-def test_an_ensemble_adds_up_its_members(networks):
+def test_an_ensemble_adds_up_its_members_and_keeps_what_was_measured(networks):
     """By the law of total variance."""
     model, members, batch = networks
-    each = [model.reconstruct(params, batch) for params in members]
-    found = ensemble.reconstruct(model, members, batch)
+    each = [apply(model, params, batch) for params in members]
+    found = jax.jit(ensemble.reconstruct, static_argnums=0)(model, members, batch)
     images = np.stack([one.image for one in each])
     np.testing.assert_allclose(found.members, images, atol=1e-4)
     np.testing.assert_allclose(found.image, images.mean(0), atol=1e-4)
     variance = np.var(magnitude(images), axis=0, ddof=1)
     variance += np.mean([np.square(one.deviation) for one in each], axis=0)
     np.testing.assert_allclose(found.deviation, np.sqrt(variance), rtol=1e-3)
-
-
-def test_an_ensemble_without_deviations_has_its_spread_and_keeps_what_was_measured():
-    model, _, batch = tiny()
-    init = jax.jit(model.init)
-    members = [init(jax.random.key(seed), batch)["params"] for seed in range(2)]
-    found = ensemble.reconstruct(model, members, batch)
-    spread = np.std(magnitude(np.asarray(found.members)), axis=0, ddof=1)
-    np.testing.assert_allclose(found.deviation, spread, atol=1e-5)
+    wanted = batch.kspace[..., 0] + 1j * batch.kspace[..., 1]
     for image in (found.image, *found.members):
         x = np.fft.ifftshift(image[..., 0] + 1j * image[..., 1], axes=(1, 2))
         spectrum = np.fft.fftshift(np.fft.fft2(x, norm="ortho"), axes=(1, 2))
-        wanted = batch.kspace[..., 0] + 1j * batch.kspace[..., 1]
-        mask = np.asarray(batch.mask)
-        np.testing.assert_allclose(spectrum[mask], wanted[mask], atol=1e-4)
+        sampled = np.asarray(batch.mask)
+        np.testing.assert_allclose(spectrum[sampled], wanted[sampled], atol=1e-4)
+
+
+def test_a_plain_ensemble_has_the_spread_of_its_members_on_devices_that_share(networks):
+    _, members, batch = networks
+    model = KSpaceTransformer(make_kst_tiny.CONFIG)
+    plain = [
+        {name: x for name, x in params.items() if name != "deviation"}
+        for params in members
+    ]
+    each = [magnitude(np.asarray(apply(model, x, batch).image)) for x in plain]
+    mesh = parallel.make_mesh(2, 2)
+    scale = np.zeros(2, np.float32), np.float32([1, 3])
+    inputs = parallel.shard((batch, *scale, None), mesh)
+    scorer = make_scorer(model, mesh)
+    found = scorer(parallel.replicate(tuple(plain), mesh), *inputs)
+    spread = np.std(each, axis=0, ddof=1) * scale[1][:, None, None]
+    deviation = parallel.fetch(found)["images"]["deviation"]
+    np.testing.assert_allclose(deviation, spread, atol=1e-4)
 
 
 def test_deviations_learn_the_likelihood_and_leave_the_image_alone(networks):
@@ -153,22 +165,21 @@ def test_deviations_learn_the_likelihood_and_leave_the_image_alone(networks):
     without = {name: x for name, x in members[0].items() if name != "deviation"}
     config = TrainConfig()
 
+    def loss_of(params, model):
+        output = model.reconstruct(params, batch)
+        return losses.loss(output, batch, config, "RM"), output
+
     @jax.jit
     def both(params, without):
-        output = model.reconstruct(params, batch)
-        other = plain.reconstruct(without, batch)
-        return output, [losses.loss(x, batch, config, "RM") for x in (output, other)]
+        with_gradient = jax.value_and_grad(loss_of, has_aux=True)
+        return with_gradient(params, model), with_gradient(without, plain)
 
-    output, (loss, expected) = both(members[0], without)
+    ((loss, output), gradient), ((expected, _), other) = both(members[0], without)
     error = magnitude(np.asarray(output.image)) - magnitude(np.asarray(batch.image))
     surprise = -stats.norm.logpdf(error, scale=np.asarray(output.deviation)).mean()
     surprise -= np.log(2 * np.pi) / 2
     # The difference of two large float32 numbers.
     assert 1e3 * (loss - expected) == pytest.approx(surprise, rel=0.02)
-    gradient, other = (
-        jax.grad(lambda *x, n=n: both(*x)[1][n], argnums=n)(members[0], without)
-        for n in range(2)
-    )
     own = gradient.pop("deviation")
     assert min(np.abs(x).max() for x in jax.tree.leaves(own)) > 0
     jax.tree.map(
@@ -181,21 +192,23 @@ def test_deviations_learn_the_likelihood_and_leave_the_image_alone(networks):
 def test_the_largest_likelihood_is_at_the_root_mean_square_error():
     """A deviation that cannot see the image learns one number: that one."""
     model, params, batch = tiny(deviation=True)
-    output = model.reconstruct(params, batch)
+    output = apply(model, params, batch)
     error = magnitude(np.asarray(output.image)) - magnitude(np.asarray(batch.image))
     best = np.sqrt(np.mean(error**2))
 
-    def loss(deviation):
+    @jax.grad
+    def slope(deviation):
         same = output.replace(deviation=0 * output.deviation + deviation)
         return losses.loss(same, batch, TrainConfig(), "RM")
 
-    assert abs(jax.grad(loss)(best)) < 1e-2 * abs(jax.grad(loss)(2 * best))
+    assert abs(slope(best)) < 1e-2 * abs(slope(2 * best))
 
 
 def test_only_the_last_stage_predicts_deviations(networks):
     model, members, batch = networks
     for stage in model.stages:
-        found = model.reconstruct(members[0], batch, stage).deviation
+        reached = functools.partial(model.reconstruct, batch=batch, stage=stage)
+        found = jax.eval_shape(reached, members[0]).deviation
         assert (found is None) == (stage != "RM"), stage
     assert model.introduced_in((jax.tree_util.DictKey("deviation"),)) == "RM"
 

@@ -14,6 +14,9 @@ The most important settings:
     --config.eval.out=FOLDER        where results go (default WORKDIR/eval)
     --config.eval.checkpoint=best   best in validation; the default is latest
     --config.eval.batch_size=4      slices at a time
+    --config.eval.members=RUN,RUN   runs of other seeds, an ensemble with this one
+    --config.eval.calibration=DIR   results of other people, to scale deviations by
+                                    (docs/uncertainty.md)
 
 It prints the means and writes into that folder
 
