@@ -1,6 +1,7 @@
 """Patches of k-space: grouping, layouts, and networks whose tokens are patches."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from kst_jax.models.blocks import positional_encoding
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
 from kst_jax.patches import Layout
+from tests.references import make_kst_tiny
+from tests.test_kst import apply
 
 CONFIG = KSTConfig(
     width=16,
@@ -47,8 +50,7 @@ def network(patch, kspace, mask, **changes):
     layout = Layout.of(mask, patch=patch)
     batch = tokens.batch_of([tokens.tokenise(kspace, mask, layout)], patch=patch)
     model = KSpaceTransformer(config)
-    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
-    return model, params, batch
+    return model, make_kst_tiny.weights(model, batch), batch
 
 
 @pytest.mark.parametrize("patch", [(1, 1), (4, 1), (2, 2), (3, 5)])
@@ -169,8 +171,7 @@ def test_what_queries_answer_goes_where_they_asked(setting, patch):
 def test_measured_values_stay_and_each_counts(setting, patch):
     kspace, mask = slice_of(setting)
     model, params, batch = network(patch, kspace, mask)
-    reconstruct = jax.jit(lambda b: model.reconstruct(params, b).image)
-    image = reconstruct(batch)
+    image = apply(model, params, batch).image
     spectrum = np.asarray(fft2c(image))[0]
     np.testing.assert_allclose(spectrum[mask], kspace[mask], atol=1e-5)
     # the network's answer differs from zero at every missing point
@@ -181,7 +182,7 @@ def test_measured_values_stay_and_each_counts(setting, patch):
     other[row, column] += 1
     layout = Layout.of(mask, patch=patch)
     fields = tokens.tokenise(other, mask, layout)
-    changed = reconstruct(tokens.batch_of([fields], patch=patch))
+    changed = apply(model, params, tokens.batch_of([fields], patch=patch)).image
     assert np.abs(np.asarray(fft2c(changed))[0] - spectrum)[~mask].max() > 1e-5
 
 
@@ -203,7 +204,7 @@ def test_a_query_knows_which_of_its_points_are_sampled():
     answers = []
     for one in (mask, fewer):
         batch = tokens.batch_of([tokens.tokenise(kspace, one, layout)], patch=(2, 2))
-        answers.append(np.asarray(fft2c(model.reconstruct(params, batch).image))[0])
+        answers.append(np.asarray(fft2c(apply(model, params, batch).image))[0])
     change = np.abs(answers[1] - answers[0]).max(axis=-1)
     block = np.zeros(SHAPE, bool)
     block[row : row + 2, column : column + 2] = True
@@ -214,14 +215,16 @@ def test_a_query_knows_which_of_its_points_are_sampled():
 def test_low_resolution_queries_are_at_the_middles_of_their_patches():
     kspace, mask = slice_of(LINES)
     model, params, batch = network((3, 1), kspace, mask)
-    state = model.apply({"params": params}, batch, mutable=["intermediates"])[1]
+    inspect = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, state = inspect({"params": params}, batch)
     attention = state["intermediates"]["lr_decoder"]["cross_attention"]
     ((q_SxBxLxKxC, _),) = attention["query_key"]
     # 5 rows are patches of rows 0 to 2 and 3 to 5, the last of which is not there
     middles = [[row, column / 3] for row in (1 / 4, 4 / 4) for column in range(4)]
-    x_LxD = positional_encoding(jnp.asarray(middles), 16)
+    x_LxD = np.asarray(positional_encoding(jnp.asarray(middles), 16))
     weights = params["lr_decoder"]["cross_attention"]
     y = (x_LxD - x_LxD.mean(-1, keepdims=True)) / x_LxD.std(-1, keepdims=True)
+    y = y * weights["norm"]["scale"][0] + weights["norm"]["bias"][0]
     wanted = y @ weights["query"]["kernel"][0]
     np.testing.assert_allclose(q_SxBxLxKxC[0, 0].reshape(8, 16), wanted, atol=1e-4)
 
@@ -233,7 +236,7 @@ def test_padded_tokens_of_patches_change_nothing():
     assert count < batch.value.shape[1]  # the bound is loose
     value = np.where(batch.valid[..., None], batch.value, np.float32(1e3))
     padded = dataclasses.replace(batch, value=value)
-    wanted, got = (model.reconstruct(params, b).image for b in (batch, padded))
+    wanted, got = (apply(model, params, b).image for b in (batch, padded))
     np.testing.assert_allclose(got, wanted, atol=2e-5)
 
 
@@ -241,7 +244,7 @@ def test_points_beyond_the_grid_do_not_matter():
     """Rows that no patch divides: the network answers as if they ended there."""
     kspace, mask = slice_of(LINES)
     model, params, batch = network((4, 1), kspace, mask, transformer=False)
-    images = model.reconstruct(params, batch)
+    images = apply(model, params, batch)
     assert images.image.shape == (1, *SHAPE, 2)
     spectrum = np.asarray(fft2c(images.supervised["kspace"][0]))[0]
     np.testing.assert_allclose(spectrum[mask], kspace[mask], atol=1e-5)
@@ -249,7 +252,7 @@ def test_points_beyond_the_grid_do_not_matter():
     moved = kspace.copy()
     moved[8:, mask[0]] += 1  # the last patches, 2 of whose 4 rows are on the grid
     fields = tokens.tokenise(moved, mask, Layout.of(mask, patch=(4, 1)))
-    other = model.reconstruct(params, tokens.batch_of([fields], patch=(4, 1)))
+    other = apply(model, params, tokens.batch_of([fields], patch=(4, 1)))
     found = np.asarray(fft2c(other.supervised["kspace"][0]))[0]
     np.testing.assert_allclose(found[:, ~mask[0]], spectrum[:, ~mask[0]], atol=1e-5)
 
@@ -258,7 +261,7 @@ def test_points_beyond_the_grid_do_not_matter():
 def test_patches_are_as_good_on_another_grid():
     kspace, mask = slice_of(LINES)
     model, params, batch = network((4, 1), kspace, mask)
-    wanted = model.reconstruct(params, batch).image
+    wanted = apply(model, params, batch).image
     same = reconstruct_slice(model, params, kspace, mask).image
     np.testing.assert_allclose(same, wanted, atol=1e-5)
     finer = reconstruct_slice(model, params, kspace, mask, grid=(19, 23)).image
