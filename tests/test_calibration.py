@@ -26,13 +26,11 @@ SIZE = (16, 16)
 RNG = np.random.default_rng(0)
 COLUMNS = np.arange(16) % 3 != 0
 MODEL = KSTConfig(
+    transformer=False,
     width=8,
     heads=2,
     mlp=8,
-    encoder_layers=1,
-    lr_layers=1,
     hr_layers=1,
-    lr_size=(8, 8),
     refinement_features=4,
     refinement_layers=1,
     deviation=True,
@@ -46,7 +44,7 @@ def kspace_of(slices=3):
 
 
 def run_of(folder, seed, model=MODEL):
-    """A run with random parameters."""
+    """A run whose parameters are its seed's."""
     config = Config(
         data=DataConfig(train="trained.h5", size=SIZE),
         mask=MaskConfig(kind="uniform_1d", acceleration=1.6),
@@ -54,8 +52,9 @@ def run_of(folder, seed, model=MODEL):
         train=TrainConfig(seed=seed),
         eval=EvalConfig(batch_size=2, figures=2),
     )
-    init = jax.jit(KSpaceTransformer(config.model).init)
-    params = init(jax.random.key(seed), make_kst_tiny.example())["params"]
+    network = KSpaceTransformer(config.model)
+    params = make_kst_tiny.weights(network, make_kst_tiny.example())
+    params = jax.tree.map(lambda x: x / (1 + seed), params)
     write_parameters(folder, params, config, {"train": ["trained"], "validation": []})
     return folder
 
