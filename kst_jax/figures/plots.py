@@ -95,6 +95,10 @@ def calibration_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> F
         xlabel="predicted standard deviation / largest value",
         ylabel="root mean square error / largest value",
     )
+    ax.minorticks_off()
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
     ax.tick_params(labelsize=8)
     ax.legend(fontsize=8)
     return figure
