@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.patches import Layout
 from tests.references import make_kst_tiny
+from tests.test_kst import apply
 
 SIZE = (12, 16)
 MASK = np.broadcast_to(np.arange(16) % 3 == 1, SIZE)
@@ -97,7 +97,7 @@ def test_layers_that_change_nothing_give_the_zero_filled_image(
     for head in heads:
         output = head["mlp"]["output"]
         output["kernel"], output["bias"] = (0 * output[n] for n in ("kernel", "bias"))
-    found = model.apply({"params": params}, batch)
+    found = apply(model, params, batch)
     y = batch.kspace[0, ..., 0] + 1j * batch.kspace[0, ..., 1]
 
     def combined(kspace):
@@ -112,7 +112,7 @@ def test_layers_that_change_nothing_give_the_zero_filled_image(
 def test_one_coil_with_unit_maps_keeps_the_measured_values():
     batch, _ = scan(np.ones((1, *SIZE)))
     model, params = network(batch)
-    found = model.apply({"params": params}, batch).supervised
+    found = apply(model, params, batch).supervised
     for images in (found["kspace"], found["refined"]):
         for image in np.asarray(images)[:, 0]:
             spectrum = transform(np.fft.fft2, image[..., 0] + 1j * image[..., 1])
@@ -126,7 +126,7 @@ def test_one_coil_with_unit_maps_keeps_the_measured_values():
 def test_devices_share_the_queries_of_several_coils(patch):
     batch, _ = scan(birdcage(2, SIZE, 2), patch)
     model, params = network(batch)
-    wanted = jax.jit(model.apply)({"params": params}, batch).image
+    wanted = apply(model, params, batch).image
     mesh = parallel.make_mesh(1, query_devices=4)
     shared = parallel.map_over_devices(
         lambda params, batch: (
@@ -154,12 +154,12 @@ def test_without_attention_queries_do_not_see_each_other():
     model, params = network(
         batch, transformer=False, refinement=False, residual_spectrum=0.1
     )
-    before = model.apply({"params": params}, batch).image
+    before = apply(model, params, batch).image
     one = np.array(batch.kspace)
     place = tuple(np.argwhere(np.asarray(batch.mask))[3])
     one[place] += 1.0
-    after = model.apply({"params": params}, batch.replace(kspace=jnp.asarray(one)))
-    change = np.asarray(after.image - before)
+    after = apply(model, params, batch.replace(kspace=jnp.asarray(one))).image
+    change = np.asarray(after - before)
     spectrum = transform(np.fft.fft2, change[..., 0] + 1j * change[..., 1])
     wanted = np.zeros(spectrum.shape, complex)
     wanted[place] = 1 + 1j
