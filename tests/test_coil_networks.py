@@ -15,6 +15,7 @@ from kst_jax.errors import InputError
 from kst_jax.models import tv
 from kst_jax.models.registry import MODELS, build
 from tests.baselines import TINY
+from tests.references import make_kst_tiny
 from tests.test_kst_coils import SIZE, channels, scan, transform
 
 
@@ -26,7 +27,7 @@ def maps_of_two():
 
 def run(config, batch):
     model = build(config)
-    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    params = make_kst_tiny.weights(model, batch)
     return jax.jit(model.apply)({"params": params}, batch).image
 
 
@@ -94,10 +95,11 @@ def test_total_variation_of_several_coils_is_a_minimum():
         batch.kspace, batch.acquisition, jnp.float32(weight), 3000
     )
 
+    @jax.jit
     def objective(image):
         misfit = batch.acquisition.forward(image) - batch.kspace
         size = jnp.sqrt((tv.differences(image) ** 2).sum((-2, -1)))
-        return float((misfit**2).sum() / 2 + weight * size.sum())
+        return (misfit**2).sum() / 2 + weight * size.sum()
 
     least, rng = objective(found), np.random.default_rng(0)
     for scale in (1e-1, 1e-2):

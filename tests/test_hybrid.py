@@ -14,6 +14,7 @@ from kst_jax.models.hybrid import HybridAttention, expected_magnitude
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.patches import Layout
 from tests.references import make_kst_tiny
+from tests.test_kst import apply
 
 SIZE = (12, 10)
 MASK = np.broadcast_to(np.arange(10) % 3 == 1, SIZE)
@@ -35,9 +36,9 @@ def block():
     """
     module = HybridAttention((5, 1), 16, 2, 16, jnp.float32, "plain")
     mask, x = jnp.asarray(MASK)[None], noise(1, *SIZE)
-    params = module.init(jax.random.key(0), x, x, mask)
+    variables = {"params": make_kst_tiny.weights(module, x, x, mask)}
     return jax.jit(
-        lambda spectrum, kspace: module.apply(params, spectrum, kspace, mask)
+        lambda spectrum, kspace: module.apply(variables, spectrum, kspace, mask)
     )
 
 
@@ -107,16 +108,16 @@ def test_a_network_with_it_keeps_what_was_measured(transformer, patch):
         lr_size=(4, 4),
     )
     model = KSpaceTransformer(config)
-    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    params = make_kst_tiny.weights(model, batch)
     assert "hybrid" in params["hr_decoder"]
-    found = np.asarray(model.reconstruct(params, batch).image)[0]
+    found = np.asarray(apply(model, params, batch).image)[0]
     image = found[..., 0] + 1j * found[..., 1]
     spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image), norm="ortho"))
     np.testing.assert_allclose(channels(spectrum)[MASK], kspace[MASK], atol=1e-5)
     # the block takes part: without its answer the image is another
     head = params["hr_decoder"]["hybrid"]["head"]["mlp"]["output"]
     head["kernel"], head["bias"] = 0 * head["kernel"], 0 * head["bias"]
-    other = np.asarray(model.reconstruct(params, batch).image)[0]
+    other = np.asarray(apply(model, params, batch).image)[0]
     assert np.abs(other - found).max() > 1e-3
 
 
@@ -129,7 +130,7 @@ def test_a_network_with_it_takes_several_coils():
         make_kst_tiny.CONFIG, transformer=False, hybrid=True, residual_spectrum=0.1
     )
     model = KSpaceTransformer(config)
-    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
-    image = model.reconstruct(params, batch).image
+    params = make_kst_tiny.weights(model, batch)
+    image = apply(model, params, batch).image
     assert image.shape == (1, *SIZE, 2)
     assert np.isfinite(image).all()

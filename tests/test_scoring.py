@@ -6,7 +6,7 @@ import pytest
 
 from kst_jax import parallel
 from kst_jax.evaluation.scoring import make_scorer
-from tests.test_kst import tiny
+from tests.test_kst import apply, tiny
 
 MEAN, STD = np.float32([3.0, -1.0]), np.float32([5.0, 0.5])
 
@@ -18,7 +18,7 @@ def found_and_output():
     inputs = parallel.shard((batch, MEAN, STD, None), mesh)
     reconstructor = make_scorer(model, mesh)
     found = parallel.fetch(reconstructor((parallel.replicate(params, mesh),), *inputs))
-    return found, jax.device_get(model.reconstruct(params, batch)), batch
+    return found, jax.device_get(apply(model, params, batch)), batch
 
 
 def in_input_units(images):

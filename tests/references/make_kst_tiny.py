@@ -5,11 +5,13 @@ python -m tests.references.make_kst_tiny
 
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 from kst_jax import tokens
 from kst_jax.config import TrainConfig
@@ -42,9 +44,9 @@ def example() -> tokens.Batch:
     return tokens.batch_of(slices)
 
 
-def weights(model: KSpaceTransformer, batch: tokens.Batch) -> dict:
+def weights(model: nn.Module, *inputs: Any) -> dict:
     """Parameters whose n-th value is a fixed wave of n."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     leaves, tree = jax.tree.flatten(shapes)
     waves, start = [], 0
     for leaf in leaves:
