@@ -253,7 +253,8 @@ def test_deviations_stand_between_images_and_errors_and_share_their_scale():
     assert [ax.get_ylabel() for ax in axes[:, 0]] == [
         *("Reconstruction", "Standard deviation", "Error"),
     ]
-    wanted = [image, deviation / target.max(), np.abs(image - target) / target.max()]
+    largest = target.max(axis=(1, 2), keepdims=True)
+    wanted = [image, deviation / largest, np.abs(image - target) / largest]
     for row, stack in zip(axes, wanted, strict=True):
         for ax, one in zip(row, stack, strict=True):
             np.testing.assert_allclose(image_of(ax).get_array(), one, rtol=1e-12)
@@ -265,12 +266,18 @@ def test_deviations_of_a_scan_without_target_have_no_errors():
     _, target, _ = reconstructions()
     axes, _ = grid_of(figures.deviation_figure(target, 0.1 * target), 2, 2)
     shown = [image_of(ax).get_array() for ax in axes[1]]
-    np.testing.assert_allclose(shown, 0.1 * target / target.max(), rtol=1e-12)
+    largest = target.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(shown, 0.1 * target / largest, rtol=1e-12)
+
+
+def test_deviations_of_an_empty_slice_can_be_shown():
+    nothing = np.zeros(SHAPE)
+    figures.deviation_figure(nothing, nothing)
 
 
 def test_calibration_figure_plots_errors_over_deviations():
     deviation, error = np.array([0.01, 0.1]), np.array([0.02, 0.3])
-    (ax,) = figures.calibration_figure({"KST": (deviation, error)}).axes
+    (ax,) = figures.calibration_figure(deviation, error).axes
     line, diagonal = ax.lines
     np.testing.assert_array_equal(line.get_xydata().T, [deviation, error])
     np.testing.assert_allclose(diagonal.get_xydata(), [[0.01, 0.01], [0.3, 0.3]])

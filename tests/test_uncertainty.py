@@ -33,7 +33,7 @@ def magnitude(x):
 
 
 def added(deviation, scale=1.0, image=IMAGE, target=TARGET):
-    found = Uncertainty((4,), scale)
+    found = Uncertainty(scale)
     return found, found.add("one", image, target, deviation)
 
 
@@ -91,20 +91,30 @@ def test_the_area_is_that_of_the_curve():
     assert area(error, np.abs(error)) < area(error, deviation)
 
 
+def test_deviations_without_information_have_an_area_of_one():
+    """Whatever the order of the pixels: errors grow along the slices here."""
+    error = np.arange(1.0, 51.0)
+    assert area(error, np.ones(50)) == pytest.approx(1)
+    assert area(error[::-1], np.ones(50)) == pytest.approx(1)
+
+
 def test_people_with_more_pixels_weigh_more():
     found, _ = added(DEVIATION)
     less = np.s_[:1]
     found.add("two", IMAGE[less], TARGET[less], 1e-6 * DEVIATION[less])
     summary = found.summary()
-    one, two = (summary["by_person"][name]["coverage"] for name in ("one", "two"))
+    people = summary["by_person"]
+    one, two = (people[name]["coverage"] for name in ("one", "two"))
     assert two < 0.01
+    assert abs(people["one"]["calibrated_scale"] - 1) < 0.03
+    assert people["two"]["calibrated_scale"] > 1e3
     assert summary["coverage"] == pytest.approx((4 * one + two) / 5)
 
 
 def test_the_curve_of_calibrated_deviations_is_the_diagonal():
     shape = (40, 64, 64)
     deviation = RNG.uniform(0.01, 0.1, shape)
-    found = Uncertainty((4,))
+    found = Uncertainty()
     target = np.ones(shape)
     found.add("one", target + deviation * RNG.normal(size=shape), target, deviation)
     expected, error = found.curve()
@@ -122,14 +132,15 @@ def networks():
 
 
 def test_an_ensemble_adds_up_its_members_and_keeps_what_was_measured(networks):
-    """By the law of total variance."""
     model, members, batch = networks
     each = [apply(model, params, batch) for params in members]
     found = jax.jit(ensemble.reconstruct, static_argnums=0)(model, members, batch)
     images = np.stack([one.image for one in each])
     np.testing.assert_allclose(found.members, images, atol=1e-4)
     np.testing.assert_allclose(found.image, images.mean(0), atol=1e-4)
-    variance = np.var(magnitude(images), axis=0, ddof=1)
+    # Around the magnitude of the mean, which is not the mean of the magnitudes.
+    spread = magnitude(images) - magnitude(images.mean(0))
+    variance = np.sum(spread**2, axis=0) / 2
     variance += np.mean([np.square(one.deviation) for one in each], axis=0)
     np.testing.assert_allclose(found.deviation, np.sqrt(variance), rtol=1e-3)
     wanted = batch.kspace[..., 0] + 1j * batch.kspace[..., 1]
@@ -147,15 +158,16 @@ def test_a_plain_ensemble_has_the_spread_of_its_members_on_devices_that_share(ne
         {name: x for name, x in params.items() if name != "deviation"}
         for params in members
     ]
-    each = [magnitude(np.asarray(apply(model, x, batch).image)) for x in plain]
+    each = np.stack([apply(model, x, batch).image for x in plain])
     mesh = parallel.make_mesh(2, 2)
     scale = np.zeros(2, np.float32), np.float32([1, 3])
     inputs = parallel.shard((batch, *scale, None), mesh)
     scorer = make_scorer(model, mesh)
     found = scorer(parallel.replicate(tuple(plain), mesh), *inputs)
-    spread = np.std(each, axis=0, ddof=1) * scale[1][:, None, None]
+    spread = magnitude(each) - magnitude(each.mean(0))
+    wanted = np.sqrt(np.sum(spread**2, axis=0) / 2) * scale[1][:, None, None]
     deviation = parallel.fetch(found)["images"]["deviation"]
-    np.testing.assert_allclose(deviation, spread, atol=1e-4)
+    np.testing.assert_allclose(deviation, wanted, atol=1e-4)
 
 
 def test_deviations_learn_the_likelihood_and_leave_the_image_alone():

@@ -13,7 +13,7 @@ alone. The two differ if normalisation subtracts a mean (data.normalise="target"
 """
 
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def evaluate(
     for one in networks:
         subjects.require_unseen(one.run, source.subjects, source.unlabelled_folders)
     if calibrated:
-        calibrated.require_others(source.subjects)
+        calibrated.require_others(source.subjects, source.unlabelled_folders)
     source = sensitivities.estimate(source, config, maps or out / "maps")
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     parallel.warn_of_idle_devices(mesh, "eval.batch_size", config.eval.batch_size)
@@ -85,8 +85,7 @@ def evaluate(
             "there"
         )
     elif config.deviates:
-        steps = tuple(one.step for one in networks)
-        uncertainty = Uncertainty(steps, calibrated.scale if calibrated else 1.0)
+        uncertainty = Uncertainty(calibrated.scale if calibrated else 1.0)
     scorer = make_scorer(model, mesh, stage)
     everywhere = parallel.replicate(tuple(one.params for one in networks), mesh)
     slices = score_slices(source, config, sampler, scorer, everywhere, mesh)
@@ -96,8 +95,17 @@ def evaluate(
         return None
     with files.together(out, reports.earlier(out)) as unfinished:
         report = reports.Report(
-            *(unfinished, config, test, {"step": first.step, "stage": stage}),
-            *(source, sampler, uncertainty),
+            out=unfinished,
+            config=config,
+            test=test,
+            reached={
+                "step": first.step,
+                "stage": stage,
+                "networks": [_described(one, out) for one in networks],
+            },
+            source=source,
+            sampler=sampler,
+            uncertainty=uncertainty,
         )
         for number, found in slices:
             report.add(number, found)
@@ -127,10 +135,18 @@ def _calibration(config: Config, networks: list[Network]) -> Calibration | None:
     if not config.eval.calibration:
         return None
     found = calibration.read(config.eval.calibration)
-    found.require_networks(
-        tuple(one.run for one in networks), tuple(one.step for one in networks)
-    )
+    found.require_networks(networks)
+    found.require_mask(config.mask)
     return found
+
+
+def _described(network: Network, out: Path) -> dict[str, Any]:
+    """Describes a network in the results in `out`."""
+    return {
+        "run": identity.relative(network.run, out),
+        "step": network.step,
+        "parameters": network.fingerprint,
+    }
 
 
 def _attends(model: Reconstructor, batch: Batch) -> TypeGuard[KSpaceTransformer]:

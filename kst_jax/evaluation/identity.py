@@ -14,7 +14,7 @@ from kst_jax.programs import files
 def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
     """Identifies an evaluation: slices, undersampling and model.
 
-    The path of the run is relative to the results, so both can be moved together.
+    Paths of runs are relative to the results, so both can be moved together.
     """
     data = dataclasses.asdict(config.data)
     for name in (
@@ -27,11 +27,16 @@ def identify(out: Path, config: Config, workdir: str | Path) -> dict[str, Any]:
         "data": data,
         "mask": dataclasses.asdict(config.mask),
         "seed": config.eval.seed,
-        "run": os.path.relpath(workdir, out),
-        "members": [os.path.relpath(run, out) for run in config.eval.further_runs],
+        "run": relative(workdir, out),
+        "members": [relative(run, out) for run in config.eval.further_runs],
         "calibration": config.eval.calibration
-        and os.path.relpath(config.eval.calibration, out),
+        and relative(config.eval.calibration, out),
     }
+
+
+def relative(folder: str | Path, out: Path) -> str:
+    """Returns the path from the results to a folder; neither has links in it."""
+    return os.path.relpath(files.local_folder(folder).resolve(), out.resolve())
 
 
 def require_same_test(out: Path, test: dict[str, Any]) -> None:

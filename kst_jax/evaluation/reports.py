@@ -22,6 +22,7 @@ from kst_jax.patterns import Patterns
 from kst_jax.programs import files
 
 METHODS = ("zero_filled", "reconstruction")
+_LISTED = 10  # people whose coverage is printed
 # Properties of volumes whose means are also given one by one.
 GROUPS = ("acceleration", "acquisition")
 _VOLUME_SCORES = {
@@ -213,8 +214,10 @@ class Report:
             *(slices[name] for name in ("reconstruction", "deviation", "target"))
         )
         figures.save(figure, self._out / "figures" / "deviations.png")
-        figure = figures.calibration_figure({self._title: self._uncertainty.curve()})
-        figures.save(figure, self._out / "figures" / "calibration.png")
+        deviation, error = self._uncertainty.curve()
+        if deviation.size:
+            figure = figures.calibration_figure(deviation, error)
+            figures.save(figure, self._out / "figures" / "calibration.png")
 
     def add_attention(self, attention: Mapping[str, Attention]) -> None:
         """Writes Fig. 4 for the last layers of encoder and high-resolution decoder."""
@@ -271,18 +274,24 @@ class Report:
 
 
 def _print_uncertainty(found: dict) -> None:
-    """Prints how many of each person's pixels an interval holds."""
-    print(f"\n{found['interval']:.0%} intervals, scale {found['scale']:.3g}")
-    for person, scores in found["by_person"].items():
-        predicted, oracle = (
-            scores["sparsification"][order] for order in ("predicted", "oracle")
-        )
+    """Prints how good the intervals are, for everybody and by person."""
+    people, level = found["by_person"], f"{100 * found['interval']:.0f} % intervals"
+    title = f"{level}, scale {found['scale']:.3g}"
+    print(
+        f"\n{title:40}{'people':>8}{'coverage':>12}{'width':>10}{'sparsification':>18}"
+        f"{'scale needed':>16}"
+    )
+    rows = {"all": found} | (people if len(people) <= _LISTED else {})
+    for name, scores in rows.items():
+        count = len(people) if name == "all" else 1
+        areas = scores["sparsification"]
         print(
-            f"{person}: hold {scores['coverage']:.1%} of {scores['pixels']} pixels of "
-            f"the object; area under the sparsification curve {predicted:.3f}, at best "
-            f"{oracle:.3f}"
+            f"{name:40}{count:>8}{scores['coverage']:>12.1%}{scores['width']:>10.3f}"
+            f"{areas['predicted']:>10.3f} ({areas['oracle']:.3f})"
+            f"{scores['calibrated_scale']:>16.3g}"
         )
-    print(f"calibrated scale {found['calibrated_scale']:.3g}")
+    if len(people) == 1:
+        print("These scales are of one person, which promises nothing about others.")
 
 
 def _print_group(name: str, groups: dict[str, dict]) -> None:

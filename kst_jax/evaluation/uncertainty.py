@@ -1,12 +1,13 @@
-"""How well predicted deviations tell the errors of magnitudes.
+"""How well predicted deviations match the errors of magnitudes.
 
 Calibration is conformal (Angelopoulos and Bates, Foundations and Trends in Machine
 Learning, 2023, section 2.3.2): errors in units of their deviations are collected over
 people who are neither trained nor tested on, and the deviations are scaled by their
-90 % quantile. Pixels of a slice and slices of a person resemble each other, so the
-coverage is promised for such people alone, and the more of them, the better.
+90 % quantile. The pixels of a person resemble each other, so the number of people
+decides what the coverage is worth; the correction for a finite number of pixels hardly
+changes it.
 
-The object counts alone: pixels above a twentieth of the volume's largest target.
+Only the object counts: pixels above a twentieth of the volume's largest target.
 """
 
 import dataclasses
@@ -34,16 +35,14 @@ class Uncertainty:
     """Collects errors and deviations, one volume at a time.
 
     Attributes:
-      steps: training steps of the networks.
-      scale: what their deviations are multiplied by; 1 before calibration.
+      scale: what the deviations are multiplied by; 1 before calibration.
     """
 
-    steps: Sequence[int]
     scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Starts with empty histograms."""
-        self._ratios = np.zeros(len(_RATIOS) + 1, np.int64)
+        self._ratios: dict[str, np.ndarray] = {}
         self._sums = np.zeros((3, len(_DEVIATIONS) + 1))
         self._people: dict[str, list[dict]] = {}
 
@@ -73,9 +72,9 @@ class Uncertainty:
         inside = target > _OBJECT * peak
         error, deviation = np.abs(image_SxHxW - target)[inside], deviation[inside]
         ratio = error / np.maximum(deviation, np.finfo(np.float32).tiny)
-        self._ratios += np.bincount(
-            np.searchsorted(_RATIOS, ratio), minlength=len(self._ratios)
-        )
+        bins = np.searchsorted(_RATIOS, ratio)
+        counts = np.bincount(bins, minlength=len(_RATIOS) + 1)
+        self._ratios[person] = self._ratios.get(person, 0) + counts
         place = np.searchsorted(_DEVIATIONS, deviation / peak)
         for total, values in zip(
             self._sums,
@@ -103,28 +102,35 @@ class Uncertainty:
         """
         everybody = [one for own in self._people.values() for one in own]
         return {
-            "steps": list(self.steps),
             "interval": LEVEL,
             "scale": self.scale,
             "calibrated_scale": self.calibrated(),
             **_mean(everybody),
-            "by_person": {person: _mean(own) for person, own in self._people.items()},
+            "by_person": {
+                person: {**_mean(own), "calibrated_scale": self.calibrated(person)}
+                for person, own in self._people.items()
+            },
         }
 
-    def calibrated(self) -> float:
+    def calibrated(self, person: str | None = None) -> float:
         """Returns the scale at which the intervals hold their share of the errors.
+
+        Args:
+          person: whose errors; None for everybody's.
 
         Raises:
           InputError: there are too few pixels to tell.
         """
-        count = int(self._ratios.sum())
+        own = self._ratios.values() if person is None else [self._ratios[person]]
+        ratios = np.sum(list(own), axis=0)
+        count = int(ratios.sum())
         rank = math.ceil((count + 1) * LEVEL)
         if rank > count:
             raise InputError(
                 f"the test scans have {count} pixels to calibrate deviations by; give "
                 "more scans (data.test)"
             )
-        place = int(np.searchsorted(np.cumsum(self._ratios), rank))
+        place = int(np.searchsorted(np.cumsum(ratios), rank))
         quantile = _RATIOS[min(place, len(_RATIOS) - 1)]
         return float(self.scale * quantile / REACH)
 
@@ -142,13 +148,16 @@ def area(error_N: np.ndarray, deviation_N: np.ndarray) -> float:
 
     The curve is the root mean square error of the pixels that are left as the most
     uncertain ones are removed one by one, relative to that of all pixels. Its area is 1
-    for deviations that tell nothing, and lower for better ones.
+    for deviations without information, and lower for better ones.
 
     Args:
       error_N: errors.
       deviation_N: predicted deviations, which order the removal.
     """
-    squares = error_N[np.argsort(deviation_N, kind="stable")].astype(np.float64) ** 2
+    squares = error_N.astype(np.float64) ** 2
+    # Equal deviations have no order: their errors count as alike.
+    _, group, counts = np.unique(deviation_N, return_inverse=True, return_counts=True)
+    squares = np.repeat(np.bincount(group, squares) / counts, counts)
     left = np.sqrt(np.cumsum(squares) / np.arange(1, len(squares) + 1))
     return float(left.mean() / left[-1]) if squares.any() else 1.0
 

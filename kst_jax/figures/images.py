@@ -105,18 +105,20 @@ def deviation_figure(
 ) -> Figure:
     """Shows slices, what they do not know and, if targets are known, their errors.
 
-    Deviations and errors are relative to the largest value of all images shown, and
-    share one colour scale; brighter means larger.
+    Deviations and errors are relative to the largest value of their slice, and share
+    one colour scale; brighter means larger.
 
     Args:
       image_SxHxW: magnitudes.
       deviation_SxHxW: their predicted standard deviations.
       target_SxHxW: magnitudes of the fully sampled slices; None if unknown.
     """
-    largest = (image_SxHxW if target_SxHxW is None else target_SxHxW).max() or 1
-    rows = {"Standard deviation": deviation_SxHxW / largest}
+    known = image_SxHxW if target_SxHxW is None else target_SxHxW
+    largest_Sx1x1 = known.max(axis=(1, 2), keepdims=True)
+    largest_Sx1x1 = np.where(largest_Sx1x1 > 0, largest_Sx1x1, 1)
+    rows = {"Standard deviation": deviation_SxHxW / largest_Sx1x1}
     if target_SxHxW is not None:
-        rows["Error"] = np.abs(image_SxHxW - target_SxHxW) / largest
+        rows["Error"] = np.abs(image_SxHxW - target_SxHxW) / largest_Sx1x1
     worst = max(np.percentile(values, 99.8) for values in rows.values())
     count, *shape = image_SxHxW.shape
     figure, axes = layout.grid(
@@ -129,7 +131,9 @@ def deviation_figure(
         row[0].set_ylabel(name, **layout.NAME)
         for ax, one in zip(row, values, strict=True):
             shown = layout.show(ax, one, cmap="inferno", vmin=0, vmax=worst)
-    layout.add_scale(figure, shown, axes[1:, -1], "relative to the largest value")
+    layout.add_scale(
+        figure, shown, axes[1:, -1], "relative to the largest value of the slice"
+    )
     return figure
 
 

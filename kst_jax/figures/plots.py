@@ -71,24 +71,22 @@ def learning_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
     return figure
 
 
-def calibration_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def calibration_figure(deviation_N: np.ndarray, error_N: np.ndarray) -> Figure:
     """Plots the errors of pixels over their predicted deviations.
 
-    Calibrated deviations lie on the dashed line.
+    On the dashed line the two are equal.
 
     Args:
-      curves: name to root mean squares of deviations and of errors, by bins of pixels,
-        both relative to the largest target.
+      deviation_N: root mean squares of deviations, by bins of pixels, relative to the
+        largest target.
+      error_N: of the errors of these pixels.
     """
     figure = Figure(figsize=(4.2, 3.6), dpi=layout.DPI, layout="constrained")
     ax = figure.subplots()
-    for name, (deviation, error) in curves.items():
-        ax.plot(deviation, error, marker="o", markersize=3, label=name)
-    ends = [
-        function([function(values) for pair in curves.values() for values in pair])
-        for function in (np.min, np.max)
-    ]
-    ax.plot(ends, ends, "k--", linewidth=0.8, label="calibrated")
+    ax.plot(deviation_N, error_N, marker="o", markersize=3)
+    both = np.concatenate([deviation_N, error_N])
+    ends = [both.min(), both.max()]
+    ax.plot(ends, ends, "k--", linewidth=0.8, label="equal")
     ax.set(
         xscale="log",
         yscale="log",

@@ -221,7 +221,7 @@ class KSTConfig(ModelConfig):
 
     def require_targets(self) -> None:
         """Raises InputError for deviations, which are learned from targets."""
-        why = "False if train.supervision='self': nobody knows the image's errors"
+        why = "False if train.supervision='self': no target, so no error to learn"
         require_option(self, "deviation", not self.deviation, why)
 
     def require_size(self, size: tuple[int, int]) -> None:

@@ -16,9 +16,9 @@ class Deviation(nn.Module):
 
     They see the magnitude of the image, and how far other images of the slice are from
     it: the zero-filled one, and those of the network's layers, since pixels that the
-    layers still change are uncertain. Nothing of them reaches back into the image: it
-    is trained as without them (Stirn et al., AISTATS 2023, call such a network
-    faithful).
+    layers still change are uncertain. No gradient of theirs reaches the image, so it is
+    trained as without them (Stirn et al., AISTATS 2023, call such a network faithful);
+    only `train.clip_norm`, which counts all gradients, can tell the difference.
 
     Attributes:
       features: channels of the hidden layers.

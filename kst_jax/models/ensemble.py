@@ -17,8 +17,9 @@ def reconstruct(
 
     Images of an ensemble are the members' means. Where each member returns what was
     measured, so does the mean. The variance of the magnitude is that of the members'
-    magnitudes, plus the mean of the variances that they predict, if they do
-    (Lakshminarayanan et al., NeurIPS 2017).
+    magnitudes around the mean image's, plus the mean of the variances that they
+    predict, if they do (as in Lakshminarayanan et al., NeurIPS 2017, but with the
+    unbiased variance of a few members).
 
     Args:
       model: the network.
@@ -33,8 +34,9 @@ def reconstruct(
         lambda params: model.reconstruct(params, batch, stage),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *members),
     )
-    variance = jnp.var(magnitude(each.image), axis=0, ddof=1)
+    mean = jax.tree.map(lambda x: x.mean(axis=0), each)
+    spread = magnitude(each.image) - magnitude(mean.image)[None]
+    variance = jnp.sum(spread**2, axis=0) / (len(members) - 1)
     if each.deviation is not None:
         variance += jnp.mean(each.deviation**2, axis=0)
-    mean = jax.tree.map(lambda x: x.mean(axis=0), each)
     return mean.replace(deviation=jnp.sqrt(variance), members=each.image)

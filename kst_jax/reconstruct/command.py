@@ -113,6 +113,11 @@ def _main() -> None:
     if args.complex and args.format == "png":
         raise InputError("--complex: a picture has no phase; use --format=h5 or nifti")
     mask = None if args.mask is None else memory_map(Path(args.mask))
+    if args.uncertainty is not None and args.format == "png":
+        raise InputError(
+            "--uncertainty: a picture has no standard deviations in the units of the "
+            "scan; use --format=h5 or nifti"
+        )
     options = Options(
         args.format,
         args.complex,

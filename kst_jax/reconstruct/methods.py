@@ -1,6 +1,7 @@
 """What reconstructs: a trained network, or a method that needs no training."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -43,36 +44,35 @@ class Method:
 
 
 def open_method(
-    run: str | Path, checkpoint: str, calibrated: Path | None = None
+    run: str | Path, checkpoint: str, uncertainty: Path | None = None
 ) -> Method:
     """Reads a run, or takes a method by its name.
 
     Args:
       run: folder of a run, or a key of UNTRAINED.
       checkpoint: "latest" or "best" of the run.
-      calibrated: folder of the evaluation that calibrates deviations; None if they are
-        not wanted. The further members of an ensemble are those that it names.
+      uncertainty: folder of the evaluation that calibrates deviations; None if they
+        are not wanted. The further members of an ensemble are those that it names.
 
     Raises:
       InputError: the run or the calibration cannot be used.
     """
     if str(run) in UNTRAINED and not Path(run).is_dir():
-        if calibrated is not None:
+        if uncertainty is not None:
             raise InputError(
-                f"--uncertainty: {run} does not know how far off its images are; use "
-                "a trained network"
+                f"--uncertainty: {run} predicts no deviations; use a trained network"
             )
         return _untrained(str(run))
     first = ensembles.read(run, checkpoint)
     config, step = first.config, first.step
     require_trained(config.train, step, build(config.model).stages, str(run))
     networks, found = [first], None
-    if calibrated is not None:
-        found = calibration.read(calibrated)
-        networks = ensembles.with_members(first, found.runs[1:], checkpoint)
-        found.require_networks(
-            tuple(one.run for one in networks), tuple(one.step for one in networks)
-        )
+    if uncertainty is not None:
+        found = calibration.read(uncertainty)
+        networks = ensembles.with_members(first, found.further(first), checkpoint)
+        found.require_networks(networks)
+        found.warn_of(config.mask)
+        print(f"note: {found.promise}", file=sys.stderr)
     return Method(
         str(Path(run).absolute()),
         config,

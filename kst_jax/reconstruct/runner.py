@@ -22,6 +22,7 @@ from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import AnyVolume
 from kst_jax.data_config import CoilsConfig, Selection
 from kst_jax.errors import InputError
+from kst_jax.evaluation.uncertainty import LEVEL
 from kst_jax.models import ensemble
 from kst_jax.models.contract import Reconstructor
 from kst_jax.programs import files
@@ -146,7 +147,12 @@ def _record(method: Method, options: Options) -> dict[str, Any]:
         "trajectory": trajectory.path and files.sha256_of(trajectory.path),
         "trajectory_units": trajectory.units or None,
         "uncertainty": calibration
-        and {"runs": list(map(str, calibration.runs)), "scale": calibration.scale},
+        and {
+            "interval": LEVEL,
+            "scale": calibration.scale,
+            "people": list(calibration.people),
+            "networks": sorted(calibration.runs),
+        },
     }
 
 

@@ -93,6 +93,30 @@ def require_same_run(
         )
 
 
+def require_member(
+    saved: Config, first: Config, where: str | Path, beside: str | Path
+) -> None:
+    """Raises InputError unless two runs differ in nothing but their seed.
+
+    Args:
+      saved: config of a run.
+      first: config of the first run of an ensemble.
+      where: folder of the run.
+      beside: folder of the first run.
+    """
+    may_change = (*TRAINING_MAY_CHANGE, "eval", "train.seed", "data.test")
+    if difference := _first_difference(
+        dataclasses.asdict(saved.by_name()),
+        dataclasses.asdict(first.by_name()),
+        "config",
+        may_change,
+    ):
+        raise InputError(
+            f"{where}: cannot be a member of an ensemble with {beside}: {difference}. "
+            "Members differ in train.seed alone."
+        )
+
+
 def _first_difference(
     saved: dict, new: dict, where: str, ignored: tuple[str, ...]
 ) -> str | None:
