@@ -1,4 +1,4 @@
-r"""What an image does not know at 48x48: ensembles of seeds and predicted deviations.
+r"""How uncertain images are at 48x48: ensembles of seeds and predicted deviations.
 
     kst-download .
     kst-study --config=studies/uncertainty --workdir=runs/uncertainty
@@ -7,10 +7,10 @@ Uniform 1D sampling at 5x: 9 of 48 columns, 2 of them fixed at the centre. Two p
 `configs/studies/small.py` train the networks, with a random phase, one calibrates the
 intervals and the fourth tests them. Each of three seeds sees 4,000 images. The network
 is `configs/kst_plus.py` with 64 channels in its refinement, and also predicts the
-standard deviation of its image (`model.deviation`), which leaves the image alone.
+standard deviation of its image (`model.deviation`).
 
-The study trains the networks and scores their images. docs/study.md ("What the image
-does not know") has the commands that calibrate and test the intervals.
+The study trains the networks and scores their images. docs/study.md ("Uncertainty") has
+the commands that calibrate and test the intervals.
 """
 
 from ml_collections import ConfigDict

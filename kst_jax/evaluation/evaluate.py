@@ -4,7 +4,7 @@
     OUT/reconstructions/<name>.h5    magnitudes in the input's units, as in fastMRI
     OUT/maps/                        sensitivity maps, with several coils
     OUT/figures/*.png                the paper's Figs. 2 to 4 (3 and 4 as far as the
-                                     network has these parts), and coils' maps
+                                     network has these parts), coils' maps, deviations
 
 Slices are scored on two scales. "normalised" compares magnitudes of the images that the
 network sees, like the authors' code. "input" compares magnitudes in the input's units,
