@@ -108,6 +108,19 @@ def test_images_fill_their_axes_and_the_scale_stands_beside_the_errors(fig2):
     assert top.x1 < scale.x0 < scale.x1 < 1
 
 
+def test_a_trajectory_has_the_size_of_an_image():
+    methods, target, _ = reconstructions()
+    corners = np.array([[-12.0, -8.0], [12.0, 8.0], [0.0, 3.5]])
+    figure = figures.reconstruction_figure(methods, target, np.stack([corners] * 2))
+    axes, _ = grid_of(figure, 4, 4)
+    image, trajectory = axes[0, :2]
+    assert trajectory.get_xlim() == image.get_xlim()
+    assert trajectory.get_ylim() == image.get_ylim()
+    np.testing.assert_array_equal(
+        trajectory.lines[0].get_xydata(), [[0, 0], [16, 24], [11.5, 12]]
+    )
+
+
 def test_further_slices_stand_below():
     methods, target, mask = reconstructions()
     four = np.array([0, 1, 0, 1])

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import patheffects
@@ -94,7 +94,14 @@ def _show_sampling(axes: Axes, sampling: np.ndarray, shape: tuple[int, ...]) -> 
         return
     layout.show(axes, np.zeros(shape), cmap="gray", vmin=0, vmax=1)
     row, column = (sampling + np.array(shape) // 2).T
-    axes.plot(column, row, ".", color="white", markersize=1, markeredgewidth=0)
+    axes.autoscale(False)  # beside an image of the same size
+    dots: dict[str, Any] = {
+        "color": "white",
+        "markersize": 1,
+        "markeredgewidth": 0,
+        "clip_on": False,
+    }
+    axes.plot(column, row, ".", **dots)
     axes.set_xlabel(f"trajectory, {len(sampling):,} samples", **layout.NOTE)
 
 
