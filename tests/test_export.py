@@ -20,11 +20,13 @@ from kst_jax.errors import InputError
 from kst_jax.export import command, standalone
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig
-from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
+from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.runs import checkpoints
 from tests import baselines
 from tests.programs import run_here
+from tests.references import make_kst_tiny
+from tests.test_kst import apply
 
 pytestmark = pytest.mark.slow
 
@@ -61,9 +63,8 @@ def run(request, tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp(request.param)
     sampler = opening.open_sampler(config)
-    model, key = KSpaceTransformer(config.model), jax.random.key(1)
-    example = pipeline.example_batch(config, sampler)
-    params = jax.jit(model.init)(key, example)["params"]
+    model = KSpaceTransformer(config.model)
+    params = make_kst_tiny.weights(model, pipeline.example_batch(config, sampler))
     checkpoints.write_parameters(folder / "run", params, config)
     done = run_here("kst-export", folder / "run", folder / "exported")
     assert done.returncode == 0, done.stderr
@@ -95,13 +96,13 @@ def test_the_loader_gives_what_the_network_gives(run):
         assert failed.returncode == 1
         assert failed.stderr.startswith(f"error: {named}: ")
     assert not list(folder.glob("**/*.partial"))
-    got = np.load(target)
-    for number in range(3):
-        wanted = reconstruct_slice(model, params, kspace[number], masks[number]).image[
-            0
-        ]
-        wanted = np.asarray(fourier.to_complex(wanted))
-        error = np.linalg.norm(got[number] - wanted) / np.linalg.norm(wanted)
+    patch = model.config.patch
+    layout = sampler.layout(patch)
+    slices = [tokens.tokenise(*x, layout) for x in zip(kspace, masks, strict=True)]
+    images = apply(model, params, tokens.batch_of(slices, patch=patch)).image
+    for got, image in zip(np.load(target), images, strict=True):
+        wanted = np.asarray(fourier.to_complex(image))
+        error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
         assert error < 1e-5
 
 
@@ -210,8 +211,7 @@ def test_every_network_can_be_exported(name):
         model=baselines.TINY[name],
     )
     model, sampler = build(config.model), opening.open_sampler(config)
-    example = pipeline.example_batch(config, sampler)
-    params = jax.jit(model.init)(jax.random.key(0), example)["params"]
+    params = make_kst_tiny.weights(model, pipeline.example_batch(config, sampler))
     exported = command.export(config, params, ("cpu",))
     rng = np.random.default_rng(0)
     kspace = rng.normal(size=(3, 16, 16, 2)).astype(np.float32)

@@ -19,6 +19,8 @@ from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
 from kst_jax.training import loop, optimizers
 from tests import baselines
+from tests.references import make_kst_tiny
+from tests.test_kst import apply
 from tests.test_training import TINY, with_train
 
 pytestmark = pytest.mark.slow
@@ -76,7 +78,7 @@ def one_device():
 
 def test_psnr_in_training_is_scikit_images(one_device):
     _, found, (params, batch) = one_device
-    image = KSpaceTransformer(TINY.model).reconstruct(params, batch).image
+    image = apply(KSpaceTransformer(TINY.model), params, batch).image
     scores = [
         peak_signal_noise_ratio(target, made, data_range=np.ptp(target))
         for made, target in zip(
@@ -194,10 +196,10 @@ def test_devices_share_the_queries_of_a_slice(mask, patch, remainder):
     batch, model = some_slices(mask, patch, 2), KSpaceTransformer(config)
     queries = batch.query.shape[1]
     assert queries % 4 == remainder
-    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    params = make_kst_tiny.weights(model, batch)
     decoded = []
 
-    def apply(params, batch):
+    def decode(params, batch):
         output, state = model.clone(query_axis=parallel.QUERY).apply(
             {"params": params}, batch, mutable=["intermediates"]
         )
@@ -208,11 +210,11 @@ def test_devices_share_the_queries_of_a_slice(mask, patch, remainder):
 
     mesh = parallel.make_mesh(2, query_devices=4)
     shared = parallel.map_over_devices(
-        apply, mesh, (parallel.REPLICATED, parallel.SHARDED), parallel.SHARDED
+        decode, mesh, (parallel.REPLICATED, parallel.SHARDED), parallel.SHARDED
     )
     found = shared(parallel.replicate(params, mesh), parallel.shard(batch, mesh))
     assert decoded == [(1, -(-queries // 4))]
-    wanted = jax.jit(model.apply)({"params": params}, batch)
+    wanted = apply(model, params, batch)
     for one, other in zip(
         (wanted.image, wanted.supervised["kspace"][-1]), found, strict=True
     ):

@@ -37,6 +37,7 @@ from tests.radial_files import (
     write_cfl,
     write_mrd,
 )
+from tests.references import make_kst_tiny
 from tests.test_training import TINY
 
 PROGRAM = "kst-reconstruct"
@@ -61,9 +62,7 @@ def network(folder, kind="radial", acceleration=1.2, model=BASELINES["unet"]):
     )
     example = tokenise(ONE[0], trajectory(), SHAPE, (1, 1))
     model = build(config.model)
-    params = jax.jit(model.init)(jax.random.key(0), tokens.batch_of([example]))[
-        "params"
-    ]
+    params = make_kst_tiny.weights(model, tokens.batch_of([example]))
     write_parameters(folder, params, config)
     return config, model, params
 

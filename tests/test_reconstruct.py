@@ -3,7 +3,6 @@
 import json
 
 import h5py
-import jax
 import matplotlib.image
 import nibabel as nib
 import numpy as np
@@ -76,8 +75,7 @@ def network(folder, **data):
     """A checkpoint of a small network with random parameters."""
     config = config_of(**data)
     model = KSpaceTransformer(config.model)
-    example = make_kst_tiny.example()
-    params = jax.jit(model.init)(jax.random.key(0), example)["params"]
+    params = make_kst_tiny.weights(model, make_kst_tiny.example())
     write_parameters(folder, params, config)
     return model, params
 

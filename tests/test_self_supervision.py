@@ -22,6 +22,7 @@ from kst_jax.runs.checkpoints import read_parameters
 from kst_jax.training import loop, losses, optimizers
 from kst_jax.training.validation import Validator
 from tests import baselines
+from tests.references import make_kst_tiny
 from tests.scans import write_nifti
 from tests.test_training import TINY, rows
 
@@ -217,7 +218,7 @@ def test_validation_is_by_what_is_held_out(tmp_path):
     source = one_slice(config, tmp_path)
     sampler, model = opening.open_sampler(config), build(config.model)
     batch = pipeline.example_batch(config, sampler)
-    params = model.init(jax.random.key(0), batch)["params"]
+    params = make_kst_tiny.weights(model, batch)
     validator = Validator(config, source, sampler, model)
     found = [validator(params, "RM") for _ in range(2)]
     assert found[0] == found[1]
@@ -226,7 +227,7 @@ def test_validation_is_by_what_is_held_out(tmp_path):
     )
     stream = pipeline.evaluation_batches(source, test, sampler, holds_out=True)
     batch = jax.tree.map(lambda x: x[:1], next(iter(stream)).batch)
-    image = model.reconstruct(params, batch).image
+    image = jax.jit(model.reconstruct)(params, batch).image
     spectrum = np.asarray(fourier.fft2c(image))
     weights = batch.held_out[0] > 0
     assert weights.any()
@@ -312,7 +313,7 @@ def test_other_networks_learn_from_what_is_held_out(name, coils, tmp_path):
     source = one_slice(config, tmp_path)
     batch = next(stream_of(source, config))
     network = build(model)
-    params = network.init(jax.random.key(0), batch)["params"]
+    params = make_kst_tiny.weights(network, batch)
 
     @jax.jit
     @jax.value_and_grad
