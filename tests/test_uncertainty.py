@@ -10,14 +10,17 @@ from scipy import stats
 
 from kst_jax import parallel
 from kst_jax.config import Config, TrainConfig
-from kst_jax.data_config import DataConfig
+from kst_jax.data import opening, pipeline
+from kst_jax.data_config import CoilsConfig, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.eval_config import EvalConfig
 from kst_jax.evaluation.scoring import make_scorer
 from kst_jax.evaluation.uncertainty import REACH, Uncertainty, area
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models import ensemble
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.models.registry import build
 from kst_jax.training import losses
 from tests.references import make_kst_tiny
 from tests.test_kst import apply, tiny
@@ -223,6 +226,35 @@ def test_only_the_last_stage_predicts_deviations(networks):
         found = jax.eval_shape(reached, members[0]).deviation
         assert (found is None) == (stage != "RM"), stage
     assert model.introduced_in((jax.tree_util.DictKey("deviation"),)) == "RM"
+
+
+SCANS = {
+    "coils": Config(
+        data=DataConfig(size=(16, 12), coils=CoilsConfig(count=2, calibration=12)),
+        model=KSTConfig(**{**vars(make_kst_tiny.CONFIG), "deviation": True}),
+    ),
+    "spokes": Config(
+        data=DataConfig(size=(16, 16)),
+        mask=MaskConfig(kind="radial", acceleration=2.0),
+        model=KSTConfig(**{**vars(make_kst_tiny.CONFIG), "deviation": True}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_scans_of_coils_and_off_the_grid_have_deviations(name):
+    config = SCANS[name]
+    shape = config.data.size
+    batch = pipeline.example_batch(config, opening.open_sampler(config), 2)
+    model = build(config.model)
+
+    def of(key):
+        params = model.init(key, batch)["params"]
+        found = model.reconstruct(params, batch)
+        return found.deviation, losses.loss(found, batch, config.train, "RM")
+
+    deviation, loss = jax.eval_shape(of, jax.random.key(0))
+    assert (deviation.shape, loss.shape) == ((2, *shape), ())
 
 
 REFUSED = {
