@@ -12,6 +12,7 @@ from kst_jax.data_config import DataConfig, Selection
 from kst_jax.doctor.examination import examine, patient_of
 from kst_jax.errors import InputError
 from kst_jax.reconstruct import outputs
+from kst_jax.reconstruct.outputs import Images
 from tests.fastmri_files import fft, ifft
 from tests.mrd_files import header, line, lines, scan, write
 from tests.scans import write_h5
@@ -241,7 +242,7 @@ def test_an_oblique_slice_lies_where_the_scanner_says(tmp_path):
     volume = opened(write(tmp_path / "a.mrd", acquired))
     assert volume.doubts == ()
     images = np.stack(images_of(volume.path))
-    outputs.write(tmp_path / "a.nii", images, "nifti", volume.geometry, False)
+    outputs.write(tmp_path / "a.nii", Images(images, volume.geometry), "nifti", False)
     nifti = nib.load(tmp_path / "a.nii")
     np.testing.assert_allclose(nifti.header.get_zooms(), (10, 10, 6.5), rtol=1e-5)
     assert nifti.header["sform_code"] > 0
@@ -261,7 +262,7 @@ def test_repetitions_are_volumes_of_a_nifti(tmp_path):
     ]
     volume = opened(write(tmp_path / "a.mrd", acquired))
     images = np.stack(images_of(volume.path))
-    outputs.write(tmp_path / "a.nii", images, "nifti", volume.geometry, False)
+    outputs.write(tmp_path / "a.nii", Images(images, volume.geometry), "nifti", False)
     values = nib.load(tmp_path / "a.nii").get_fdata()
     assert values.shape == (10, 12, 2, 3)
     truth = np.abs(IMAGES[0]).T[:, ::-1]
