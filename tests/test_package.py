@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from kst_jax import parallel
+from tests.conftest import ROOT
 
 WITHOUT_TRITON = {"xla_gpu_enable_triton_gemm": False}
 
@@ -24,6 +26,13 @@ def run(program, **environment):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_every_folder_with_code_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    code = {path.parent.relative_to(ROOT) for path in ROOT.glob("kst_jax/**/*.py")}
+    named = set(project["tool"]["setuptools"]["packages"])
+    assert {".".join(folder.parts) for folder in code} - named == set()
 
 
 def test_importing_changes_no_flags_of_the_process():
