@@ -225,7 +225,7 @@ class Config:
         )
         if self.train.self_supervised:
             self._require_self_supervision()
-        if self.deviates:
+        if self.has_deviations:
             require_setting(
                 self.data.normalise == "measured",
                 "data.normalise",
@@ -234,7 +234,7 @@ class Config:
                 "changes magnitudes",
             )
         require_setting(
-            self.deviates or not self.eval.calibration,
+            self.has_deviations or not self.eval.calibration,
             "eval.calibration",
             self.eval.calibration,
             "empty without model.deviation or eval.members: there are no deviations",
@@ -328,7 +328,7 @@ class Config:
             require_setting(value == valid, name, value, f"{valid!r} {why}")
 
     @property
-    def deviates(self) -> bool:
+    def has_deviations(self) -> bool:
         """Whether an evaluation has standard deviations of its images."""
         return self.model.predicts_deviation or bool(self.eval.further_runs)
 

@@ -17,7 +17,7 @@ from kst_jax.config import Config, TrainConfig
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.eval_config import EvalConfig
-from kst_jax.evaluation.uncertainty import REACH
+from kst_jax.evaluation.uncertainty import HALF_WIDTH
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models import ensemble
 from kst_jax.models.config import KSTConfig
@@ -128,9 +128,9 @@ def test_an_evaluation_calibrates_itself(calibration):
     target = np.abs(np.fft.fftshift(np.fft.ifft2(kspace, norm="ortho"), axes=(1, 2)))
     assert target.min() > 0.05 * target.max()  # so that every pixel counts
     error = np.abs(image - target)
-    held = error <= found["calibrated_scale"] * REACH * deviation
+    held = error <= found["calibrated_scale"] * HALF_WIDTH * deviation
     assert 0.9 <= held.mean() < 0.91
-    assert found["coverage"] == np.mean(error <= REACH * deviation)
+    assert found["coverage"] == np.mean(error <= HALF_WIDTH * deviation)
 
 
 def test_an_evaluation_of_others_uses_that_scale(folder, calibration, tested):
@@ -330,7 +330,7 @@ def test_calibrations_move_with_their_runs(folder, calibration, tmp_path):
 )
 def test_a_calibration_says_what_it_is_worth(calibration, people, words):
     found = dataclasses.replace(read(calibration), people=people)
-    assert words in found.promise
+    assert words in found.worth
 
 
 CHANGES = {

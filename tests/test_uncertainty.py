@@ -15,7 +15,7 @@ from kst_jax.data_config import CoilsConfig, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.eval_config import EvalConfig
 from kst_jax.evaluation.scoring import make_scorer
-from kst_jax.evaluation.uncertainty import REACH, Uncertainty, area
+from kst_jax.evaluation.uncertainty import HALF_WIDTH, Uncertainty, area
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models import ensemble
 from kst_jax.models.config import KSTConfig
@@ -45,7 +45,7 @@ def test_deviations_of_normal_errors_hold_nine_tenths_and_need_no_scaling():
     inside = np.abs(IMAGE - TARGET) <= stats.norm.ppf(0.95) * DEVIATION
     assert scores["coverage"] == np.mean(inside)
     assert abs(scores["coverage"] - 0.9) < 0.02
-    assert abs(found.calibrated() - 1) < 0.03
+    assert abs(found.calibrated_scale() - 1) < 0.03
     assert scores["width"] == pytest.approx(
         stats.norm.ppf(0.95) * DEVIATION.mean() / TARGET.max()
     )
@@ -57,7 +57,7 @@ def test_calibrated_deviations_hold_nine_tenths_of_the_errors(scale):
     wrong = DEVIATION**2 / 7
     right, scores = added(scale * wrong, scale)
     assert not 0.8 < scores["coverage"] < 0.95
-    _, again = added(right.calibrated() * wrong)
+    _, again = added(right.calibrated_scale() * wrong)
     assert 0.9 <= again["coverage"] < 0.902
 
 
@@ -66,15 +66,16 @@ def test_the_calibrated_scale_is_the_conformal_quantile():
     few = np.s_[:1, :2, :9]  # 18 pixels, so rank 18: the largest
     found, _ = added(DEVIATION[few], image=IMAGE[few], target=TARGET[few])
     ratio = np.abs(IMAGE - TARGET)[few] / DEVIATION[few]
-    assert found.calibrated() * REACH == pytest.approx(ratio.max(), rel=1.2e-3)
-    assert found.calibrated() * REACH >= ratio.max()
+    largest = found.calibrated_scale() * HALF_WIDTH
+    assert largest == pytest.approx(ratio.max(), rel=1.2e-3)
+    assert largest >= ratio.max()
 
 
 def test_too_few_pixels_cannot_calibrate():
     few = np.s_[:1, :2, :4]
     found, _ = added(DEVIATION[few], image=IMAGE[few], target=TARGET[few])
     with pytest.raises(InputError, match="8 pixels"):
-        found.calibrated()
+        found.calibrated_scale()
 
 
 def test_air_does_not_count():

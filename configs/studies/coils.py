@@ -40,28 +40,20 @@ def get_config() -> ConfigDict:
         flip_columns=True, rotation=10.0, scaling=0.1, intensity=0.2
     )
     config.data.coils.count = 4
-    alike = ["varnet", "kst", "kst_twin"]
-    return ConfigDict(
+    return protocol.define(
+        config,
+        settings,
+        methods,
         {
-            "data": config.data.to_dict(),
-            "eval": config.eval.to_dict(),
-            "images": _IMAGES,
-            "seeds": (0,),
-            "references": ("kst", "kst_twin"),
-            "order": tuple(settings),
-            "settings": settings,
-            "methods": methods,
-            "tables": {
-                "Four coils: uniform 1D sampling": {
-                    "settings": ["uniform1d_5x"],
-                    "methods": list(methods),
-                },
-                "Four coils: Gaussian 2D sampling": {
-                    "settings": ["gaussian2d_5x"],
-                    "methods": alike,
-                },
-            },
-        }
+            "Four coils: uniform 1D sampling": protocol.table(
+                ["uniform1d_5x"], methods
+            ),
+            "Four coils: Gaussian 2D sampling": protocol.table(
+                ["gaussian2d_5x"], ["varnet", "kst", "kst_twin"]
+            ),
+        },
+        images=_IMAGES,
+        references=("kst", "kst_twin"),
     )
 
 

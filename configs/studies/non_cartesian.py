@@ -33,23 +33,13 @@ def get_config() -> ConfigDict:
     config.data.augment.update(
         flip_columns=True, rotation=10.0, scaling=0.1, intensity=0.2
     )
-    return ConfigDict(
-        {
-            "data": config.data.to_dict(),
-            "eval": config.eval.to_dict(),
-            "images": 6_000,
-            "seeds": (0,),
-            "references": ("kst", "twin"),
-            "order": tuple(_SETTINGS),
-            "settings": _SETTINGS,
-            "methods": methods,
-            "tables": {
-                "Off the grid": {
-                    "settings": list(_SETTINGS),
-                    "methods": list(methods),
-                },
-            },
-        }
+    return protocol.define(
+        config,
+        _SETTINGS,
+        methods,
+        {"Off the grid": protocol.table(_SETTINGS, methods)},
+        images=6_000,
+        references=("kst", "twin"),
     )
 
 

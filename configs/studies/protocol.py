@@ -1,5 +1,6 @@
 """The parts that all studies share: the paper's settings, methods and tables."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -103,28 +104,48 @@ def study(
         ),
     }
     tables = {
-        title: {"settings": columns, "methods": list(methods)}
+        title: table(columns, methods)
         for title, kind in (
             ("Table 1: uniform 1D sampling", "uniform1d"),
             ("Table 2: Gaussian 2D sampling", "gaussian2d"),
         )
         if (columns := [name for name in settings if name.startswith(kind)])
     }
-    tables[ABLATION] = {
-        "settings": ["gaussian2d_5x", "uniform1d_5x"],
-        "methods": ["kst", *without],
-    }
+    tables[ABLATION] = table(["gaussian2d_5x", "uniform1d_5x"], ["kst", *without])
+    values = {"images": 0, "references": ("kst", "kst_plus"), **values}
+    return define(config, settings, methods | without, tables, **values)
+
+
+def define(
+    config: ConfigDict,
+    settings: dict[str, dict],
+    methods: dict[str, dict],
+    tables: dict[str, dict],
+    **values: Any,
+) -> ConfigDict:
+    """Makes a study of one seed, in which each setting is run in turn.
+
+    Args:
+      config: its data and its evaluation.
+      settings: masks, by name.
+      methods: rows, by name.
+      tables: by title; see `table`.
+      **values: other fields of a study; see `kst_jax.study.protocol.Study`.
+    """
     return ConfigDict(
         {
             "data": config.data.to_dict(),
             "eval": config.eval.to_dict(),
-            "images": 0,
             "seeds": (0,),
-            "references": ("kst", "kst_plus"),
             "order": tuple(settings),
             "settings": settings,
-            "methods": methods | without,
+            "methods": methods,
             "tables": tables,
             **values,
         }
     )
+
+
+def table(settings: Iterable[str], methods: Iterable[str]) -> dict[str, list[str]]:
+    """Makes a table with these columns and rows."""
+    return {"settings": list(settings), "methods": list(methods)}

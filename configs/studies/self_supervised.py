@@ -27,23 +27,15 @@ def get_config() -> ConfigDict:
     config, methods = default.get_config(), _methods()
     config.data.update(small.BRAINS)
     config.data.augment.flip_columns = True
-    return ConfigDict(
-        {
-            "data": config.data.to_dict(),
-            "eval": config.eval.to_dict(),
-            "images": 6_000,
-            "seeds": (0,),
-            "references": ("target", "self"),
-            "order": (_SETTING,),
-            "settings": {_SETTING: protocol.settings(calibration=2)[_SETTING]},
-            "methods": methods,
-            "tables": {
-                "With and without targets: uniform 1D sampling": {
-                    "settings": [_SETTING],
-                    "methods": list(methods),
-                },
-            },
-        }
+    settings = {_SETTING: protocol.settings(calibration=2)[_SETTING]}
+    title = "With and without targets: uniform 1D sampling"
+    return protocol.define(
+        config,
+        settings,
+        methods,
+        {title: protocol.table(settings, methods)},
+        images=6_000,
+        references=("target", "self"),
     )
 
 

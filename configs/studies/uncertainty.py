@@ -29,23 +29,16 @@ def get_config() -> ConfigDict:
     config.data.augment.update(
         flip_columns=True, rotation=10.0, scaling=0.1, intensity=0.2
     )
-    return ConfigDict(
-        {
-            "data": config.data.to_dict(),
-            "eval": config.eval.to_dict(),
-            "images": 4_000,
-            "seeds": (0, 1, 2),
-            "references": ("deviation",),
-            "order": (_SETTING,),
-            "settings": {_SETTING: protocol.settings(calibration=2)[_SETTING]},
-            "methods": methods,
-            "tables": {
-                "Networks that predict deviations": {
-                    "settings": [_SETTING],
-                    "methods": list(methods),
-                },
-            },
-        }
+    settings = {_SETTING: protocol.settings(calibration=2)[_SETTING]}
+    tables = {"Networks that predict deviations": protocol.table(settings, methods)}
+    return protocol.define(
+        config,
+        settings,
+        methods,
+        tables,
+        images=4_000,
+        seeds=(0, 1, 2),
+        references=("deviation",),
     )
 
 

@@ -77,16 +77,11 @@ def evaluate(
     mesh = parallel.make_mesh(config.eval.batch_size, config.eval.query_devices)
     parallel.warn_of_idle_devices(mesh, "eval.batch_size", config.eval.batch_size)
     first = networks[0]
-    stage = reached(first.config.train, first.step, model.stages)
-    complete, uncertainty = stage == model.stages[-1], None
-    if not complete:
-        print(
-            f"Step {first.step} is from training stage {stage}, so the network stops "
-            "there"
-        )
-    elif config.deviates:
-        uncertainty = Uncertainty(calibrated.scale if calibrated else 1.0)
-    scorer = make_scorer(model, mesh, stage)
+    stage = _stage(first, model)
+    complete = stage == model.stages[-1]
+    scale = calibrated.scale if calibrated else 1.0
+    uncertainty = Uncertainty(scale) if complete and config.has_deviations else None
+    scorer = make_scorer(model, mesh, stage, scale)
     everywhere = parallel.replicate(tuple(one.params for one in networks), mesh)
     slices = score_slices(source, config, sampler, scorer, everywhere, mesh)
     if not parallel.is_first():
@@ -138,6 +133,17 @@ def _calibration(config: Config, networks: list[Network]) -> Calibration | None:
     found.require_networks(networks)
     found.require_mask(config.mask)
     return found
+
+
+def _stage(network: Network, model: Reconstructor) -> str:
+    """Returns the stage that a network was trained in, and tells of unfinished ones."""
+    stage = reached(network.config.train, network.step, model.stages)
+    if stage != model.stages[-1]:
+        print(
+            f"Step {network.step} is from training stage {stage}, so the network stops "
+            "there"
+        )
+    return stage
 
 
 def _described(network: Network, out: Path) -> dict[str, Any]:

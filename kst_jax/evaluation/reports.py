@@ -65,7 +65,7 @@ class Report:
       reached: `step` of the checkpoint, and its training `stage`.
       source: test slices.
       sampler: their masks or trajectories.
-      uncertainty: collects how well deviations tell errors; None without deviations.
+      uncertainty: collects how well deviations match errors; None without deviations.
 
     Attributes:
       chosen: numbers of the slices that the figures show.
@@ -101,9 +101,6 @@ class Report:
         about = self._source.describe(number)
         if self._open and self._open[-1][0].volume != about.volume:
             self._close_volume()
-        if self._uncertainty:
-            deviation = found["images"]["deviation"] * self._uncertainty.scale
-            found = found | {"images": found["images"] | {"deviation": deviation}}
         self._open.append((about, found["images"]))
         scores = jax.tree.map(float, found["scores"])
         self._slices.append({"volume": about.volume, "slice": about.index, **scores})

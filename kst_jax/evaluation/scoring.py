@@ -20,7 +20,9 @@ from kst_jax.patterns import Patterns
 from kst_jax.tokens import Batch
 
 
-def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable:
+def make_scorer(
+    model: Reconstructor, mesh: Mesh, stage: str = "RM", scale: float = 1.0
+) -> Callable:
     """Compiles a function that reconstructs a batch, up to a stage, and scores it.
 
     Devices along the mesh's second axis share the queries of each slice.
@@ -32,7 +34,7 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
 
       images: magnitudes (B, h, w) of the field that counts, in the input's units, by
         name: zero_filled, reconstruction, target; and deviation, the standard deviation
-        of the reconstruction, if it is predicted or there is an ensemble.
+        of the reconstruction times `scale`, if it is predicted or there is an ensemble.
       scores: by scale ("normalised", "input"), method and metric ("psnr", "ssim").
       mask: (B, H, W), True where sampled; off the grid the points of the `trajectory`
         (B, N, 2) instead.
@@ -77,7 +79,7 @@ def make_scorer(model: Reconstructor, mesh: Mesh, stage: str = "RM") -> Callable
         scores = {"normalised": _scores(images), "input": _scores(shown)}
         if output.deviation is not None:
             deviation = batch.in_field(output.deviation[..., None])[..., 0]
-            shown["deviation"] = deviation * std[:, None, None]
+            shown["deviation"] = scale * deviation * std[:, None, None]
         sampled = {"mask": batch.mask}
         if batch.trajectory is not None:
             sampled = {"trajectory": batch.trajectory}

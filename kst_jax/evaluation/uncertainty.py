@@ -22,7 +22,7 @@ from kst_jax.errors import InputError
 
 LEVEL = 0.9
 # Deviations from the middle of that interval to its ends, if errors are normal.
-REACH = NormalDist().inv_cdf((1 + LEVEL) / 2)
+HALF_WIDTH = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _OBJECT = 0.05
 # Edges between bins: histograms need the same memory for any number of scans.
 _RATIOS = np.geomspace(1e-4, 1e4, 16_001)
@@ -84,8 +84,8 @@ class Uncertainty:
             total += np.bincount(place, values, minlength=len(total))
         scores = {
             "pixels": int(inside.sum()),
-            "coverage": float(np.mean(ratio <= REACH)),
-            "width": float(REACH * deviation.mean() / peak),
+            "coverage": float(np.mean(ratio <= HALF_WIDTH)),
+            "width": float(HALF_WIDTH * deviation.mean() / peak),
             "sparsification": {
                 "predicted": area(error, deviation),
                 "oracle": area(error, error),
@@ -104,15 +104,18 @@ class Uncertainty:
         return {
             "interval": LEVEL,
             "scale": self.scale,
-            "calibrated_scale": self.calibrated(),
+            "calibrated_scale": self.calibrated_scale(),
             **_mean(everybody),
             "by_person": {
-                person: {**_mean(own), "calibrated_scale": self.calibrated(person)}
+                person: {
+                    **_mean(own),
+                    "calibrated_scale": self.calibrated_scale(person),
+                }
                 for person, own in self._people.items()
             },
         }
 
-    def calibrated(self, person: str | None = None) -> float:
+    def calibrated_scale(self, person: str | None = None) -> float:
         """Returns the scale at which the intervals hold their share of the errors.
 
         Args:
@@ -132,7 +135,7 @@ class Uncertainty:
             )
         place = int(np.searchsorted(np.cumsum(ratios), rank))
         quantile = _RATIOS[min(place, len(_RATIOS) - 1)]
-        return float(self.scale * quantile / REACH)
+        return float(self.scale * quantile / HALF_WIDTH)
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns root mean squares of deviations and of the errors at their pixels.

@@ -194,7 +194,7 @@ class KSpaceTransformer(Reconstructor):
         last = supervised.get("refined", supervised["kspace"])[-1]
         deviation = None
         if c.deviation and stage not in self.stages[:-1]:
-            deviation = self.deviate(batch, last, supervised)
+            deviation = self.predict_deviation(batch, last, supervised)
         return Reconstruction(last, supervised, upsampled, deviation)
 
     @nn.nowrap
@@ -261,7 +261,7 @@ class KSpaceTransformer(Reconstructor):
         )[1]
 
     @nn.nowrap
-    def deviate(
+    def predict_deviation(
         self, batch: Batch, image_BxHxWx2: jax.Array, supervised: dict[str, jax.Array]
     ) -> jax.Array:
         """Predicts the standard deviation (B, H, W) of the image's magnitude."""

@@ -69,10 +69,10 @@ def open_method(
     networks, found = [first], None
     if uncertainty is not None:
         found = calibration.read(uncertainty)
-        networks = ensembles.with_members(first, found.further(first), checkpoint)
+        networks = ensembles.with_members(first, found.other_runs(first), checkpoint)
         found.require_networks(networks)
         found.warn_of(config.mask)
-        print(f"note: {found.promise}", file=sys.stderr)
+        print(f"note: {found.worth}", file=sys.stderr)
     return Method(
         str(Path(run).absolute()),
         config,

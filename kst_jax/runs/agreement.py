@@ -81,12 +81,7 @@ def require_same_run(
 
     Paths are compared by their last names: scans may be moved.
     """
-    if difference := _first_difference(
-        dataclasses.asdict(saved.by_name()),
-        dataclasses.asdict(config.by_name()),
-        "config",
-        may_change,
-    ):
+    if difference := _difference(saved, config, may_change):
         raise InputError(
             f"{where}: holds a run with another config: {difference}; choose a new "
             "--workdir, or give the run's own config to resume it"
@@ -105,16 +100,19 @@ def require_member(
       beside: folder of the first run.
     """
     may_change = (*TRAINING_MAY_CHANGE, "eval", "train.seed", "data.test")
-    if difference := _first_difference(
-        dataclasses.asdict(saved.by_name()),
-        dataclasses.asdict(first.by_name()),
-        "config",
-        may_change,
-    ):
+    if difference := _difference(saved, first, may_change):
         raise InputError(
             f"{where}: cannot be a member of an ensemble with {beside}: {difference}. "
             "Members differ in train.seed alone."
         )
+
+
+def _difference(
+    saved: Config, config: Config, may_change: tuple[str, ...]
+) -> str | None:
+    """Describes how two configs differ, but for the folders of files."""
+    one, other = (dataclasses.asdict(each.by_name()) for each in (saved, config))
+    return _first_difference(one, other, "config", may_change)
 
 
 def _first_difference(

@@ -32,7 +32,7 @@ class Calibration:
     people: tuple[str, ...]
     mask: dict[str, Any]
 
-    def further(self, network: Network) -> list[Path]:
+    def other_runs(self, network: Network) -> list[Path]:
         """Returns the folders of the other members of a network's ensemble.
 
         Raises:
@@ -93,7 +93,7 @@ class Calibration:
             )
 
     @property
-    def promise(self) -> str:
+    def worth(self) -> str:
         """Says how far the calibration can be trusted."""
         if len(self.people) > 1:
             return f"deviations are calibrated on {len(self.people)} people"

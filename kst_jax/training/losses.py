@@ -86,11 +86,15 @@ def loss(
         last = config.last_weight if keeps else config.layer_weight
         total += config.layer_weight * per_layer_S[:-1].sum() + last * per_layer_S[-1]
     if output.deviation is not None:
-        total += _DEVIATION * _surprise(output.image, output.deviation, batch)
+        total += _DEVIATION * _negative_log_likelihood(
+            output.image, output.deviation, batch
+        )
     return total
 
 
-def _surprise(image: jax.Array, deviation_BxHxW: jax.Array, batch: Batch) -> jax.Array:
+def _negative_log_likelihood(
+    image: jax.Array, deviation_BxHxW: jax.Array, batch: Batch
+) -> jax.Array:
     """Returns the mean negative log-likelihood of the magnitude's errors.
 
     They are taken as normally distributed. Only the deviations have a gradient.
