@@ -40,6 +40,13 @@ def split(points: Any, patch: Shape) -> Any:
     return x.reshape(*lead, rows * columns, p * q * channels)
 
 
+def chosen(points: np.ndarray, number_N: np.ndarray, patch: Shape) -> np.ndarray:
+    """Returns some rows of `split`, (N, p * q * C), of points (H, W, C)."""
+    x = _grouped(points, patch).swapaxes(-4, -3)
+    row_N, column_N = np.divmod(number_N, x.shape[1])
+    return x[row_N, column_N].reshape(len(number_N), -1)
+
+
 def _grouped(points: Any, patch: Shape) -> Any:
     """Views points (..., H, W, C) as (..., rows, p, columns, q, C), padded by zeros."""
     *lead, height, width, channels = points.shape

@@ -185,7 +185,7 @@ def tokenise(
     points = np.where(mask, points, np.complex64(0))
     # A token has the values of all coils.
     coils = points[..., None] if points.ndim == 2 else np.moveaxis(points, 0, -1)
-    value = patches.split(coils, patch)[sampled].view(np.float32)
+    value = patches.chosen(coils, sampled, patch).view(np.float32)
     tokens = {
         "value": _pad(value, most),
         "position": _pad(patches.coordinates(mask.shape, patch)[sampled], most),
@@ -196,7 +196,8 @@ def tokenise(
     if not layout.exact or empty is not None:
         tokens["valid"] = np.arange(most) < sampled.size
     if patch != (1, 1):
-        tokens["seen"] = _pad(patches.within(mask, patch)[sampled], most)
+        seen = patches.chosen(mask[..., None], sampled, patch)
+        tokens["seen"] = _pad(seen, most)
     if empty is not None:
         tokens["empty"] = empty
     return tokens

@@ -13,7 +13,7 @@ from kst_jax import masks, sampling
 from kst_jax.config import Config, TrainConfig
 from kst_jax.data import opening, pipeline
 from kst_jax.data.readers import fastmri
-from kst_jax.data_config import DataConfig
+from kst_jax.data_config import AugmentConfig, DataConfig
 from kst_jax.errors import InputError
 from kst_jax.eval_config import EvalConfig
 from kst_jax.evaluation.evaluate import evaluate
@@ -106,6 +106,18 @@ def test_the_target_is_the_files_and_k_space_is_as_measured(config, source):
             for target, scale in zip(targets, scales, strict=True)
         ]
         assert min(errors) < 1e-5
+
+
+def test_k_space_of_a_simulated_scan_has_its_phase_and_noise(config):
+    augment = AugmentConfig(phase=1.0, noise=0.1)
+    data = dataclasses.replace(
+        config.data, train="demo:train", test="demo:test", augment=augment
+    )
+    simulated = dataclasses.replace(config, data=data)
+    batch = taken(simulated, opening.open_sources(simulated)[0], 1)[0]
+    spectra = fastmri_files.fft(batch.image[..., 0] + 1j * batch.image[..., 1])
+    kept = batch.kspace[..., 0] + 1j * batch.kspace[..., 1]
+    np.testing.assert_allclose(kept, np.where(batch.mask, spectra, 0), atol=1e-4)
 
 
 def test_unmeasured_columns_are_neither_tokens_nor_queries(config, source):

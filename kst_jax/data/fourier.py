@@ -43,10 +43,12 @@ def ifftc_middle(kspace: np.ndarray, rows: int) -> np.ndarray:
       Hybrid space (..., rows, W), complex64: rows of the image, columns of k-space.
     """
     count = kspace.shape[-2]
-    x = np.take(kspace, (np.arange(count) + count // 2) % count, axis=-2)
-    x = fft.ifft(x, axis=-2, norm="ortho", overwrite_x=True)
-    first = (count - rows) // 2 + (count + 1) // 2
-    middle = np.take(x, (first + np.arange(rows)) % count, axis=-2)
+    x = fft.ifft(kspace, axis=-2, norm="ortho")
+    place = (count - rows) // 2 - count // 2 + np.arange(rows)  # 0 in the middle
+    # The centre of k-space at index count // 2, not 0, is a phase along the image.
+    phase = np.exp(-2j * np.pi * (place * (count // 2) % count) / count)
+    middle = np.take(x, place % count, axis=-2)
+    middle *= phase[:, None].astype(middle.dtype)
     return middle.astype(np.complex64, copy=False)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kst_jax.data.fourier import ifftc, ifftc_middle
+from kst_jax.data.fourier import fftc, ifftc, ifftc_middle
 from kst_jax.data.samples import Sample
 from kst_jax.data.transforms import centre_crop
 from kst_jax.data.volumes import Volume
@@ -42,6 +42,7 @@ class View(NamedTuple):
       reference: (h, w), the magnitudes that scores compare with, in the scan's units;
         None if they are the image's.
       peak: largest value of the reference in the volume; None if unknown.
+      kspace: complex64, the image's centred k-space; None if it has yet to be computed.
     """
 
     image: np.ndarray
@@ -49,6 +50,7 @@ class View(NamedTuple):
     empty: np.ndarray | None = None
     reference: np.ndarray | None = None
     peak: float | None = None
+    kspace: np.ndarray | None = None
 
 
 def grid_of(volume: Volume) -> Grid:
@@ -73,7 +75,8 @@ def view(sample: Sample, grid: Grid) -> View:
     image = ifftc(hybrid, axes=(-1,))
     reference = root_sum_of_squares(image) if sample.target is None else sample.target
     reference = centre_crop(reference, _smaller(reference.shape, field))
-    return View(image, sample.simulated, empty, reference, sample.peak)
+    kspace = fftc(hybrid, axes=(-2,))
+    return View(image, sample.simulated, empty, reference, sample.peak, kspace)
 
 
 def root_sum_of_squares(image: np.ndarray) -> np.ndarray:

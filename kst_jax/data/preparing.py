@@ -46,7 +46,8 @@ def view(
     if config.mask.measured:
         found = measurements.of_sample(source.sample(number), grid.shape[0])
         # Its samples are those of the zero-filled image.
-        return View(ifft2c(found.kspace), simulated=False, empty=found.empty)
+        image, kspace = ifft2c(found.kspace), found.kspace
+        return View(image, simulated=False, empty=found.empty, kspace=kspace)
     if data.native:
         return native.view(source.sample(number), grid)
     item = source[number]
@@ -71,12 +72,14 @@ class Scan(NamedTuple):
       maps: sensitivity maps (C, H, W) that combine the coils; None for one coil.
       empty: (H, W), True where k-space is zero without a measurement; None if nowhere.
       peak: largest magnitude of the volume, in the scan's units; None if unknown.
+      kspace: the image's centred k-space; None if it has yet to be computed.
     """
 
     image: np.ndarray
     maps: np.ndarray | None
     empty: np.ndarray | None
     peak: float | None
+    kspace: np.ndarray | None = None
 
     def sampled(self, mask: np.ndarray) -> np.ndarray:
         """Returns the points (H, W) of a mask that are measured."""
@@ -89,6 +92,7 @@ class Scan(NamedTuple):
             image=transforms.flip(image, change),
             maps=None if maps is None else transforms.flip(maps, change),
             empty=None if empty is None else transforms.flip_kspace(empty, change),
+            kspace=None if change.flips else self.kspace,
         )
 
 
@@ -106,17 +110,18 @@ def scan(
       rng: source of phase and noise.
       receiver: the coils that see the slice; None for one coil.
     """
-    image, maps, empty = view.image, None, view.empty
+    image, kspace, maps, empty = view.image, view.kspace, None, view.empty
     if receiver is not None and receiver.simulated is not None and empty is not None:
         # The sensitivities of simulated coils spread k-space into these places.
         empty = np.zeros_like(empty)
     if receiver is not None:
-        image, maps = _seen(view, config, rng, receiver), receiver.maps
+        image, kspace, maps = _seen(view, config, rng, receiver), None, receiver.maps
         if config.data.coils.combine:
             image, maps = _combined(image, maps), None
     elif view.simulated:
         image = transforms.simulate_scan(image, config.data.augment, rng)
-    return Scan(image, maps, empty, view.peak)
+        kspace = None
+    return Scan(image, maps, empty, view.peak, kspace)
 
 
 def tokenise(
@@ -149,7 +154,12 @@ def tokenise(
         channels, fields, scaling = _off_grid(scan, pattern, layout.patch, where)
     else:
         channels, kspace, scaling = transforms.normalise(
-            scan.image, scan.sampled(pattern), config.data.normalise, where, scan.maps
+            scan.image,
+            scan.sampled(pattern),
+            config.data.normalise,
+            where,
+            scan.maps,
+            scan.kspace,
         )
         fields = tokens.tokenise(kspace, pattern, layout, scan.empty)
     if config.data.coils.target == "rss":

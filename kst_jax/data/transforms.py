@@ -97,6 +97,11 @@ class Change:
     turn: tuple[float, float] | None
     power: float | None
 
+    @property
+    def flips(self) -> bool:
+        """Whether it flips the image."""
+        return self.flip_rows or self.flip_columns
+
 
 def draw_change(config: AugmentConfig, rng: np.random.Generator) -> Change:
     """Draws flips, rotation, scaling and contrast."""
@@ -210,6 +215,7 @@ def normalise(
     by: str,
     where: str,
     maps: np.ndarray | None = None,
+    kspace: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Normalisation]:
     """Scales a complex slice (H, W) and its k-space for networks.
 
@@ -220,6 +226,7 @@ def normalise(
       where: names the slice.
       maps: sensitivity maps (C, H, W) that combine the coils; None for one coil. Only
         for "measured".
+      kspace: the image's centred k-space; computed if it is None.
 
     Returns:
       Image (H, W, 2) and spectrum (H, W, 2) or (C, H, W, 2), float32, and the scaling.
@@ -235,7 +242,7 @@ def normalise(
             normalisation.std
         )
         return channels, _channels(fft2c(_complex(channels))), normalisation
-    spectrum = fft2c(image)
+    spectrum = fft2c(image) if kspace is None else kspace
     normalisation = scale_of(_channels(spectrum[..., mask]), mask.size, where)
     scale = np.float32(normalisation.std)
     if maps is not None:
