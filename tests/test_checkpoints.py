@@ -340,7 +340,7 @@ def test_what_cannot_be_written_is_told_and_the_last_good_one_stays(
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     with contextlib.closing(Checkpoints(tmp_path, CONFIG)) as run:
         assert not run.begun
-        with pytest.raises(InputError, match="another process is training here"):
+        with pytest.raises(InputError, match="another process is writing here"):
             Checkpoints(tmp_path, CONFIG)
         run.save(2, state(2), {})
     with contextlib.closing(Checkpoints(tmp_path, CONFIG)) as run:

@@ -73,7 +73,7 @@ def test_half_a_set_of_files_has_no_report(tmp_path, monkeypatch):
 
 def test_a_folder_is_for_one_alone(tmp_path):
     # To the system another opening is what another process is.
-    message = f"{tmp_path}: another process is training here"
+    message = f"{tmp_path}: another process is writing here"
     with (
         alone_in(tmp_path),
         pytest.raises(InputError, match=message),

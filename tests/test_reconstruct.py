@@ -1,5 +1,6 @@
 """kst-reconstruct: what it makes of undersampled scans, and what it warns of."""
 
+import dataclasses
 import json
 
 import h5py
@@ -11,12 +12,14 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from kst_jax import fourier
 from kst_jax.config import Config
-from kst_jax.data import finding, samples, sources, transforms
+from kst_jax.data import finding, samples, sources, transforms, volumes
 from kst_jax.data.samples import Sample
-from kst_jax.data_config import AugmentConfig, DataConfig
+from kst_jax.data_config import AugmentConfig, DataConfig, Selection
 from kst_jax.mask_config import MaskConfig
 from kst_jax.models.config import KSTConfig
 from kst_jax.models.kst import KSpaceTransformer, reconstruct_slice
+from kst_jax.reconstruct import inputs
+from kst_jax.reconstruct.inputs import Undersampling
 from kst_jax.reconstruct.runner import Options, reconstruct
 from kst_jax.runs import fields_of_view
 from kst_jax.runs.checkpoints import write_parameters
@@ -266,6 +269,42 @@ def test_other_options_or_another_folder_are_refused(run, scan, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     assert "is not empty" in refused(PROGRAM, run[0], scan, tmp_path / "mine")
+
+
+def test_results_below_the_scans_are_no_scans(run, scan, tmp_path):
+    write(tmp_path / "file1.h5", kspace_of() * COLUMNS, COLUMNS)
+    for _ in range(2):
+        found = reconstruct(run[0], str(tmp_path), tmp_path / "out")
+        assert set(found["scans"]) == {"file1.h5"}
+
+
+def test_blank_slices_of_a_volume_stay_blank(run, tmp_path):
+    volume = np.abs(kspace_of((16, 16, 4))).astype(np.float32)
+    whole = np.pad(volume, [(0, 0), (0, 0), (1, 2)])
+    nib.save(nib.Nifti1Image(whole, np.eye(4)), tmp_path / "whole.nii")
+    options = Options(undersampling=Undersampling(acceleration=2.0))
+    reconstruct(run[0], str(tmp_path / "whole.nii"), tmp_path / "out", options)
+    with h5py.File(tmp_path / "out" / "whole.h5") as file:
+        images = file["reconstruction"][()]
+    assert images.shape == (7, 16, 16)
+    shown = images.max(axis=(1, 2)) > 0
+    assert shown.tolist() == [False, True, True, True, True, False, False]
+
+
+def test_points_are_drawn_on_the_cropped_readout(tmp_path):
+    """A network for single points is tried on a scan with an oversampled readout."""
+    config = dataclasses.replace(
+        config_of(), mask=MaskConfig(kind="gaussian_2d", acceleration=2.0)
+    )
+    kspace = kspace_of((1, 32, 16))
+    path = write(tmp_path / "long.h5", kspace, header=HEADER)
+    volume = volumes.open_scan(path, Selection())
+    found = inputs.measure(volume, 0, config, Undersampling(acceleration=2.0))
+    assert found.mask.shape == SIZE
+    assert found.mask.sum() == 128
+    assert not (found.mask == found.mask[:1]).all()
+    wanted = np.where(found.mask, fft(ifft(kspace)[0, 8:24]), 0)
+    np.testing.assert_allclose(found.kspace, wanted, atol=1e-4)
 
 
 def test_any_matrix_is_reconstructed(run, tmp_path):

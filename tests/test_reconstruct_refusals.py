@@ -1,9 +1,20 @@
 """kst-reconstruct: the scans and options that it refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from kst_jax.data import volumes
+from kst_jax.data_config import Selection
+from kst_jax.errors import InputError
+from kst_jax.mask_config import MaskConfig
 from kst_jax.models.kst import KSpaceTransformer
+from kst_jax.programs import files
+from kst_jax.reconstruct import inputs, record
+from kst_jax.reconstruct.inputs import Undersampling
+from kst_jax.reconstruct.methods import open_method
+from kst_jax.reconstruct.options import Options
 from kst_jax.runs import fields_of_view
 from kst_jax.runs.checkpoints import write_parameters
 from tests import fastmri_files
@@ -68,6 +79,62 @@ def test_options_that_do_not_fit_are_refused(run, scan, tmp_path):
     odd = write(tmp_path / "odd.h5", kspace_of((1, 16, 15)), np.arange(15) > 99)
     assert "samples nothing" in refused(PROGRAM, run, odd, out)
     assert not out.exists()
+
+
+def finished(folder, scan):
+    """Leaves in a folder what a finished reconstruction of a scan leaves."""
+    method, options = open_method("sense", "latest"), Options()
+    about = {"file": "file1.h5", "scan": record.version_of(scan)}
+    (folder / "file1.h5").touch()
+    record.write(folder, record.origin_of(method, options), {"file1.h5": about})
+
+
+def test_another_scan_of_the_same_name_is_refused(tmp_path):
+    """Its image would be taken for the other's, or would replace it."""
+    folders = [tmp_path / name for name in ("one", "other", "out")]
+    for folder in folders:
+        folder.mkdir()
+    one, other, out = folders
+    kspace = kspace_of((2, 3, 16, 16)) * COLUMNS
+    finished(out, write(one / "file1.h5", kspace, COLUMNS))
+    message = refused(PROGRAM, "sense", write(other / "file1.h5", kspace), out)
+    assert f"{out}/file1.h5: is the image of another file1.h5 than {other}" in message
+    np.save(one / "file1.npy", kspace[:, 0])
+    assert "is the image of another" in refused(
+        PROGRAM, "sense", one / "file1.npy", out
+    )
+
+
+def test_images_of_other_parameters_are_refused(run, scan, tmp_path):
+    """A run that was trained again has the same folder and step."""
+    method = open_method(run, "latest")
+    origin = record.origin_of(method, Options())
+    record.write(tmp_path, origin | {"parameters": ["0"]}, {})
+    assert "another parameters" in refused(PROGRAM, run, scan, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"scans": 3}', "{"])
+def test_a_damaged_record_is_refused(run, scan, content, tmp_path):
+    (tmp_path / record.FILE).write_text(content)
+    assert "reconstruct.json: " in refused(PROGRAM, run, scan, tmp_path)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(run, scan, tmp_path):
+    with files.alone_in(tmp_path):
+        assert "another process is writing" in refused(PROGRAM, run, scan, tmp_path)
+
+
+def test_sense_of_one_coil_is_refused(scan, tmp_path):
+    message = refused(PROGRAM, "sense", scan, tmp_path / "out")
+    assert "file1.h5: holds k-space of one coil on the grid" in message
+
+
+def test_a_network_of_a_bank_has_no_other_acceleration(tmp_path):
+    mask = MaskConfig(kind="bank", bank="masks.npy")
+    config = dataclasses.replace(config_of(), mask=mask)
+    volume = volumes.open_scan(write(tmp_path / "full.h5", kspace_of()), Selection())
+    with pytest.raises(InputError, match=r"come from a bank.*kst-eval"):
+        inputs.measure(volume, 0, config, Undersampling(acceleration=2.0))
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             held.enter_context(lock)
         except filelock.Timeout:
             raise InputError(
-                f"{folder}: another process is training here; stop it or wait for it, "
-                "or choose a new --workdir"
+                f"{folder}: another process is writing here; stop it or wait for it, "
+                "or choose another folder"
             ) from None
         except OSError:
             pass

@@ -12,7 +12,7 @@ from kst_jax.data.fourier import ifft2c
 from kst_jax.data.measurements import Measurement
 from kst_jax.data.off_grid import OffGridVolume
 from kst_jax.data.transforms import Normalisation
-from kst_jax.data.volumes import AnyVolume, Volume
+from kst_jax.data.volumes import AnyVolume
 from kst_jax.errors import InputError
 from kst_jax.mask_config import MaskConfig
 from kst_jax.patches import Layout
@@ -38,8 +38,10 @@ class Undersampling:
 
 def measure(
     volume: AnyVolume, index: int, config: Config, undersampling: Undersampling
-) -> AnyMeasurement:
+) -> AnyMeasurement | None:
     """Reads one slice, and finds or draws its mask or, for a try, its trajectory.
+
+    Returns None for a blank slice of a magnitude volume: its image is zero.
 
     Args:
       volume: a scan.
@@ -54,6 +56,8 @@ def measure(
     if isinstance(volume, OffGridVolume):
         return off_grid.measure(volume, index)
     sample = volume.sample(index)
+    if sample.simulated and not sample.kspace.any():
+        return None
     if undersampling.mask is not None:
         sample = dataclasses.replace(sample, mask=undersampling.mask)
     empty = native.empty_columns(sample, sample.kspace.shape[-2:])
@@ -65,36 +69,49 @@ def measure(
                 "networks on it with kst-eval, or undersample it for a try with "
                 "--acceleration=4."
             )
-        if config.mask.off_grid:
-            whole = measurements.cropped(sample, mask, empty)
-            place = volume.path.name, index
-            return off_grid.simulate(
-                whole.kspace,
-                whole.geometry,
-                config,
-                undersampling.acceleration,
-                place,
-            )
-        mask = _drawn(volume, index, mask.shape, config, undersampling.acceleration)
-        mask = mask & ~empty
-    elif undersampling.acceleration:
+        return _undersampled(
+            measurements.cropped(sample, mask, empty),
+            config,
+            undersampling.acceleration,
+            (volume.path.name, index),
+        )
+    if undersampling.acceleration:
         raise InputError(
             f"{sample.where}: is already undersampled; leave out --acceleration."
         )
     return measurements.cropped(sample, mask, empty)
 
 
-def _drawn(
-    volume: Volume, index: int, shape: tuple, config: Config, acceleration: float
-) -> np.ndarray:
+def _undersampled(
+    whole: Measurement, config: Config, acceleration: float, place: tuple[str, int]
+) -> AnyMeasurement:
+    """Undersamples a slice as in the network's training.
+
+    Args:
+      whole: the fully sampled slice.
+      config: the config of the network's run.
+      acceleration: of the result.
+      place: name of the file and number of the slice, which decide the mask.
+
+    Raises:
+      InputError: the network has no pattern for other accelerations.
+    """
+    if config.mask.off_grid:
+        return off_grid.simulate(
+            whole.kspace, whole.geometry, config, acceleration, place
+        )
     if not config.mask.accelerates:
         raise InputError(
-            "--acceleration: the network's masks come from a bank or from its scans; "
-            "give one of them with --mask"
+            "--acceleration: the network's masks come from a bank or from its scans, "
+            "which have no other acceleration. Test it on fully sampled scans with "
+            "kst-eval."
         )
-    pattern = _at(config.mask, acceleration)
-    sampler = sampling.sampler(pattern, shape)
-    return sampler.fixed(volume.path.name, index, config.eval.seed)
+    pattern = sampling.sampler(_at(config.mask, acceleration), whole.mask.shape)
+    mask = pattern.fixed(*place, config.eval.seed) & ~whole.empty
+    kspace = calibration = np.where(mask, whole.kspace, 0)
+    if whole.calibration is not whole.kspace:  # lines of their own
+        calibration = whole.calibration
+    return dataclasses.replace(whole, kspace=kspace, mask=mask, calibration=calibration)
 
 
 def _at(config: MaskConfig, acceleration: float) -> MaskConfig:

@@ -33,6 +33,8 @@ class Method:
       step: training step; None without training.
       fields: fields of view in mm of the training images, as far as they are known.
       calibration: of the deviations of its images; None if they are not wanted.
+      fingerprint: of the parameters of the network, or of each member; none without
+        training.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Method:
     step: int | None
     fields: list[fields_of_view.Field]
     calibration: Calibration | None = None
+    fingerprint: tuple[str, ...] = ()
 
 
 def open_method(
@@ -80,6 +83,7 @@ def open_method(
         step,
         fields_of_view.read(run),
         found,
+        tuple(one.fingerprint for one in networks),
     )
 
 

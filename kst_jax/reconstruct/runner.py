@@ -1,8 +1,6 @@
 """Reconstructs undersampled scans with a trained network, one file after another."""
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,46 +15,19 @@ from tqdm import tqdm
 from kst_jax import coils, parallel, tokens
 from kst_jax.config import Config
 from kst_jax.data import finding, labels, sensitivities, transforms, volumes
-from kst_jax.data.off_grid import TrajectoryOptions
 from kst_jax.data.samples import Geometry
 from kst_jax.data.volumes import AnyVolume
 from kst_jax.data_config import CoilsConfig, Selection
 from kst_jax.errors import InputError
-from kst_jax.evaluation.uncertainty import LEVEL
 from kst_jax.models import ensemble
 from kst_jax.models.contract import Reconstructor
 from kst_jax.programs import files
-from kst_jax.reconstruct import inputs, outputs, suitability
-from kst_jax.reconstruct.inputs import AnyMeasurement, Undersampling
+from kst_jax.reconstruct import inputs, outputs, record, suitability
+from kst_jax.reconstruct.inputs import AnyMeasurement
 from kst_jax.reconstruct.methods import Method, open_method
+from kst_jax.reconstruct.options import Options
 from kst_jax.reconstruct.outputs import Images
 from kst_jax.tokens import Batch
-
-RECORD = "reconstruct.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to reconstruct and write scans.
-
-    Attributes:
-      kind: format of the files, a key of `outputs.FORMATS`.
-      phase: whether to write the phase too.
-      checkpoint: "latest" or "best" of the run.
-      batch_size: slices per call, over all devices.
-      undersampling: the source of the masks, if not the scans themselves.
-      trajectory: what the scans do not say of trajectories.
-      uncertainty: folder of the evaluation that calibrates standard deviations; None
-        writes none.
-    """
-
-    kind: str = "h5"
-    phase: bool = False
-    checkpoint: str = "latest"
-    batch_size: int = 4
-    undersampling: Undersampling = dataclasses.field(default_factory=Undersampling)
-    trajectory: TrajectoryOptions = TrajectoryOptions()  # noqa: RUF009 (immutable)
-    uncertainty: Path | None = None
 
 
 def reconstruct(
@@ -84,103 +55,77 @@ def reconstruct(
     out = files.local_folder(out)
     method = open_method(run, options.checkpoint, options.uncertainty)
     selection = Selection(min_foreground=0.0)
-    paths = _scans(scans, options.trajectory)
+    paths = _scans(scans, out, options)
     names = dict(zip(paths, labels.file_names(paths), strict=True))
-    opened = [volumes.open_scan(path, selection, options.trajectory) for path in paths]
-    record = _record(method, options)
-    done = _finished(out, record)
-    todo = [volume for volume in opened if names[volume.path] not in done]
-    suitability.look(todo, method, options.undersampling)
+    opened = {
+        names[path]: volumes.open_scan(path, selection, options.trajectory)
+        for path in paths
+    }
+    results = {name: (path, _result(name, options)) for path, name in names.items()}
+    origin = record.origin_of(method, options)
+    done = record.finished(out, origin, results)
+    todo = {name: one for name, one in opened.items() if name not in done}
+    suitability.look(list(todo.values()), method, options.undersampling)
     files.make_folder(out)
+    with files.alone_in(out):
+        # Another call may have written here since.
+        done = record.finished(out, origin, results)
+        todo = {name: one for name, one in opened.items() if name not in done}
+        _write_images(todo, method, options, out, origin, done)
+    return record.write(out, origin, done)
+
+
+def _write_images(
+    todo: dict[str, AnyVolume],
+    method: Method,
+    options: Options,
+    out: Path,
+    origin: dict[str, Any],
+    done: dict[str, dict],
+) -> None:
+    """Reconstructs scans, by name, and adds each to the record of the finished ones."""
     mesh = parallel.make_mesh(options.batch_size)
-    everywhere = parallel.replicate(method.members, mesh)
-    total = sum(len(volume.slices) for volume in todo)
+    members = parallel.replicate(method.members, mesh)
+    total = sum(len(volume.slices) for volume in todo.values())
     with tqdm(desc="Reconstructing", unit="slice", total=total) as bar:
-        for volume in todo:
-            started = time.monotonic()
-            images, accelerations = _scan(
-                volume, method, everywhere, mesh, options, bar
-            )
-            stem = labels.result_name(names[volume.path])
-            name = stem + outputs.FORMATS[options.kind][0]
-            outputs.write(out / name, images, options.kind, options.phase)
+        for name, volume in todo.items():
+            started, version = time.monotonic(), record.version_of(volume.path)
+            images, accelerations = _scan(volume, method, members, mesh, options, bar)
+            result = _result(name, options)
+            outputs.write(out / result, images, options.kind, options.phase)
             if method.calibration:
-                outputs.draw_deviation(out / f"{stem}_deviation.png", images)
+                drawn = out / f"{labels.result_name(name)}_deviation.png"
+                outputs.draw_deviation(drawn, images)
             count, *size = images.image.shape
-            done[names[volume.path]] = {
-                "file": name,
+            done[name] = {
+                "file": result,
+                "scan": version,
                 "slices": count,
                 "size": size,
                 "acceleration": round(float(np.mean(accelerations)), 3),
                 "seconds": round(time.monotonic() - started, 3),
             }
-            with files.whole(out / RECORD) as partial:
-                partial.write_text(json.dumps(record | {"scans": done}, indent=1))
-    return record | {"scans": done}
+            record.write(out, origin, done)
 
 
-def _scans(scans: str, options: TrajectoryOptions) -> list[Path]:
-    """Returns the files of the scans; a trajectory beside them is none."""
+def _result(name: str, options: Options) -> str:
+    """Returns the name of the file with a scan's images."""
+    return labels.result_name(name) + outputs.FORMATS[options.kind][0]
+
+
+def _scans(scans: str, out: Path, options: Options) -> list[Path]:
+    """Returns the files of the scans, without a trajectory beside them and results."""
     found = [scan.path for scan in finding.find(scans)]
-    if options.path is None:
-        return found
-    own = finding.own_path(options.path)
-    paths = [path for path in found if finding.own_path(path) != own]
-    if not paths:
+    trajectory, results = options.trajectory.path, out.resolve()
+    if trajectory is not None:
+        own = finding.own_path(trajectory)
+        found = [path for path in found if finding.own_path(path) != own]
+    found = [path for path in found if results not in path.resolve().parents]
+    if not found:
         raise InputError(
-            f"{scans}: is the trajectory alone; name the file of k-space too"
+            f"{scans}: holds a trajectory or results alone; name the files of k-space"
         )
-    return paths
-
-
-def _record(method: Method, options: Options) -> dict[str, Any]:
-    """Describes the origin of the images, apart from the scans."""
-    mask, trajectory = options.undersampling.mask, options.trajectory
-    calibration = method.calibration
-    return {
-        "run": method.name,
-        "step": method.step,
-        "format": options.kind,
-        "complex": options.phase,
-        "acceleration": options.undersampling.acceleration,
-        "mask": None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
-        "trajectory": trajectory.path and files.sha256_of(trajectory.path),
-        "trajectory_units": trajectory.units or None,
-        "uncertainty": calibration
-        and {
-            "interval": LEVEL,
-            "scale": calibration.scale,
-            "people": list(calibration.people),
-            "networks": sorted(calibration.runs),
-        },
-    }
-
-
-def _finished(out: Path, record: dict[str, Any]) -> dict[str, dict]:
-    """Returns the scans that an earlier call has finished in the folder.
-
-    Raises:
-      InputError: the folder holds other files, or results of other options.
-    """
-    if not (out / RECORD).exists():
-        if out.is_dir() and any(out.iterdir()):
-            raise InputError(
-                f"{out}: is not empty, but has no {RECORD}. Choose another folder."
-            )
-        return {}
-    found = files.read_json(out / RECORD)
-    for name, value in record.items():
-        if not isinstance(found, dict) or found.get(name) != value:
-            there = found.get(name) if isinstance(found, dict) else None
-            raise InputError(
-                f"{out}: holds reconstructions with another {name} ({there}, here "
-                f"{value}). Choose another folder."
-            )
-    return {
-        scan: about
-        for scan, about in found["scans"].items()
-        if (out / about["file"]).is_file()
-    }
+    return found
 
 
 def _scan(
@@ -192,35 +137,54 @@ def _scan(
     bar: tqdm,
 ) -> tuple[Images, list[float]]:
     """Returns a scan's images and its accelerations."""
-    config = method.config
-    with volumes.reading(volume.path):
-        slices = [
-            inputs.measure(volume, index, config, options.undersampling)
-            for index in volume.slices
-        ]
-    shapes = {one.kspace.shape for one in slices}
-    if len(shapes) > 1:
-        raise InputError(f"{volume.path}: its slices differ in size: {sorted(shapes)}.")
-    geometry = slices[0].geometry
-    if config.data.coils.separate:
-        slices = _compressed(slices, config.data.coils.count)
+    config, calibration = method.config, method.calibration
+    slices = _measured(volume, config, options)
+    first = next(iter(slices.values()))
     maps = _maps(volume, slices, config.data.coils)
-    calibration = method.calibration
     scale = calibration.scale if calibration else None
-    network = _compiled(suitability.model_for(config, slices[0]), mesh, scale)
+    network = _compiled(suitability.model_for(config, first), mesh, scale)
     found = []
     for batch, mean, std, count in _batches(volume, slices, maps, config, options):
         shards = parallel.shard((batch, mean, std), mesh)
         images = parallel.fetch(network(members, *shards))
         found.append({name: np.asarray(x)[:count] for name, x in images.items()})
         bar.update(count)
-    whole = {name: np.concatenate([x[name] for x in found]) for name in found[0]}
-    if geometry:
-        whole = {name: _matrix(x, geometry) for name, x in whole.items()}
+    sampled = np.isin(volume.slices, list(slices))
+    whole = {
+        name: _with_blanks(np.concatenate([x[name] for x in found]), sampled)
+        for name in found[0]
+    }
+    bar.update(int((~sampled).sum()))
+    if first.geometry:
+        whole = {name: _matrix(x, first.geometry) for name, x in whole.items()}
     images = Images(
-        whole["image"], geometry, whole.get("deviation"), whole.get("members")
+        whole["image"], first.geometry, whole.get("deviation"), whole.get("members")
     )
-    return images, [one.acceleration for one in slices]
+    return images, [one.acceleration for one in slices.values()]
+
+
+def _measured(
+    volume: AnyVolume, config: Config, options: Options
+) -> dict[int, AnyMeasurement]:
+    """Returns the slices of a scan that are not blank, by number."""
+    slices = {}
+    with volumes.reading(volume.path):
+        for index in volume.slices:
+            if found := inputs.measure(volume, index, config, options.undersampling):
+                slices[index] = found
+    shapes = {one.kspace.shape for one in slices.values()}
+    if len(shapes) > 1:
+        raise InputError(f"{volume.path}: its slices differ in size: {sorted(shapes)}.")
+    if config.data.coils.separate:
+        return _compressed(slices, config.data.coils.count)
+    return slices
+
+
+def _with_blanks(images: np.ndarray, sampled: np.ndarray) -> np.ndarray:
+    """Adds blank slices: images (N, ...) to (S, ...), zero where not `sampled` (S,)."""
+    whole = np.zeros((len(sampled), *images.shape[1:]), images.dtype)
+    whole[sampled] = images
+    return whole
 
 
 def _matrix(images: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -231,28 +195,30 @@ def _matrix(images: np.ndarray, geometry: Geometry) -> np.ndarray:
     return transforms.centre_crop(images, (rows, columns))
 
 
-def _compressed(slices: list[AnyMeasurement], count: int) -> list[AnyMeasurement]:
+def _compressed(
+    slices: dict[int, AnyMeasurement], count: int
+) -> dict[int, AnyMeasurement]:
     """Compresses the coils of a scan to virtual ones."""
-    calibration = np.stack([one.calibration for one in slices])
+    calibration = np.stack([one.calibration for one in slices.values()])
     compression = coils.compression(calibration, count)
-    return [
-        dataclasses.replace(
+    return {
+        index: dataclasses.replace(
             one,
             kspace=np.tensordot(compression, one.kspace, 1),
             calibration=np.tensordot(compression, one.calibration, 1),
         )
-        for one in slices
-    ]
+        for index, one in slices.items()
+    }
 
 
 def _maps(
-    volume: AnyVolume, slices: list[AnyMeasurement], options: CoilsConfig
+    volume: AnyVolume, slices: dict[int, AnyMeasurement], options: CoilsConfig
 ) -> np.ndarray | None:
     """Estimates the coils' maps (S, C, H, W, 2); None for one coil."""
     if volume.coils == 1:
         return None
     maps = []
-    for index, one in zip(volume.slices, slices, strict=True):
+    for index, one in slices.items():
         try:  # one by one: repetitions may be sampled differently
             found = sensitivities.maps_of(one.calibration, options)
         except InputError as error:
@@ -263,21 +229,22 @@ def _maps(
 
 def _batches(
     volume: AnyVolume,
-    slices: list[AnyMeasurement],
+    slices: dict[int, AnyMeasurement],
     maps: np.ndarray | None,
     config: Config,
     options: Options,
 ) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, int]]:
     """Yields batches of equal shape; pads the last one with its last slice."""
     patch = config.model.patch
-    layout = inputs.layout_of(slices, patch)
+    layout = inputs.layout_of(list(slices.values()), patch)
+    numbered = list(slices.items())
     for first in range(0, len(slices), options.batch_size):
-        part = slices[first : first + options.batch_size]
+        part = numbered[first : first + options.batch_size]
         padded = part + [part[-1]] * (options.batch_size - len(part))
         prepared = []
-        for n, one in enumerate(padded):
+        for n, (index, one) in enumerate(padded):
             own = None if maps is None else maps[min(first + n, len(maps) - 1)]
-            where = f"{volume.path}: slice {first + n}"
+            where = f"{volume.path}: slice {index}"
             prepared.append(inputs.tokenise(one, own, config, layout, where))
         mean, std = (
             np.array([getattr(n, name) for _, n in prepared], np.float32)

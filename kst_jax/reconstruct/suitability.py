@@ -35,8 +35,7 @@ def look(todo: list[AnyVolume], method: Method, undersampling: Undersampling) ->
         _require_coils(volume, method)
         _require_sampling(volume, method, undersampling)
         with volumes.reading(volume.path):
-            index = volume.slices[len(volume.slices) // 2]
-            measurement = inputs.measure(volume, index, config, undersampling)
+            measurement = _typical(volume, config, undersampling)
         model_for(config, measurement)
         if method.step is None:  # no training to differ from
             continue
@@ -50,10 +49,30 @@ def look(todo: list[AnyVolume], method: Method, undersampling: Undersampling) ->
             warned.add(kind)
 
 
+def _typical(
+    volume: AnyVolume, config: Config, undersampling: Undersampling
+) -> AnyMeasurement:
+    """Returns the slice nearest to the middle of a scan that is not blank.
+
+    Raises:
+      InputError: the slice cannot be used, or all are blank.
+    """
+    middle = len(volume.slices) // 2
+    for index in sorted(volume.slices, key=lambda n: abs(n - volume.slices[middle])):
+        if found := inputs.measure(volume, index, config, undersampling):
+            return found
+    raise InputError(f"{volume.path}: all slices are blank. Leave the file out.")
+
+
 def _require_coils(volume: AnyVolume, method: Method) -> None:
     """Raises InputError if the network does not take a scan's coils."""
     options, found = method.config.data.coils, volume.coils
     if method.step is None and method.config.model.takes_coils:
+        if found == 1 and not isinstance(volume, OffGridVolume):
+            raise InputError(
+                f"{volume.path}: holds k-space of one coil on the grid, where CG-SENSE "
+                "gives the zero-filled image. Use a trained network."
+            )
         return
     if found == 1 and options.separate:
         raise InputError(
