@@ -130,7 +130,7 @@ class Selection:
         drops 5 for fastMRI.
       fraction: fraction of each volume's remaining slices to draw at random, at least
         one slice; the paper draws 0.25 for fastMRI. The draw depends only on the seed
-        and the volume, not on the other files.
+        and the volume's name in results.
       seed: seed of that draw.
       min_foreground: NIfTI and Analyze slices are skipped as empty if a smaller
         fraction of their pixels exceeds 10 % of the volume's maximum.

@@ -159,8 +159,7 @@ def test_maps_are_those_that_reconstruction_will_use(tmp_path, calibration):
         return
     source = sensitivities.estimate(source, config, tmp_path / "maps")
     volume = volumes.open_scan(path, Selection())
-    slices = [measure(volume, index, config, Undersampling()) for index in (0, 1)]
-    slices = runner._compressed(slices, 2)
+    slices = runner._measured(volume, config, Options())
     wanted = runner._maps(volume, slices, config.data.coils)
     for index in (0, 1):
         receiver = source.receiver(index, 0, (12, 10))
