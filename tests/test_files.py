@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from kst_jax.data import finding
 from kst_jax.errors import InputError
 from kst_jax.export.command import write as write_export
 from kst_jax.programs.files import (
@@ -12,6 +13,7 @@ from kst_jax.programs.files import (
     make_folder,
     require_same_json,
     together,
+    whole,
 )
 from kst_jax.runs.checkpoints import write_parameters
 from kst_jax.training.loop import train
@@ -37,6 +39,26 @@ def test_a_file_of_others_or_a_damaged_one_is_left_alone(tmp_path, text):
     with pytest.raises(InputError, match="other results"):
         require_same_json(path, "cases", (1, 2), "other results")
     assert path.read_text() == text
+
+
+def test_several_hosts_may_write_one_file(tmp_path):
+    path = tmp_path / "maps.h5"
+    # Processes of two hosts may have one number, as these two writers have.
+    with whole(path) as first, whole(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["scan.h5", "scan.nii.gz", "scan.cfl"])
+def test_an_unfinished_file_is_no_scan(tmp_path, name):
+    (tmp_path / "other.npy").touch()
+    with whole(tmp_path / name) as unfinished:
+        unfinished.touch()
+        for paths in (tmp_path, tmp_path / "*", tmp_path / "**"):
+            found = finding.find(str(paths))
+            assert [scan.path.name for scan in found] == ["other.npy"]
 
 
 def test_a_set_of_files_replaces_the_one_before(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -23,7 +24,8 @@ def whole(path: Path) -> Iterator[Path]:
 
     A killed process leaves a hidden file whose name ends in `.partial`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # By chance: on a shared disk, processes of several hosts may have one number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
         with temporary.open("rb") as file:
