@@ -10,8 +10,9 @@ from kst_jax.data_config import CoilsConfig
 from kst_jax.errors import InputError
 from kst_jax.mask_config import MaskConfig
 from kst_jax.training import loop
-from tests import fastmri_files
+from tests import fastmri_files, mrd_files
 from tests.measured_scans import (
+    COLUMNS,
     CONFIG,
     MASKS,
     ROWS,
@@ -93,6 +94,26 @@ def test_scans_that_cannot_be_split_are_refused(tmp_path, mask, message):
             file["mask"] = mask
     config = changed(CONFIG, data={"train": str(tmp_path / "scan.h5")})
     with pytest.raises(InputError, match=message):
+        opened(config)
+
+
+def test_a_full_scan_with_columns_that_its_scanner_never_measures_is_refused(tmp_path):
+    images = np.random.default_rng(0).random((1, ROWS, ROWS))
+    kspace = fastmri_files.measured(images, WIDTH, COLUMNS)
+    path, mask = tmp_path / "scan.h5", np.ones(WIDTH, bool)
+    fastmri_files.write(path, kspace, (ROWS, ROWS), COLUMNS, mask)
+    config = changed(CONFIG, data={"train": str(path)})
+    with pytest.raises(InputError, match=r"scan\.h5: slice 0 is fully sampled"):
+        opened(config)
+
+
+@pytest.mark.parametrize("columns", [10, 11, 16])
+def test_a_full_raw_scan_with_finer_pixels_is_refused(tmp_path, columns):
+    xml = mrd_files.header(recon=(12, columns))
+    lines = mrd_files.lines(mrd_files.scan(coils=1)[1])
+    path = mrd_files.write(tmp_path / "scan.mrd", lines, xml)
+    config = changed(CONFIG, data={"train": str(path), "size": (12, columns)})
+    with pytest.raises(InputError, match=r"scan\.mrd: slice 0 is fully sampled"):
         opened(config)
 
 

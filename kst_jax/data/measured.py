@@ -118,12 +118,12 @@ def _mask_of(scan: Scan, index: int, rows: int) -> np.ndarray:
     with reading(scan.volume.path):
         mask = scan.volume.sampled(index)
         if mask is None:
-            found = measurements.of_sample(scan.volume.sample(index), rows)
-            mask = found.mask
-            full = bool((mask | found.empty).all())
+            mask = measurements.of_sample(scan.volume.sample(index), rows).mask
         else:
             mask = measurements.cropped_mask(mask, rows, where)
-            full = bool(mask.all())
+    geometry = scan.volume.geometry
+    empty = np.zeros_like(mask) if geometry is None else geometry.empty(mask.shape)
+    full = (mask | empty).all()
     if full or not mask.any():
         what = "is fully sampled" if full else "has no sampled point"
         raise InputError(

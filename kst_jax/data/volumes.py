@@ -13,7 +13,7 @@ import numpy as np
 from kst_jax.data import contents
 from kst_jax.data.off_grid import OffGridVolume, TrajectoryOptions
 from kst_jax.data.readers import bart, bart_trajectories, fastmri, mrd, nifti, npy
-from kst_jax.data.samples import Sample
+from kst_jax.data.samples import Geometry, Sample
 from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
 from kst_jax.programs import files
@@ -49,6 +49,10 @@ class Volume(Protocol):
     @property
     def matrix(self) -> tuple[int, int]:
         """Rows and columns of the images that the scanner shows."""
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """The grid of the header; None if the file has no header of k-space."""
 
     @property
     def pixel(self) -> tuple[float, float] | None:

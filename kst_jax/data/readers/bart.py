@@ -51,6 +51,7 @@ class BartVolume:
     measured: ClassVar[bool] = False
     undersampled: ClassVar[bool] = False
     patient: ClassVar[str] = ""  # the file names nobody
+    geometry: ClassVar[None] = None
     pixel: ClassVar[None] = None
     acquisition: ClassVar[str] = ""
 

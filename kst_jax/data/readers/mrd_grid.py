@@ -75,8 +75,10 @@ class Grid:
     @property
     def measured(self) -> tuple[int, int] | None:
         """Columns that the scanner encodes, if k-space is wider; else None."""
+        if self.columns <= self.encoded[1]:
+            return None
         first = self.columns // 2 - self.encoded[1] // 2
-        return (first, first + self.encoded[1]) if first > 0 else None
+        return first, first + self.encoded[1]
 
     def column_of(self, step: np.ndarray) -> np.ndarray:
         """Columns of phase encoding steps in the encoded k-space."""

@@ -65,6 +65,7 @@ class NiftiVolume:
     undersampled: ClassVar[bool] = False
     patient: ClassVar[str] = ""  # the file names nobody
     coils: ClassVar[int] = 1
+    geometry: ClassVar[None] = None
     acquisition: ClassVar[str] = ""
 
     @property

@@ -47,6 +47,7 @@ class NpyVolume:
     undersampled: ClassVar[bool] = False
     patient: ClassVar[str] = ""  # the file names nobody
     coils: ClassVar[int] = 1
+    geometry: ClassVar[None] = None
     pixel: ClassVar[None] = None
     acquisition: ClassVar[str] = ""
 
