@@ -171,6 +171,24 @@ def test_tables_tell_means_differences_and_gaps(done):
     assert row.count("| - ") == 2
 
 
+def test_zero_filled_images_are_of_the_studys_own_coils():
+    """Not of a method that combines them; of all methods if each does."""
+    changed = values()
+    changed["data"]["coils"] |= {"count": 2, "calibration": 12}
+    changed["methods"]["d5c5"]["coils"] = {"combine": True}
+    study = read_study(changed)
+
+    def scored(value):
+        scores = {"zero_filled": dict.fromkeys(comparison.METRICS, value)}
+        return {"per_slice": [{"subject": "a", "normalised": scores, "input": scores}]}
+
+    combined = {Cell("a", "d5c5", n): scored(11.0 + n) for n in (0, 1)}
+    own = {Cell("a", "kst", 0): scored(15.0)}
+    for results, mean in ((combined | own, 15.0), (combined, 11.5)):
+        found = comparison.gather(study, results, "a", "zero_filled")
+        assert set(np.concatenate([*found.per_slice.values()])) == {mean}
+
+
 def test_figures_show_all_methods(done, tmp_path, monkeypatch):
     names = {path.name for path in (done / "figures").iterdir()}
     assert names == {"a_curves.png", "a_methods.png"}

@@ -21,7 +21,7 @@ import numpy as np
 
 from kst_jax import figures
 from kst_jax.programs import files
-from kst_jax.study.protocol import ZERO_FILLED, Cell, Study, title_of
+from kst_jax.study.protocol import ZERO_FILLED, Cell, Study, config_of, title_of
 
 METRICS = ("psnr", "ssim")
 _DIGITS = {"psnr": 2, "ssim": 3}
@@ -68,19 +68,21 @@ def paired_interval(
     return float(low), float(high)
 
 
-def gather(results: Mapping[Cell, dict], setting: str, method: str) -> Scores | None:
+def gather(
+    study: Study, results: Mapping[Cell, dict], setting: str, method: str
+) -> Scores | None:
     """Returns a method's scores at a setting; None if none of its cells is finished.
 
     Zero-filled images, which every cell scores, count as a method of that name.
     """
-    found = [
-        result["per_slice"]
-        for cell, result in results.items()
-        if cell.setting == setting and method in (cell.method, ZERO_FILLED)
-    ]
-    if not found:
+    cells = [cell for cell in results if cell.setting == setting]
+    if method == ZERO_FILLED:
+        cells, which = _of_own_coils(study, cells), ZERO_FILLED
+    else:
+        cells, which = [c for c in cells if c.method == method], "reconstruction"
+    if not cells:
         return None
-    which = ZERO_FILLED if method == ZERO_FILLED else "reconstruction"
+    found = [results[cell]["per_slice"] for cell in cells]
     per_slice = {
         (scale, metric): np.mean(
             [[row[scale][which][metric] for row in rows] for rows in found], axis=0
@@ -91,11 +93,20 @@ def gather(results: Mapping[Cell, dict], setting: str, method: str) -> Scores | 
     return Scores(per_slice, np.array([row["subject"] for row in found[0]]))
 
 
+def _of_own_coils(study: Study, cells: list[Cell]) -> list[Cell]:
+    """Returns the cells that see the study's coils as they are; all if none does.
+
+    A method may change coils or target, and so what zero-filled images are.
+    """
+    own = [c for c in cells if config_of(study, c).data.coils == study.data.coils]
+    return own or cells
+
+
 def summary(
     study: Study, results: Mapping[Cell, dict], setting: str, method: str
 ) -> dict[str, Any] | None:
     """Returns means, spreads and differences from the references, as in tables.json."""
-    scores = gather(results, setting, method)
+    scores = gather(study, results, setting, method)
     if scores is None:
         return None
     cells = {
@@ -116,7 +127,7 @@ def summary(
         of_scale = found.setdefault(scale, {})
         of_scale[metric] = {"mean": float(values.mean()), "std": float(values.std())}
     references = {
-        name: gather(results, setting, name)
+        name: gather(study, results, setting, name)
         for name in study.references
         if name != method
     }
@@ -268,17 +279,20 @@ def _write_figures(
             curves[name] = result["curve"]
             path = workdir / "results" / f"{cell.name}.npz"
             if path.exists():
-                images[name] = dict(np.load(path, allow_pickle=False))
+                images[cell] = dict(np.load(path, allow_pickle=False))
     if not curves:
         return
     figure = figures.learning_figure(curves)
     figures.save(figure, workdir / "figures" / f"{setting}_curves.png")
     if images:
-        first = next(iter(images.values()))
+        first = images[_of_own_coils(study, list(images))[0]]
         figure = figures.reconstruction_figure(
             {
                 title_of(study, ZERO_FILLED): first[ZERO_FILLED],
-                **{name: each["reconstruction"] for name, each in images.items()},
+                **{
+                    title_of(study, cell.method): each["reconstruction"]
+                    for cell, each in images.items()
+                },
             },
             first["target"],
             first["mask"] if "mask" in first else first["trajectory"],
