@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kst_jax.data import finding
+from kst_jax.data_config import CoilsConfig
 from kst_jax.errors import InputError
 from kst_jax.export.command import write as write_export
 from kst_jax.programs.files import (
@@ -15,8 +16,13 @@ from kst_jax.programs.files import (
     together,
     whole,
 )
+from kst_jax.reconstruct.methods import open_method
+from kst_jax.release.command import release
+from kst_jax.runs import fields_of_view, subjects
 from kst_jax.runs.checkpoints import write_parameters
 from kst_jax.training.loop import train
+from kst_jax.training.scans import open_scans
+from tests.test_sensitivities import with_data
 from tests.test_training import TINY
 
 
@@ -133,3 +139,30 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     for path in (folder, folder / "below"):
         with pytest.raises(InputError, match="cannot be written to"):
             make_folder(path)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_run_in_the_home_folder_is_released_with_its_records(home):
+    write_parameters("~/run", {"weight": np.zeros(3)}, TINY, {"train": ["sub-01"]})
+    fields_of_view.write("~/run", [(200.0, 180.0)])
+    release("~/run", "~/out")
+    assert subjects.read(home / "out", "train") == ["sub-01"]
+    with pytest.raises(InputError, match="sub-01 is among the test scans"):
+        subjects.require_unseen("~/out", ["sub-01"])
+    method = open_method("~/out", "latest")
+    assert (method.name, method.fields) == (str(home / "out"), [(200.0, 180.0)])
+
+
+def test_a_run_in_the_home_folder_keeps_its_records_and_maps_there(home):
+    (home / "run").mkdir()
+    coils = CoilsConfig(count=2, sets=1, maps="low_resolution")
+    config = with_data(slices=(0.5, 0.52), coils=coils)
+    open_scans(config, "~/run", None, carries_on=False)
+    assert subjects.read(home / "run", "train") == ["sub-0017"]
+    assert fields_of_view.read(home / "run")
+    assert len(list((home / "run" / "maps").iterdir())) == 1

@@ -42,6 +42,7 @@ def estimate(source: Source, config: Config, folder: Path, sets: int = 1) -> Sou
     """
     if config.data.coils.count == 1:
         return source
+    folder = files.local_folder(folder)
     files.make_folder(folder)
     paths, jobs = {}, []
     for scan, numbers in _by_scan(source):

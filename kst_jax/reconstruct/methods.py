@@ -77,7 +77,7 @@ def open_method(
         found.warn_of(config.mask)
         print(f"note: {found.worth}", file=sys.stderr)
     return Method(
-        str(Path(run).absolute()),
+        str(first.run),
         config,
         tuple(one.params for one in networks),
         step,

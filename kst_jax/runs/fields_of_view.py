@@ -19,7 +19,7 @@ Field = tuple[float, float]
 def write(workdir: str | Path, fields: Sequence[Field]) -> None:
     """Records heights and widths in mm in a run's folder, once for all processes."""
     if parallel.is_first():
-        with files.whole(Path(workdir) / NAME) as partial:
+        with files.whole(_path(workdir)) as partial:
             partial.write_text(json.dumps(list(fields)) + "\n")
 
 
@@ -29,7 +29,7 @@ def read(workdir: str | Path) -> list[Field]:
     Raises:
       InputError: the file is damaged.
     """
-    path = Path(workdir) / NAME
+    path = _path(workdir)
     try:
         found = files.read_json(path) if path.exists() else []
         return [(float(height), float(width)) for height, width in found]
@@ -38,3 +38,7 @@ def read(workdir: str | Path) -> list[Field]:
             f"{path}: is not a list of heights and widths in mm. Copy it again from "
             "where the run was made."
         ) from error
+
+
+def _path(workdir: str | Path) -> Path:
+    return files.local_folder(workdir) / NAME

@@ -112,4 +112,4 @@ def _warn_if_unknown(
 
 
 def _path(workdir: str | Path, part: str) -> Path:
-    return Path(workdir) / f"{part}_subjects.json"
+    return files.local_folder(workdir) / f"{part}_subjects.json"
