@@ -233,6 +233,26 @@ def test_eval_without_a_checkpoint_or_with_another_model(workdir, tmp_path):
     assert "model.width is 8 there and 16 here" in error
 
 
+def test_inputs_of_another_scale_are_refused(workdir):
+    error = refused(
+        "eval.py", *TINY, f"--workdir={workdir}", "--config.data.normalise=target"
+    )
+    assert "trained with data.normalise='measured', but here data.normalise" in error
+    for remedy in (f"--config=saved:{workdir}", "--config.data.normalise=measured"):
+        assert remedy in error
+
+
+def test_another_size_than_in_training_is_noted(config, workdir, tmp_path, capsys):
+    changed = with_data(config, size=(24, 24), resize="plain")
+    out = dataclasses.replace(config.eval, out=str(tmp_path), figures=0)
+    evaluate(dataclasses.replace(changed, eval=out), workdir)
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if line.startswith("note: ")] == [
+        f"note: data.size was (16, 16) in {workdir} and is now (24, 24)",
+        f"note: data.resize was symmetric in {workdir} and is now plain",
+    ]
+
+
 def test_results_of_other_scans_are_not_overwritten(workdir):
     error = refused(
         "eval.py", *TINY, f"--workdir={workdir}", "--config.mask.acceleration=3.0"

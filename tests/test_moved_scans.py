@@ -26,8 +26,8 @@ def test_a_run_carries_on_when_its_scans_are_moved(tmp_path, capsys):
     with contextlib.closing(Checkpoints(tmp_path, moved)) as run:
         assert run.begun
     assert (
-        "note: data.train was /mnt/a/train, /mnt/a/x/*.h5 and is now /mnt/b/train,"
-        in capsys.readouterr().err
+        f"note: data.train was /mnt/a/train, /mnt/a/x/*.h5 in {tmp_path} and is now "
+        "/mnt/b/train," in capsys.readouterr().err
     )
     for other in (
         with_scans("/mnt/b/others,/mnt/x/*.h5", "/mnt/b/b.npy", test="/mnt/b/t"),

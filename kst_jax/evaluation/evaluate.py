@@ -41,7 +41,8 @@ def evaluate(
     """Evaluates a run's latest or best checkpoint on the test scans.
 
     Args:
-      config: test scans, undersampling and model; the model must be the checkpoint's.
+      config: test scans, undersampling and model; the model and
+        `data.normalise` must be the checkpoint's.
       workdir: the run.
       maps: folder that keeps the coils' sensitivity maps; by default `maps` in the
         results.
@@ -122,6 +123,10 @@ def _networks(config: Config, workdir: str | Path) -> list[Network]:
     which = config.eval.checkpoint
     first = ensembles.read(workdir, which)
     agreement.require_same_model(first.config, config, workdir)
+    agreement.require_same_scale(first.config, config, workdir)
+    # A network may be tested at another size than its own.
+    shapes = ("size", "native", "resize")
+    agreement.note_changes(first.config.data, config.data, shapes, workdir)
     return ensembles.with_members(first, config.eval.further_runs, which)
 
 

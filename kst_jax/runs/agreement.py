@@ -1,6 +1,8 @@
 """Checks that a checkpoint, its run and a config belong together."""
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from kst_jax.config import Config
+from kst_jax.data_config import DataConfig
 from kst_jax.errors import InputError
 from kst_jax.tokens import Batch
 
@@ -38,6 +41,30 @@ def require_same_model(saved: Config, config: Config, workdir: str | Path) -> No
             f"the checkpoint in {workdir} does not fit the config: {difference}; use "
             f"--config=saved:{workdir}, the config it was trained with"
         )
+
+
+def require_same_scale(saved: Config, config: Config, workdir: str | Path) -> None:
+    """Raises InputError if the network never saw inputs that are scaled so."""
+    then, now = saved.data.normalise, config.data.normalise
+    if then != now:
+        raise InputError(
+            f"the network in {workdir} was trained with data.normalise={then!r}, but "
+            f"here data.normalise={now!r}: it has never seen inputs of that scale. Use "
+            f"--config=saved:{workdir}, or --config.data.normalise={then}"
+        )
+
+
+def note_changes(
+    saved: DataConfig, data: DataConfig, names: Sequence[str], workdir: str | Path
+) -> None:
+    """Prints which of the named settings a run had otherwise."""
+    for name in names:
+        then, now = getattr(saved, name), getattr(data, name)
+        if then != now:
+            print(
+                f"note: data.{name} was {then} in {workdir} and is now {now}",
+                file=sys.stderr,
+            )
 
 
 def require_finite(params: dict) -> None:

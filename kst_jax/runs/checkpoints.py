@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -312,10 +311,8 @@ def _require_own_run(workdir: Path, config: Config) -> None:
         return  # nothing to lose
     saved = read_config(workdir)
     agreement.require_same_run(saved, config, workdir)
-    for part in ("train", "test", "validation"):
-        then, now = (getattr(data, part) for data in (saved.data, config.data))
-        if then != now:
-            print(f"note: data.{part} was {then} and is now {now}", file=sys.stderr)
+    parts = ("train", "test", "validation")
+    agreement.note_changes(saved.data, config.data, parts, workdir)
 
 
 def _has_checkpoints(workdir: Path) -> bool:
