@@ -16,12 +16,15 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from kst_jax.config_dict import from_dict
 from kst_jax.data import opening, transforms
+from kst_jax.data.sources import open_source
 from kst_jax.errors import InputError
 from kst_jax.evaluation import identity, reports
 from kst_jax.evaluation.evaluate import evaluate
+from kst_jax.mask_config import MaskConfig
+from kst_jax.programs.files import alone_in
 from tests.conftest import AUTHORS_CHECKPOINT
 from tests.programs import TINY, refused, run_apart, run_here
-from tests.scans import write_h5
+from tests.scans import VOLUME, write_h5, write_nifti, write_npy
 
 
 @pytest.fixture(scope="module")
@@ -280,9 +283,57 @@ def test_results_of_scans_that_were_moved_may_be_replaced(config, tmp_path):
     identity.require_same_test(tmp_path, identify("/mnt/b/scans/"))
     with pytest.raises(InputError, match="other scans"):
         identity.require_same_test(tmp_path, identify("/mnt/a/others"))
-    for volumes, same in ((("y", "x"), True), (("x", "z"), False), (("x",), False)):
+    for names, same in ((("y", "x"), True), (("x", "z"), False), (("x",), False)):
+        # An earlier version wrote no fingerprints.
+        source = SimpleNamespace(fingerprints={name: {"bytes": 9} for name in names})
         with contextlib.nullcontext() if same else pytest.raises(InputError):
-            identity.require_same_volumes(tmp_path, SimpleNamespace(volumes=volumes))
+            identity.require_same_volumes(tmp_path, source)
+
+
+def test_results_say_which_files_they_are_of(report, config):
+    found, source = report["per_volume"], opening.open_test_source(config)
+    assert found["sub-0042_T1w"].items() >= source.fingerprints["sub-0042_T1w"].items()
+
+
+def test_results_of_scans_of_the_same_names_are_not_overwritten(tmp_path):
+    sites = {"a": VOLUME, "moved": VOLUME, "b": VOLUME + 1}
+    for site, volume in sites.items():
+        (tmp_path / site / "scans").mkdir(parents=True)
+        write_nifti(tmp_path / site / "scans" / "p1.nii", volume)
+    source = {site: open_source(str(tmp_path / site / "scans")) for site in sites}
+    sizes = {one.fingerprints["p1"]["bytes"] for one in source.values()}
+    assert len(sizes) == 1
+    earlier = {"per_volume": source["a"].fingerprints}
+    (tmp_path / "metrics.json").write_text(json.dumps(earlier))
+    identity.require_same_volumes(tmp_path, source["moved"])
+    with pytest.raises(InputError, match="other scans"):
+        identity.require_same_volumes(tmp_path, source["b"])
+
+
+def test_results_of_another_bank_of_the_same_name_are_not_overwritten(config, tmp_path):
+    banks = {"a": np.eye(16), "moved": np.eye(16), "b": np.eye(16)[::-1]}
+    tests = {}
+    for site, bank in banks.items():
+        (tmp_path / site).mkdir()
+        write_npy(tmp_path / site / "masks.npy", bank[None] > 0)
+        mask = MaskConfig(kind="bank", bank=str(tmp_path / site / "masks.npy"))
+        changed = dataclasses.replace(config, mask=mask)
+        tests[site] = identity.identify(tmp_path, changed, tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": tests["a"]}))
+    identity.require_same_test(tmp_path, tests["moved"])
+    with pytest.raises(InputError, match="another undersampling"):
+        identity.require_same_test(tmp_path, tests["b"])
+    del tests["a"]["bank"]  # as an earlier version wrote it
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": tests["a"]}))
+    identity.require_same_test(tmp_path, tests["b"])
+
+
+def test_a_folder_takes_one_evaluation_at_a_time(config, workdir, tmp_path):
+    changed = dataclasses.replace(config.eval, out=str(tmp_path))
+    message = f"{tmp_path}: another process is writing here"
+    with alone_in(tmp_path), pytest.raises(InputError, match=message):
+        evaluate(dataclasses.replace(config, eval=changed), workdir)
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_whom_a_test_is_set_aside_from_decides_whose_results_they_are(config):
@@ -367,7 +418,7 @@ def test_a_slice_of_which_all_is_sampled_has_no_attention_to_show(workdir, tmp_p
     assert not (tmp_path / "figures" / "attention.png").exists()
 
 
-def test_an_evaluation_that_is_interrupted_leaves_nothing(
+def test_an_evaluation_that_is_interrupted_leaves_no_results(
     config, workdir, tmp_path, monkeypatch
 ):
     add = reports.Report.add
@@ -383,7 +434,7 @@ def test_an_evaluation_that_is_interrupted_leaves_nothing(
     changed = dataclasses.replace(config.eval, out=str(out))
     with pytest.raises(KeyboardInterrupt):
         evaluate(dataclasses.replace(config, eval=changed), workdir)
-    assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_a_file_in_the_way_of_its_folder(config, workdir, tmp_path):

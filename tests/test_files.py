@@ -11,6 +11,7 @@ from kst_jax.errors import InputError
 from kst_jax.export.command import write as write_export
 from kst_jax.programs.files import (
     alone_in,
+    fingerprint,
     make_folder,
     require_same_json,
     together,
@@ -36,6 +37,24 @@ def test_a_file_of_the_same_things_is_no_obstacle(tmp_path):
     assert path.read_text() == '{"cases": [1, 2], "device": "cpu"}'
     with pytest.raises(InputError, match="other results"):
         require_same_json(path, "cases", (2, 1), "other results")
+
+
+def test_files_of_one_size_are_told_apart_wherever_they_are(tmp_path):
+    values = np.random.default_rng(0).integers(256, size=300_000, dtype=np.uint8)
+    first, second = tmp_path / "first", tmp_path / "second"
+    values.tofile(first)
+    values.tofile(second)
+    found = fingerprint([first])
+    assert found["bytes"] == 300_000
+    assert fingerprint([second]) == found
+    # The first byte, the last one, and a twelfth of the file.
+    for place in (slice(0, 1), slice(-1, None), slice(100_000, 125_000)):
+        changed = values.copy()
+        changed[place] += 1
+        changed.tofile(second)
+        other = fingerprint([second])
+        assert other["bytes"] == 300_000
+        assert other["sampled_sha256"] != found["sampled_sha256"]
 
 
 @pytest.mark.parametrize("text", ['{"cases": [1]}', "{}", "[1, 2]", '"x"', "{", ""])

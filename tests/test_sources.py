@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kst_jax.data import finding
+from kst_jax.data import finding, volumes
 from kst_jax.data.sources import (
     open_source,
     require_disjoint,
@@ -285,6 +285,21 @@ def test_a_file_that_changes_under_an_open_source(folder, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:-100])
     with pytest.raises(InputError, match=name):
         source[0]
+
+
+@pytest.mark.parametrize("names", [("a.hdr", "a.IMG"), ("a.cfl", "a.hdr")])
+def test_both_files_of_a_pair_tell_a_scan_from_others(tmp_path, names):
+    first, second = (tmp_path / name for name in names)
+    first.write_bytes(bytes(5))
+    second.write_bytes(bytes(7))
+    found = volumes.fingerprint(first)
+    assert found["bytes"] == 12
+    for changed in (first, second):
+        before = changed.read_bytes()
+        changed.write_bytes(before[:-1] + b"x")
+        assert volumes.fingerprint(first) != found
+        changed.write_bytes(before)
+    assert volumes.fingerprint(first) == found
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".nii", ".nii.gz", ".npy"])

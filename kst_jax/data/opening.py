@@ -1,5 +1,7 @@
 """What a run reads: its scans, who is set apart, and how slices are undersampled."""
 
+from pathlib import Path
+
 from kst_jax import sampling
 from kst_jax.config import Config
 from kst_jax.data import (
@@ -15,6 +17,7 @@ from kst_jax.data.readers.npy import read_mask_bank
 from kst_jax.data.sources import Source
 from kst_jax.errors import InputError, require_setting
 from kst_jax.patterns import Patterns
+from kst_jax.programs import files
 
 _OWN_POINTS = (
     "; or validate on points that training never sees: "
@@ -169,6 +172,14 @@ def open_sampler(config: Config) -> Patterns:
             raise InputError("config.mask.kind='bank' needs config.mask.bank, a .npy")
         bank = read_mask_bank(config.mask.bank)
     return sampling.sampler(config.mask, config.data.size, bank)
+
+
+def bank_checksum(config: Config) -> dict[str, str]:
+    """Returns the name of a run's bank of masks and its SHA-256; empty without one."""
+    if not config.mask.bank:
+        return {}
+    path = Path(config.mask.bank).expanduser()
+    return {path.name: files.sha256_of(path)}
 
 
 def sampler_of(source: Source, config: Config, *, validation: bool = False) -> Patterns:

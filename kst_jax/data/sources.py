@@ -1,5 +1,6 @@
 """Sources of slices: any number of scans as one random-access sequence."""
 
+import collections
 import dataclasses
 import operator
 import sys
@@ -14,6 +15,7 @@ from kst_jax.data.receivers import Receiver, Receivers
 from kst_jax.data.samples import Sample
 from kst_jax.data.volumes import (
     Volume,
+    fingerprint,
     name_of,
     open_volume,
     reading,
@@ -169,6 +171,19 @@ class Source:
     def volumes(self) -> tuple[str, ...]:
         """Names of the volumes, in the order of their slices."""
         return tuple(dict.fromkeys(scan.name for scan, _ in self.entries))
+
+    @property
+    def fingerprints(self) -> dict[str, dict[str, int | str]]:
+        """What tells each volume from others of its name.
+
+        These are `bytes` and `sampled_sha256` of its files, and the number of `slices`.
+        """
+        counts = collections.Counter(scan.name for scan, _ in self.entries)
+        paths = {scan.name: scan.volume.path for scan, _ in self.entries}
+        return {
+            name: {**fingerprint(path), "slices": counts[name]}
+            for name, path in paths.items()
+        }
 
     @property
     def measured(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from kst_jax.data import contents
 from kst_jax.data.off_grid import OffGridVolume, TrajectoryOptions
 from kst_jax.data.readers import bart, bart_trajectories, fastmri, mrd, nifti, npy
+from kst_jax.data.readers.nifti import beside
 from kst_jax.data.samples import Geometry, Sample
 from kst_jax.data_config import Selection
 from kst_jax.errors import InputError
@@ -114,6 +115,9 @@ READERS: dict[str, Opener] = {
     ".nii.gz": _open_nifti,
     ".hdr": _open_nifti,  # with its .img; BART's are found by their .cfl
 }
+
+# Of a pair, the other file's suffix.
+_PAIRED = {".hdr": ".img", ".cfl": ".hdr"}
 
 
 def selected(volume: Volume, selection: Selection, file: str) -> list[int]:
@@ -282,6 +286,13 @@ def suffix_of(path: Path) -> str:
     """Returns the suffix in `READERS` that a file's name ends with, or ""."""
     name = path.name.lower()
     return next((s for s in READERS if name.endswith(s)), "")
+
+
+def fingerprint(path: Path) -> dict[str, int | str]:
+    """Tells a scan from others of its name, as `files.fingerprint` does."""
+    other = _PAIRED.get(suffix_of(path))
+    with reading(path):
+        return files.fingerprint([path, beside(path, other)] if other else [path])
 
 
 def name_of(path: Path) -> str:

@@ -24,9 +24,9 @@ It prints the means and writes into that folder
     reconstructions/*.h5            magnitudes in fastMRI's format
     figures/*.png                   reconstructions, and the stages of one slice
 
-It writes all of them or none: an interrupted evaluation leaves nothing. It never
-overwrites results of other scans, another undersampling or another run, and never tests
-a model on people that it was trained on.
+It writes all of them or none: an interrupted evaluation leaves no results. It
+never overwrites results of other scans, another undersampling or another run, and never
+tests a model on people that it was trained on.
 """
 
 from kst_jax.evaluation import evaluate

@@ -12,6 +12,7 @@ the images that a reader looks at; there, zero-filled images are of the measured
 alone. The two differ if normalisation subtracts a mean (data.normalise="target").
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -54,18 +55,33 @@ def evaluate(
     Raises:
       InputError: the checkpoint does not exist or does not fit; the scans are unusable
         or include people that the model was trained or selected on; or the folder holds
-        results of another evaluation or cannot be written to.
+        results of another evaluation, cannot be written to or is in use by another
+        process.
     """
     require_config(config)
     networks = _networks(config, workdir)
+    out = files.local_folder(config.eval.out or Path(workdir) / "eval")
+    files.make_folder(out)
+    # Results that come in between would not be looked at before they are replaced.
+    alone = files.alone_in(out) if parallel.is_first() else contextlib.nullcontext()
+    with alone:
+        return _evaluate(config, workdir, networks, out, maps)
+
+
+def _evaluate(
+    config: Config,
+    workdir: str | Path,
+    networks: list[Network],
+    out: Path,
+    maps: Path | None,
+) -> dict | None:
+    """Evaluates networks into a folder that no other process writes to."""
     calibrated = _calibration(config, networks)
     sampler = opening.open_sampler(config)
     model = build(config.model, config.data.size)
     example = pipeline.example_batch(config, sampler)
     for one in networks:
         agreement.require_fit(one.params, model, example, one.run)
-    out = files.local_folder(config.eval.out or Path(workdir) / "eval")
-    files.make_folder(out)
     test = identity.identify(out, config, workdir)
     identity.require_same_test(out, test)
     source = opening.open_test_source(config)

@@ -86,7 +86,7 @@ class Report:
         self._uncertainty = uncertainty
         self._title = registry.build(config.model).title
         self._unaided = config.mask.unaided
-        self._test = test
+        self._test, self._fingerprints = test, source.fingerprints
         for folder in ("reconstructions", "figures"):
             (out / folder).mkdir()
         middles = (np.arange(config.eval.figures) + 0.5) / max(config.eval.figures, 1)
@@ -162,7 +162,7 @@ class Report:
             images = {name: _square(x) for name, x in images.items()}
         self._volumes[name] = {
             "subject": about.subject,
-            "slices": len(abouts),
+            **self._fingerprints[name],
             "acceleration": self._sampler.fixed_acceleration(about.file),
             "acquisition": about.acquisition,
             **{m: _volume_scores(images[m], images["target"]) for m in METHODS},

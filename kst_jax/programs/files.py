@@ -3,11 +3,12 @@
 import contextlib
 import hashlib
 import json
+import operator
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import filelock
 from kst_jax.errors import InputError
 
 _MAX_JSON_BYTES = 2**28
+_SAMPLES, _SAMPLE_BYTES = 16, 4096  # of a file, to tell it from others
 
 
 @contextlib.contextmanager
@@ -121,7 +123,7 @@ def require_same_json(
     name: str,
     value: Any,
     otherwise: str,
-    comparable: Callable[[Any], Any] = lambda value: value,
+    same: Callable[[Any, Any], bool] = operator.eq,
 ) -> None:
     """Refuses an existing JSON file that was made from something else.
 
@@ -130,7 +132,7 @@ def require_same_json(
       name: key whose value identifies what the file was made from.
       value: value expected there, once written as JSON and read.
       otherwise: message if the value differs or the file is damaged.
-      comparable: what to compare of either value.
+      same: whether the value there and the expected one are of the same things.
 
     Raises:
       InputError: `otherwise`.
@@ -138,11 +140,10 @@ def require_same_json(
     if not path.exists():
         return
     try:
-        there, here = read_json(path)[name], json.loads(json.dumps(value))
-        same = comparable(there) == comparable(here)
+        agrees = same(read_json(path)[name], json.loads(json.dumps(value)))
     except (InputError, KeyError, TypeError, AttributeError):
-        same = False
-    if not same:
+        agrees = False
+    if not agrees:
         raise InputError(otherwise)
 
 
@@ -223,3 +224,24 @@ def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> dict[str, int | str]:
+    """Tells files from others of their names quickly, however large they are.
+
+    Scans of one protocol often have the same size, so that alone does not do.
+
+    Returns:
+      `bytes`, their size together, and `sampled_sha256`, in hexadecimal, of parts that
+      lie evenly between the start and the end of each file.
+    """
+    size, digest = 0, hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            last = max(length - _SAMPLE_BYTES, 0)
+            for number in range(_SAMPLES):
+                file.seek(last * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+        size += length
+    return {"bytes": size, "sampled_sha256": digest.hexdigest()}
