@@ -84,7 +84,7 @@ def test_options_that_do_not_fit_are_refused(run, scan, tmp_path):
 def finished(folder, scan):
     """Leaves in a folder what a finished reconstruction of a scan leaves."""
     method, options = open_method("sense", "latest"), Options()
-    about = {"file": "file1.h5", "scan": record.version_of(scan)}
+    about = {"file": "file1.h5", "scan": volumes.fingerprint(scan)}
     (folder / "file1.h5").touch()
     record.write(folder, record.origin_of(method, options), {"file1.h5": about})
 
@@ -97,7 +97,9 @@ def test_another_scan_of_the_same_name_is_refused(tmp_path):
     one, other, out = folders
     kspace = kspace_of((2, 3, 16, 16)) * COLUMNS
     finished(out, write(one / "file1.h5", kspace, COLUMNS))
-    message = refused(PROGRAM, "sense", write(other / "file1.h5", kspace), out)
+    message = refused(
+        PROGRAM, "sense", write(other / "file1.h5", 2 * kspace, COLUMNS), out
+    )
     assert f"{out}/file1.h5: is the image of another file1.h5 than {other}" in message
     np.save(one / "file1.npy", kspace[:, 0])
     assert "is the image of another" in refused(

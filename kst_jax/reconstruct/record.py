@@ -1,6 +1,6 @@
 """OUT/reconstruct.json: the origin of the images in a folder, and the finished scans.
 
-A finished scan is known by its file's name, size and time of change. So the same call
+A finished scan is known by its name and its file's fingerprint. So the same call
 resumes an interrupted reconstruction, and another scan of the same name is not taken
 for a finished one.
 """
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kst_jax.data import volumes
 from kst_jax.errors import InputError
 from kst_jax.evaluation.uncertainty import LEVEL
 from kst_jax.programs import files
@@ -41,12 +42,6 @@ def origin_of(method: Method, options: Options) -> dict[str, Any]:
             "networks": sorted(calibration.runs),
         },
     }
-
-
-def version_of(scan: Path) -> dict[str, int]:
-    """Returns what tells a scan's file from another one of the same name."""
-    found = scan.stat()
-    return {"bytes": found.st_size, "changed_ns": found.st_mtime_ns}
 
 
 def finished(
@@ -97,7 +92,7 @@ def _require_same_scans(
     """Raises InputError if an image there is of another scan than one asked for."""
     owner = {about["file"]: scan for scan, about in done.items()}
     for scan, (path, result) in results.items():
-        same = scan in done and done[scan].get("scan") == version_of(path)
+        same = scan in done and done[scan].get("scan") == volumes.fingerprint(path)
         if result in owner and not (same and owner[result] == scan):
             raise InputError(
                 f"{out / result}: is the image of another {owner[result]} than {path}, "

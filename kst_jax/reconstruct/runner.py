@@ -89,7 +89,7 @@ def _write_images(
     total = sum(len(volume.slices) for volume in todo.values())
     with tqdm(desc="Reconstructing", unit="slice", total=total) as bar:
         for name, volume in todo.items():
-            started, version = time.monotonic(), record.version_of(volume.path)
+            started, fingerprint = time.monotonic(), volumes.fingerprint(volume.path)
             images, accelerations = _scan(volume, method, members, mesh, options, bar)
             result = _result(name, options)
             outputs.write(out / result, images, options.kind, options.phase)
@@ -99,7 +99,7 @@ def _write_images(
             count, *size = images.image.shape
             done[name] = {
                 "file": result,
-                "scan": version,
+                "scan": fingerprint,
                 "slices": count,
                 "size": size,
                 "acceleration": round(float(np.mean(accelerations)), 3),
