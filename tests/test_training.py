@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from kst_jax import parallel
 from kst_jax.benchmark.measuring import example
 from kst_jax.config import Config, TrainConfig
+from kst_jax.data import finding
 from kst_jax.data_config import DataConfig
 from kst_jax.errors import DivergedError, InputError
 from kst_jax.mask_config import MaskConfig
@@ -82,6 +84,22 @@ def test_a_finished_run_trains_no_further(finished):
     state = loop.train(TINY, workdir)
     assert rows(workdir) == before
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, whole)))
+
+
+def test_a_finished_run_is_not_taken_for_one_of_a_replaced_scan(finished, tmp_path):
+    run, scan = tmp_path / "run", tmp_path / "sub-0017_T1w.nii.gz"
+    shutil.copytree(finished[0], run)
+    scan.write_bytes(finding.DEMO["demo:train"].read_bytes() + bytes(1))
+    record = json.loads((run / "training_files.json").read_text())
+    assert record["scans"]["sub-0017_T1w"]["bytes"] == scan.stat().st_size - 1
+    (run / "config.json").write_text(
+        (run / "config.json").read_text().replace("demo:train", str(scan))
+    )
+    config = dataclasses.replace(
+        TINY, data=dataclasses.replace(TINY.data, train=str(scan))
+    )
+    with pytest.raises(InputError, match=r"sub-0017_T1w differs\. Put the files back"):
+        loop.train(config, run)
 
 
 def test_what_does_not_change_a_run_may_change(finished):

@@ -3,6 +3,7 @@
 workdir/config.json              the run's config, for `configs/saved.py`
 workdir/train_subjects.json      people that the model is trained on
 workdir/validation_subjects.json people that it is validated on
+workdir/training_files.json      sizes and checksums of its scans and masks
 workdir/fields_of_view.json      sizes of its images in mm
 workdir/maps/                    sensitivity maps, with several coils
 workdir/checkpoints/<step>/      params, ema, training, config, metrics, checksums
