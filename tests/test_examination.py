@@ -17,7 +17,7 @@ from kst_jax.data.sources import open_source
 from kst_jax.data_config import CoilsConfig, DataConfig, Selection
 from kst_jax.doctor.examination import examine, examine_others, patient_of
 from kst_jax.errors import InputError
-from tests import test_bart
+from tests import fastmri_files, test_bart
 from tests.scans import with_nan, write_h5, write_nifti, write_npy
 
 DATA = DataConfig(size=(16, 16))
@@ -99,6 +99,69 @@ def test_the_doctor_tells_how_coils_are_undersampled(layout, tmp_path):
         "complete."
     )
     assert found.findings[1].level == "error"
+
+
+def write_columns(path, columns):
+    """A scan of which only these columns are not zero; nothing else tells of them."""
+    kspace = KSPACE * np.isin(np.arange(18), columns)
+    write = {
+        ".npy": write_npy,
+        ".h5": write_h5,
+        ".cfl": lambda path, kspace: test_bart.write(path, kspace[:, None]),
+    }
+    write[path.suffix](path, kspace)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".h5", ".cfl"])
+def test_zeros_that_show_undersampling_are_a_warning(tmp_path, suffix, capsys):
+    first = write_columns(tmp_path / f"a{suffix}", [0, 2, 4, 7, 8, 9, 10, 13, 16])
+    (what,) = findings(first, "warning")
+    assert what.startswith("has columns of zeros among measured ones (7 in slice 3)")
+    assert "--config.mask.kind=measured" in what
+    assert "kst-reconstruct" in what
+    other = write_columns(tmp_path / f"b{suffix}", range(18))
+    assert not findings(other)
+    for paths, undersampled, told in (
+        (f"{first},{other}", False, True),
+        (f"{first},{other}", True, False),
+        (f"{other},{first}", False, False),  # runs look at the first scan alone
+    ):
+        open_source(paths, undersampled=undersampled)
+        warned = capsys.readouterr().err
+        assert warned.startswith(f"warning: {first}: {what} Only the first") == told
+        assert ("zeros" in warned) == told
+
+
+@pytest.mark.parametrize(
+    ("columns", "missing"),
+    [
+        (range(3, 15), 0),  # about the centre, column 9
+        (range(3, 16), 0),
+        (range(3, 17), 0),
+        (range(2, 15), 0),
+        ([9], 0),
+        ([*range(9), *range(10, 18)], 1),
+        ([*range(3, 8), *range(9, 15)], 1),
+        (range(6, 18), 3),  # partial Fourier
+        (range(12), 5),
+    ],
+)
+def test_padding_on_both_sides_is_no_undersampling(tmp_path, columns, missing):
+    path = write_columns(tmp_path / "a.npy", columns)
+    found = [f"({missing} in slice 3)" in what for what in findings(path, "warning")]
+    assert found == [True] * (missing > 0)
+
+
+def test_columns_that_the_header_calls_unmeasured_are_no_undersampling(tmp_path):
+    images, columns = np.abs(IMAGES[:, :16, :16]), (0, 13)
+    kspace = fastmri_files.measured(images, 18, columns)
+    fastmri_files.write(tmp_path / "a.h5", kspace, (16, 16), columns)
+    assert not findings(tmp_path / "a.h5")
+    kspace[..., 4] = 0
+    fastmri_files.write(tmp_path / "a.h5", kspace, (16, 16), columns)
+    (what,) = findings(tmp_path / "a.h5", "warning")
+    assert "(1 in slice 3)" in what
 
 
 def test_slices_that_cannot_be_used_are_listed(tmp_path):

@@ -111,6 +111,21 @@ def sampling_mask(sample: Sample, empty: np.ndarray) -> np.ndarray:
     return mask
 
 
+def left_out(sample: Sample) -> np.ndarray:
+    """Returns (W,), True in columns of zeros that the scanner seems to have left out.
+
+    Columns that the header calls unmeasured are not among them. Nor are zeros on both
+    sides of all values, which pad interpolated scans; one side may have a column more.
+    """
+    width = sample.kspace.shape[-1]
+    measured = sample.kspace.reshape(-1, width).any(axis=0)
+    away = np.abs(np.arange(width) - width // 2)
+    inside = away < away[measured].max(initial=0) - 1
+    if sample.geometry is not None:
+        inside &= ~sample.geometry.empty((1, width))[0]
+    return inside & ~measured
+
+
 def fitting(mask: np.ndarray, shape: tuple[int, ...], where: str) -> np.ndarray:
     """Returns a mask (W,), (1, W) or (H, W) as bool (H, W).
 

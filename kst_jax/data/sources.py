@@ -15,6 +15,7 @@ from kst_jax.data.receivers import Receiver, Receivers
 from kst_jax.data.samples import Sample
 from kst_jax.data.volumes import (
     Volume,
+    doubt_of_zeros,
     fingerprint,
     name_of,
     open_volume,
@@ -207,7 +208,7 @@ def open_source(
 ) -> Source:
     """Opens scans: reads the metadata of every file; slices are read on demand.
 
-    Prints warnings about doubtful labels of people.
+    Prints warnings about doubtful labels of people and doubtful scans.
 
     Args:
       paths: a folder (searched with its subfolders), a file, a pattern such as
@@ -235,6 +236,8 @@ def open_source(
         chosen.append(selected(volumes[-1], selection, name))
         doubts += [f"{scan.path}: {doubt}" for doubt in volumes[-1].doubts]
     warn_of(doubts)
+    if not undersampled:
+        _warn_of_zeros(volumes[0], chosen[0])
     patients = [volume.patient for volume in volumes]
     people, remarks = labels.subjects(found, patients, selection.subjects)
     for remark in remarks:
@@ -247,6 +250,16 @@ def open_source(
             for index in indices
         )
     )
+
+
+def _warn_of_zeros(first: Volume, numbers: list[int]) -> None:
+    """Warns if the first scan, taken for fully sampled, lacks columns.
+
+    Reading a slice of every scan would take too long.
+    """
+    if doubt := doubt_of_zeros(first, numbers[len(numbers) // 2]):
+        more = "Only the first scan was looked at; kst-doctor looks at all."
+        warn_of([f"{first.path}: {doubt} {more}"])
 
 
 def warn_of(doubts: list[str]) -> None:

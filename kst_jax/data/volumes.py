@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kst_jax.data import contents
+from kst_jax.data import contents, samples
 from kst_jax.data.off_grid import OffGridVolume, TrajectoryOptions
 from kst_jax.data.readers import bart, bart_trajectories, fastmri, mrd, nifti, npy
 from kst_jax.data.readers.nifti import beside
@@ -173,6 +173,32 @@ def open_volume(path: Path, selection: Selection, undersampled: bool = False) ->
             "--config.train.supervision=self and --config.data.native=True."
         )
     return volume
+
+
+def doubt_of_zeros(volume: Volume, index: int) -> str | None:
+    """Tells that a scan opened as a fully sampled one seems to be undersampled.
+
+    It reads one slice. What cannot be read raises nothing here, but where it is used.
+
+    Args:
+      volume: the scan.
+      index: number of the slice.
+
+    Returns:
+      What is probably wrong, as in `Volume.doubts`; None if nothing is.
+    """
+    with contextlib.suppress(InputError), reading(volume.path):
+        count = int(samples.left_out(volume.sample(index)).sum())
+        if count:
+            return (
+                f"has columns of zeros among measured ones ({count} in slice {index}), "
+                "so it is probably undersampled. It counts as fully sampled: networks "
+                "learn its zero-filled images, and scores compare with them. "
+                "Reconstruct it with kst-reconstruct, train on it without ground truth "
+                "(--config.mask.kind=measured, --config.train.supervision=self, "
+                "--config.data.native=True), or leave it out."
+            )
+    return None
 
 
 def require_coils(volume: Volume, count: int) -> None:

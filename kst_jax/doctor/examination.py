@@ -124,6 +124,8 @@ def examine(
         return found
     for doubt in volume.doubts:
         found.add("warning", doubt)
+    if zeros := volumes.doubt_of_zeros(volume, numbers[len(numbers) // 2]):
+        found.add("warning", zeros)
     found.subject = subject
     if data.native:
         found.grid = native.grid_of(volume)
