@@ -33,7 +33,7 @@ def write(
     Raises:
       InputError: the run started with other files, or the record is damaged.
     """
-    path = Path(workdir) / NAME
+    path = files.local_folder(workdir) / NAME
     found: dict[str, dict[str, Any]] = {"scans": dict(scans), "bank": dict(bank)}
     if carries_on:
         if path.exists():
