@@ -53,7 +53,7 @@ NOT_RUN = {
     r"kst-eval .*brain\.h5": "needs a measured slice, which is not bundled",
     r"kst-download": "needs the network",
     r"find .*gunzip": "needs scans of their own",
-    r"kst-release runs/small|kst-eval .*runs/uncertainty": "needs cells of a study",
+    r"kst-release runs/brain_128|kst-eval .*runs/uncertainty": "needs cells of a study",
 }
 # Settings that a document's command is given as well, as far as its config has them.
 SMALL = {
