@@ -1,6 +1,8 @@
 """ISMRMRD files: what is read."""
 
 import pickle
+import subprocess
+import sys
 
 import h5py
 import nibabel as nib
@@ -13,6 +15,7 @@ from kst_jax.doctor.examination import examine, patient_of
 from kst_jax.errors import InputError
 from kst_jax.reconstruct import outputs
 from kst_jax.reconstruct.outputs import Images
+from tests import measured_scans
 from tests.fastmri_files import fft, ifft
 from tests.mrd_files import header, line, lines, scan, write
 from tests.scans import write_h5
@@ -337,3 +340,21 @@ def test_the_doctor_tells_how_a_scan_was_made(tmp_path):
     ]
     assert (found.kind, found.coils) == ("ISMRMRD", 3)
     assert patient_of(path) == "P7"
+
+
+def test_threads_may_read_one_file(tmp_path):
+    """In a process of its own: HDF5 used to crash there."""
+    path = measured_scans.write_mrd(tmp_path, coils=4, calibration=True)
+    program = f"""
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
+from kst_jax.data import volumes
+from kst_jax.data_config import Selection
+
+volume = volumes.open_scan(pathlib.Path({str(path)!r}), Selection())
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda n: volume.sample(n % 2).kspace.sum(), range(200)))
+assert len(set(found)) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

@@ -139,8 +139,7 @@ class MRDVolume:
 
     def _placed(self, numbers: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k-space of some lines and its mask, on the images' grid."""
-        with open_file(self.path) as file:
-            values = file[_GROUP]["data"].fields("data")[numbers]
+        values = mrd_lines.read(self.path, "data", numbers)
         kspace, sampled = self.lines.place(
             numbers, values, self.coils, self.grid.encoded, where
         )

@@ -1,10 +1,13 @@
 """What the lines of an ISMRMRD file are for, and where they lie in k-space."""
 
 import dataclasses
+import threading
+from pathlib import Path
 
 import h5py
 import numpy as np
 
+from kst_jax.data.readers.fastmri import open_file
 from kst_jax.data.readers.mrd_grid import Grid
 from kst_jax.errors import InputError
 
@@ -20,6 +23,8 @@ SERVICE = {
     30: "phase stabilisation reference",
     31: "phase stabilisation",
 }
+# Their samples have variable lengths; HDF5 crashes if several threads read such values.
+_ALONE = threading.Lock()
 # Lines that differ in one of these belong to different images.
 _COUNTERS = ("contrast", "phase", "repetition", "set")
 
@@ -258,6 +263,16 @@ def noise_of(head: np.ndarray, lines: Acquired, where: str) -> np.ndarray:
                 "the file without the noise scan, or with one of the same bandwidth."
             )
     return noise
+
+
+def read(path: Path, field: str, numbers: np.ndarray) -> np.ndarray:
+    """Reads the "data" or "traj" of some lines of a file, in one thread at a time.
+
+    Returns:
+      (N,) arrays of float32, one for each line.
+    """
+    with _ALONE, open_file(path) as file:
+        return file["dataset/data"].fields(field)[numbers]
 
 
 def whitening(values: np.ndarray, coils: int, where: str) -> np.ndarray:

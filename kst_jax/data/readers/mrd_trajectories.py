@@ -11,7 +11,7 @@ from kst_jax import trajectories
 from kst_jax.data import off_grid, trajectory_units
 from kst_jax.data.off_grid import OffGridVolume, Readouts
 from kst_jax.data.readers import mrd_lines
-from kst_jax.data.readers.fastmri import MAX_POINTS, open_file, require_transformable
+from kst_jax.data.readers.fastmri import MAX_POINTS, require_transformable
 from kst_jax.data.readers.ismrmrd_header import text_of
 from kst_jax.data.readers.mrd_geometry import geometry_of
 from kst_jax.data.readers.mrd_grid import Grid
@@ -50,10 +50,8 @@ class Reader:
         """
         lines, where = self.lines, f"{self.path}: slice {index}"
         numbers = np.flatnonzero(lines.image == index).tolist()
-        with open_file(self.path) as file:
-            data = file["dataset/data"]
-            values = data.fields("data")[lines.number[numbers]]
-            stored = data.fields("traj")[lines.number[numbers]]
+        values = mrd_lines.read(self.path, "data", lines.number[numbers])
+        stored = mrd_lines.read(self.path, "traj", lines.number[numbers])
         samples = np.stack(
             [
                 lines.samples_of(line, one, self.coils, where)
