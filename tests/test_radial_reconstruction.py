@@ -96,7 +96,7 @@ def test_the_gridded_image_of_coils_is_nearly_what_they_see(tmp_path):
 def test_virtual_coils_see_what_the_coils_would(tmp_path):
     path = write_mrd(tmp_path / "a.mrd", readouts(COILS, POINTS))
     measured = off_grid.measure(open_scan(path, Selection()), 0)
-    (found,) = runner._compressed([measured], 2)
+    found = runner._compressed({0: measured}, 2)[0]
     assert found.kspace.shape == (2, 20, 48)
     again = off_grid.OffGrid.gridded(found.kspace, found.trajectory, SHAPE, None)
     np.testing.assert_allclose(again.calibration, found.calibration, atol=1e-4)

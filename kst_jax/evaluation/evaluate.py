@@ -28,6 +28,7 @@ from kst_jax.models.attention_maps import attention_on_grid
 from kst_jax.models.contract import Reconstructor
 from kst_jax.models.kst import KSpaceTransformer
 from kst_jax.models.registry import build
+from kst_jax.patterns import Patterns
 from kst_jax.programs import files
 from kst_jax.runs import agreement, calibration, ensembles, subjects
 from kst_jax.runs.calibration import Calibration
@@ -60,30 +61,33 @@ def evaluate(
     """
     require_config(config)
     networks = _networks(config, workdir)
-    out = files.local_folder(config.eval.out or Path(workdir) / "eval")
-    files.make_folder(out)
-    # Results that come in between would not be looked at before they are replaced.
-    alone = files.alone_in(out) if parallel.is_first() else contextlib.nullcontext()
-    with alone:
-        return _evaluate(config, workdir, networks, out, maps)
-
-
-def _evaluate(
-    config: Config,
-    workdir: str | Path,
-    networks: list[Network],
-    out: Path,
-    maps: Path | None,
-) -> dict | None:
-    """Evaluates networks into a folder that no other process writes to."""
     calibrated = _calibration(config, networks)
     sampler = opening.open_sampler(config)
     model = build(config.model, config.data.size)
     example = pipeline.example_batch(config, sampler)
     for one in networks:
         agreement.require_fit(one.params, model, example, one.run)
-    test = identity.identify(out, config, workdir)
-    identity.require_same_test(out, test)
+    out = files.local_folder(config.eval.out or Path(workdir) / "eval")
+    files.make_folder(out)
+    # Results that come in between would not be looked at before they are replaced.
+    alone = files.alone_in(out) if parallel.is_first() else contextlib.nullcontext()
+    with alone:
+        test = identity.identify(out, config, workdir)
+        identity.require_same_test(out, test)
+        return _evaluate(config, model, networks, calibrated, sampler, test, out, maps)
+
+
+def _evaluate(
+    config: Config,
+    model: Reconstructor,
+    networks: list[Network],
+    calibrated: Calibration | None,
+    sampler: Patterns,
+    test: dict[str, Any],
+    out: Path,
+    maps: Path | None,
+) -> dict | None:
+    """Evaluates networks into a folder that no other process writes to."""
     source = opening.open_test_source(config)
     identity.require_same_volumes(out, source)
     for one in networks:

@@ -27,7 +27,6 @@ def origin_of(method: Method, options: Options) -> dict[str, Any]:
     return {
         "run": method.name,
         "step": method.step,
-        "parameters": list(method.fingerprint),
         "format": options.kind,
         "complex": options.phase,
         "acceleration": options.undersampling.acceleration,
@@ -41,6 +40,7 @@ def origin_of(method: Method, options: Options) -> dict[str, Any]:
             "people": list(calibration.people),
             "networks": sorted(calibration.runs),
         },
+        "parameters": list(method.fingerprint),
     }
 
 

@@ -120,11 +120,13 @@ def _scans(scans: str, out: Path, options: Options) -> list[Path]:
     if trajectory is not None:
         own = finding.own_path(trajectory)
         found = [path for path in found if finding.own_path(path) != own]
+        if not found:
+            raise InputError(
+                f"{scans}: is the trajectory alone; name the file of k-space too"
+            )
     found = [path for path in found if results not in path.resolve().parents]
     if not found:
-        raise InputError(
-            f"{scans}: holds a trajectory or results alone; name the files of k-space"
-        )
+        raise InputError(f"{scans}: is in {out}, the folder of results; choose another")
     return found
 
 
