@@ -115,7 +115,9 @@ def test_images_of_other_parameters_are_refused(run, scan, tmp_path):
     assert "another parameters" in refused(PROGRAM, run, scan, tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"scans": 3}', "{"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"scans": 3}', '{"scans": {"a": 3}}', "{"]
+)
 def test_a_damaged_record_is_refused(run, scan, content, tmp_path):
     (tmp_path / record.FILE).write_text(content)
     assert "reconstruct.json: " in refused(PROGRAM, run, scan, tmp_path)

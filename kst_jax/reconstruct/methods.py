@@ -33,7 +33,7 @@ class Method:
       step: training step; None without training.
       fields: fields of view in mm of the training images, as far as they are known.
       calibration: of the deviations of its images; None if they are not wanted.
-      fingerprint: of the parameters of the network, or of each member; none without
+      fingerprints: of the parameters of the network, or of each member; none without
         training.
     """
 
@@ -43,7 +43,7 @@ class Method:
     step: int | None
     fields: list[fields_of_view.Field]
     calibration: Calibration | None = None
-    fingerprint: tuple[str, ...] = ()
+    fingerprints: tuple[str, ...] = ()
 
 
 def open_method(

@@ -40,7 +40,7 @@ def origin_of(method: Method, options: Options) -> dict[str, Any]:
             "people": list(calibration.people),
             "networks": sorted(calibration.runs),
         },
-        "parameters": list(method.fingerprint),
+        "parameters": list(method.fingerprints),
     }
 
 
@@ -67,7 +67,7 @@ def finished(
             )
         return {}
     found = files.read_json(out / FILE)
-    if not (isinstance(found, dict) and isinstance(found.get("scans"), dict)):
+    if not _lists_scans(found):
         raise InputError(
             f"{out / FILE}: does not list the finished scans. Choose another folder."
         )
@@ -86,6 +86,14 @@ def finished(
     return done
 
 
+def _lists_scans(record: Any) -> bool:
+    scans = record.get("scans") if isinstance(record, dict) else None
+    return isinstance(scans, dict) and all(
+        isinstance(about, dict) and isinstance(about.get("file"), str)
+        for about in scans.values()
+    )
+
+
 def _require_same_scans(
     out: Path, done: dict[str, dict], results: dict[str, tuple[Path, str]]
 ) -> None:
@@ -100,9 +108,7 @@ def _require_same_scans(
             )
 
 
-def write(out: Path, origin: dict[str, Any], done: dict[str, dict]) -> dict[str, Any]:
-    """Writes the record and returns it."""
-    record = origin | {"scans": done}
+def write(out: Path, origin: dict[str, Any], done: dict[str, dict]) -> None:
+    """Writes the record."""
     with files.whole(out / FILE) as partial:
-        partial.write_text(json.dumps(record, indent=1))
-    return record
+        partial.write_text(json.dumps(origin | {"scans": done}, indent=1))

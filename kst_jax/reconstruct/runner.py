@@ -72,7 +72,7 @@ def reconstruct(
         done = record.finished(out, origin, results)
         todo = {name: one for name, one in opened.items() if name not in done}
         _write_images(todo, method, options, out, origin, done)
-    return record.write(out, origin, done)
+    return origin | {"scans": done}
 
 
 def _write_images(
